@@ -1,0 +1,178 @@
+"""Messages between a worker's processes: typed, msgpack, one union per socket, no pickle.
+
+API process ──SchedulerInput──▶ scheduler rank 0 ──DetokenizerInput──▶ detokenizer ──ApiInput──▶ API process
+                                     ▲────────────── StopFound ───────────┘
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from baton_serving.sampling.params import SamplingParams
+from baton_serving.scheduling.step import TokenLogprobs
+
+PROTOCOL_VERSION = 1
+
+
+class Message(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
+    """Base of all messages; the tag is the class name."""
+
+
+class LogprobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`start` is the first prompt position whose log-probability is wanted (-1: output only)."""
+
+    start: int = -1
+    top: int = 0
+    token_ids: tuple[int, ...] = ()
+
+
+class HandoffTicket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Ties a request's prefill leg and decode leg together.
+
+    `transfer_id` is unique per attempt pair. `peer` is what the request named as its prefill worker (`host:port` or a
+    worker id): a look-up key among registered peers, never an address to dial.
+    """
+
+    transfer_id: str
+    peer: str = ""
+    attempt: int = 0
+
+
+class GenerateInput(Message):
+    """One choice of one request, tokenized and validated. `rid` is unique per choice.
+
+    `deadline` is seconds on the monotonic clock or 0. `received` is unix time in seconds.
+    """
+
+    rid: str
+    input_ids: list[int]
+    params: SamplingParams
+    stream: bool = False
+    logprobs: LogprobOptions | None = None
+    priority: int = 0
+    handoff: HandoffTicket | None = None
+    received: float = 0.0
+    trace: str = ""
+
+
+class AbortInput(Message):
+    """Stop the request `rid` (compared whole), or all when `rid` is empty. `reason` goes into the terminal reply."""
+
+    rid: str
+    reason: str = "aborted"
+
+
+class StopFound(Message):
+    """The detokenizer found a stop string: the request is finished after `completion_tokens` tokens."""
+
+    rid: str
+    completion_tokens: int
+
+
+class ControlInput(Message):
+    """A control call answered by `ControlReply` with the same `id`. `method` names a handler of the scheduler."""
+
+    id: str
+    method: str
+    args: dict[str, Any] = {}
+
+
+class Finish(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a request ended well: `kind` is "stop", "length" or "abort"; `matched` the token id or string found."""
+
+    kind: str
+    matched: int | str | None = None
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a request ended badly: `code` is one of `errors.ERRORS_BY_CODE`."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Timings(msgspec.Struct, omit_defaults=True):
+    """Unix times in seconds at which a request passed each stage (0: not passed)."""
+
+    received: float = 0.0
+    queued: float = 0.0
+    scheduled: float = 0.0
+    prefilled: float = 0.0
+    transfer_started: float = 0.0
+    transferred: float = 0.0
+    first_token: float = 0.0
+    finished: float = 0.0
+    transfer_bytes: int = 0
+    transfer_pages: int = 0
+
+
+class TokenOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """New tokens of one request. Exactly one output of a request carries `finish` or `failure`, and it is the last."""
+
+    rid: str
+    token_ids: list[int] = []
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    finish: Finish | None = None
+    failure: Failure | None = None
+    timings: Timings | None = None
+
+
+class StreamState(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What the detokenizer must know of a request before its first output."""
+
+    rid: str
+    prompt_tail: list[int]
+    params: SamplingParams
+    stream: bool
+
+
+class TokenBatch(Message):
+    """Scheduler → detokenizer, once per step: requests newly begun, then outputs."""
+
+    opened: list[StreamState] = []
+    outputs: list[TokenOutput] = []
+
+
+class TextOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """`text` is the new text (stop string trimmed unless asked otherwise); the tokens are those not sent before."""
+
+    rid: str
+    text: str
+    tokens: TokenOutput
+
+
+class TextBatch(Message):
+    """Detokenizer → API."""
+
+    outputs: list[TextOutput]
+
+
+class ControlReply(Message):
+    """Answer to a `ControlInput`; `error` is set when it failed."""
+
+    id: str
+    result: dict[str, Any] = {}
+    error: Failure | None = None
+
+
+class WorkerState(Message):
+    """Scheduler → API, a few times a second and whenever something changed: the loop's tick and the pools.
+
+    `tick` counts loop turns and ticks when idle too. `stats` holds gauges and counters for `/metrics`.
+    """
+
+    tick: int
+    stats: dict[str, float]
+    busy_until: float = 0.0
+
+
+SchedulerInput = GenerateInput | AbortInput | StopFound | ControlInput
+DetokenizerInput = TokenBatch | ControlReply | WorkerState
+ApiInput = TextBatch | ControlReply | WorkerState
