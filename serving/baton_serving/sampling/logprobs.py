@@ -138,6 +138,11 @@ class PromptLogprobs:
         self._head = head
         self._kept: dict[int, Tensor] = {}
 
+    @property
+    def kept_slots(self) -> int:
+        """How many prompts are between chunks."""
+        return len(self._kept)
+
     def forget(self, slot: int) -> None:
         """The slot was given to another request."""
         self._kept.pop(slot, None)
