@@ -6,8 +6,9 @@ Nothing that a step needs comes from the host's view of an earlier step's outcom
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -17,8 +18,8 @@ from baton_serving.model.batch import ForwardBatch
 from baton_serving.model.decoder import CausalModel
 from baton_serving.model.parallel import ParallelState
 from baton_serving.runtime.tables import PageTables
-from baton_serving.sampling.logprobs import Measured, MeasuredPrompts, PromptLogprobs, PromptSpan, measure
-from baton_serving.sampling.params import LogprobRow, TokenLogprobs
+from baton_serving.sampling.logprobs import Measured, measure, measure_prompts
+from baton_serving.sampling.params import LogprobRow
 from baton_serving.sampling.processors import LogitProcessor
 from baton_serving.sampling.sampler import Sampler, nan_rows
 from baton_serving.sampling.state import SamplingState
@@ -49,7 +50,7 @@ class _Fetch:
         host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
         for target, source in zip(host, tensors, strict=True):
             target.copy_(source, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return cls(host, event)
 
@@ -68,22 +69,24 @@ class _Outcome:
     failed: tuple[int, ...]
     nan: torch.Tensor | None
     measured: Measured | None
-    asked: tuple[LogprobRow, ...]
 
 
 class PendingStep:
     """A launched step; `result` may be asked for once."""
 
-    def __init__(self, plan: StepPlan, outcome: _Outcome | None, prompts: MeasuredPrompts | None) -> None:
+    def __init__(self, plan: StepPlan, outcome: _Outcome | None, prompts: Measured | None) -> None:
         self._plan = plan
         self._outcome = outcome
         self._prompts = prompts
         tensors: list[torch.Tensor] = []
         if outcome is not None:
             tensors.append(outcome.tokens)
-            tensors.extend(t for t in (outcome.nan, outcome.measured and outcome.measured.packed) if t is not None)
+            if outcome.nan is not None:
+                tensors.append(outcome.nan)
+            if outcome.measured is not None:
+                tensors.append(outcome.measured.packed)
         if prompts is not None:
-            tensors.append(prompts.measured.packed)
+            tensors.append(prompts.packed)
         self._fetch = _Fetch.of(tensors)
 
     def result(self) -> StepResult:
@@ -99,15 +102,12 @@ class PendingStep:
                 found = next(host).tolist()
                 result.nan_rows = [row for row, bad in zip(outcome.rows, found, strict=True) if bad]
             if outcome.measured is not None:
-                entries = outcome.measured.unpack(next(host))
-                result.logprobs = _by_row(outcome.asked, entries)
+                asked_rows = (asked.row for asked in outcome.measured.asked)
+                result.logprobs = dict(zip(asked_rows, outcome.measured.unpack(next(host)), strict=True))
         if self._prompts is not None:
-            result.prompt_logprobs = self._prompts.unpack(next(host))
+            for asked, entry in zip(self._prompts.asked, self._prompts.unpack(next(host)), strict=True):
+                result.prompt_logprobs.setdefault(asked.row, []).append(entry)
         return result
-
-
-def _by_row(asked: tuple[LogprobRow, ...], entries: list[TokenLogprobs]) -> dict[int, TokenLogprobs]:
-    return {row.row: entry for row, entry in zip(asked, entries, strict=True)}
 
 
 class Executor:
@@ -132,7 +132,6 @@ class Executor:
         self._tables = PageTables(options.max_slots + 1, len(pool.groups), max_pages, pool.device)
         self._state = SamplingState(options.max_slots, options.vocab_size, pool.device)
         self._sampler = Sampler(self._state, processors)
-        self._prompt_logprobs = PromptLogprobs(model.logits)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
@@ -140,34 +139,31 @@ class Executor:
         self._pool.copy_pages(plan.copies)
         self._tables.write(plan.page_writes)
         self._state.set_up(plan.setups)
-        for setup in plan.setups:
-            self._prompt_logprobs.forget(setup.slot)
-        slots = torch.tensor(plan.slots, dtype=torch.int64).to(self._device, non_blocking=True)
-        spans = _prompt_spans(plan)
-        hidden, input_ids = self._forward(plan, slots, every_token=bool(spans))
-        prompts = self._prompt_logprobs.measure(hidden, input_ids, spans) if spans else None
+        slots = _upload(plan.slots, self._device)
         rows = tuple(row for row in range(plan.rows) if plan.sample[row])
-        if not rows:
-            return PendingStep(plan, None, prompts)
+        spans = _prompt_spans(plan)
+        wanted = [index for span in spans for index in span.indices]
+        hidden = self._forward(plan, slots, _row_ends(plan, rows) + wanted)
+        prompts = None
         if spans:
-            hidden = hidden[_to_device([_end(plan, row) for row in rows], self._device)]
-        elif len(rows) < plan.rows:
-            hidden = hidden[_to_device(rows, self._device)]
-        return PendingStep(plan, self._sample(plan, rows, hidden), prompts)
+            asked = [span.asked for span in spans for _ in span.indices]
+            targets = _upload([target for span in spans for target in span.targets], self._device)
+            prompts = measure_prompts(self._model.logits, hidden[len(rows) :], targets, asked)
+        outcome = self._sample(plan, rows, hidden[: len(rows)]) if rows else None
+        return PendingStep(plan, outcome, prompts)
 
-    def _forward(self, plan: StepPlan, slots: torch.Tensor, every_token: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states, one per row (its last token) or one per token, and the input tokens."""
-        input_ids = self._input_ids(plan, slots)
+    def _forward(self, plan: StepPlan, slots: torch.Tensor, wanted: list[int]) -> torch.Tensor:
+        """Hidden states of the step's tokens at the indices `wanted`, in that order."""
         longest = max(start + length for start, length in zip(plan.starts, plan.lengths, strict=True))
         batch = ForwardBatch.build(
             plan.starts,
             plan.lengths,
-            input_ids,
+            self._input_ids(plan, slots),
             self._tables.rows(slots, -(-longest // self._pool.shape.page_size)),
             self._pool.shape.page_size,
-            torch.arange(len(input_ids), device=self._device) if every_token else None,
+            _upload(wanted, self._device),
         )
-        return self._model.hidden_states(batch, self._attention.plan(batch)), input_ids
+        return self._model.hidden_states(batch, self._attention.plan(batch))
 
     def _input_ids(self, plan: StepPlan, slots: torch.Tensor) -> torch.Tensor:
         """int64 `[tokens]`: the plan's tokens for extend rows, the last sampled ones for decode rows."""
@@ -179,17 +175,17 @@ class Executor:
         if not decode:
             return given
         input_ids = torch.empty(sum(plan.lengths), dtype=torch.int64, device=self._device)
-        at = [_end(plan, row) for row in decode]
+        at = _row_ends(plan, decode)
         is_given = torch.ones(len(input_ids), dtype=torch.bool)
         is_given[at] = False
         input_ids[is_given.to(self._device)] = given
-        input_ids[_to_device(at, self._device)] = last[slots[_to_device(decode, self._device)]]
+        input_ids[_upload(at, self._device)] = last[slots[_upload(decode, self._device)]]
         return input_ids
 
     def _sample(self, plan: StepPlan, rows: tuple[int, ...], hidden: torch.Tensor) -> _Outcome:
         logits = self._model.logits(hidden)
         slots = [plan.slots[row] for row in rows]
-        device_slots = _to_device(slots, self._device)
+        device_slots = _upload(slots, self._device)
         sampling = self._state.plan(slots)
         sampled = self._sampler.sample(logits, device_slots, sampling)
         tokens = self._parallel.broadcast(sampled.tokens)
@@ -198,29 +194,45 @@ class Executor:
         asked = tuple(row for row in plan.logprobs if plan.sample[row.row])
         measured = None
         if asked:
-            index = _to_device([rows.index(row.row) for row in asked], self._device)
+            index = _upload([rows.index(row.row) for row in asked], self._device)
             measured = measure(logits[index], tokens[index], asked)
         nan = nan_rows(logits) if self._options.nan_detection else None
-        return _Outcome(rows, tokens, sampled.failed_rows, nan, measured, asked)
+        return _Outcome(rows, tokens, sampled.failed_rows, nan, measured)
 
 
-def _to_device(values: list[int] | tuple[int, ...], device: torch.device) -> torch.Tensor:
+def _upload(values: list[int] | tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
 
 
-def _end(plan: StepPlan, row: int) -> int:
-    """Index of the row's last token among the step's tokens."""
-    return sum(plan.lengths[: row + 1]) - 1
+def _row_ends(plan: StepPlan, rows: Iterable[int]) -> list[int]:
+    """Index among the step's tokens of the last token of each of `rows`."""
+    ends = list(accumulate(plan.lengths))
+    return [ends[row] - 1 for row in rows]
 
 
-def _prompt_spans(plan: StepPlan) -> list[PromptSpan]:
-    """The rows whose prompt tokens' log-probabilities are wanted, or whose later chunks' may be."""
+@dataclass(frozen=True)
+class _PromptSpan:
+    """Prompt tokens `targets` of one row, and the indices among the step's tokens of those that predict them."""
+
+    asked: LogprobRow
+    indices: range
+    targets: list[int]
+
+
+def _prompt_spans(plan: StepPlan) -> list[_PromptSpan]:
+    """The parts of this step's prompts whose log-probabilities are wanted."""
+    asked_rows = [asked for asked in plan.logprobs if asked.prompt_from >= 0]
+    if not asked_rows:
+        return []
+    ends = list(accumulate(plan.lengths))
+    given_ends = list(accumulate(n if given else 0 for n, given in zip(plan.lengths, plan.extend, strict=True)))
     spans = []
-    for asked in plan.logprobs:
+    for asked in asked_rows:
         row = asked.row
-        if asked.prompt_from < 0 or not plan.extend[row]:
-            continue
-        offset = _end(plan, row) + 1 - plan.lengths[row]
-        last = bool(plan.sample[row])
-        spans.append(PromptSpan(plan.slots[row], plan.starts[row], offset, plan.lengths[row], last, asked))
+        skipped = asked.prompt_from - plan.starts[row]  # tokens of this row before the first one asked for
+        targets = plan.tokens[given_ends[row] - plan.lengths[row] + skipped : given_ends[row]]
+        if asked.next_token >= 0:
+            targets.append(asked.next_token)
+        first = ends[row] - plan.lengths[row] + skipped - 1
+        spans.append(_PromptSpan(asked, range(first, first + len(targets)), targets))
     return spans

@@ -24,9 +24,7 @@ class Followers:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], addresses: Addresses, timeout: float) -> None:
         self._pushes: list[Push[AnyCommand]] = [Push(context, address) for address in addresses.commands]
-        self._reports: Pull[Report] | None = (
-            Pull(context, addresses.reports, Report) if addresses.commands else None
-        )
+        self._reports: Pull[Report] | None = Pull(context, addresses.reports, Report) if addresses.commands else None
         self._timeout_ms = int(timeout * 1000)
         self._calls = 0
 

@@ -66,9 +66,7 @@ def build_rank(
     layout = loaded.kv_layout
     pages = pages_for_tokens(config.max_total_tokens, layout.page_size, len(layout.groups))
     pool = KVPool(layout.rank_shape(config.tp_size), layout.groups, pages, device)
-    attention = AttentionPlanner(
-        pool, loaded.heads, config.prefill_attention_backend, config.decode_attention_backend
-    )
+    attention = AttentionPlanner(pool, loaded.heads, config.prefill_attention_backend, config.decode_attention_backend)
     options = ExecutorOptions(
         max_slots=config.max_running_requests,
         max_context=config.context_length,
