@@ -7,7 +7,6 @@ unless told otherwise). A token that was drawn against the model's odds so shows
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -72,116 +71,16 @@ def _pack(logits: Tensor, tokens: Tensor, top: int, ids: Tensor) -> Tensor:
     return torch.cat([values.view(torch.int32), own.int(), best_ids.int()], dim=1)
 
 
-@dataclass(frozen=True)
-class PromptSpan:
-    """The part of a prompt that one step computes: input tokens `offset` to `end` of the step.
+def measure_prompts(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, asked: Sequence[LogprobRow]
+) -> Measured:
+    """Log-probabilities of prompt tokens `targets` int64 [n], each from the hidden state before it, `hidden` [n, h].
 
-    `start` is the position of the first of them in its request; `last` says that the prompt ends here.
+    `head` maps hidden states to logits; it sees at most CHUNK_ROWS of them at a time. `asked[i]` is the row of the step
+    that entry i belongs to.
     """
-
-    slot: int
-    start: int
-    offset: int
-    length: int
-    last: bool
-    asked: LogprobRow
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.length
-
-    @property
-    def first(self) -> int:
-        """First position in the request whose log-probability is wanted."""
-        return max(self.asked.prompt_from, self.start)
-
-    @property
-    def wanted(self) -> int:
-        """How many positions are wanted; they are the last ones of the span."""
-        return 0 if self.asked.prompt_from < 0 else max(0, self.start + self.length - self.first)
-
-
-@dataclass(frozen=True)
-class MeasuredPrompts:
-    """Prompt log-probabilities on the device. The spans in `blind` begin with a token that nothing precedes."""
-
-    measured: Measured
-    spans: tuple[PromptSpan, ...]
-    blind: frozenset[int]
-
-    def unpack(self, host: Tensor) -> dict[int, list[TokenLogprobs]]:
-        """By row of the step, the wanted positions in order; `host` is the copy of `measured.packed` on the host.
-
-        The first token of all has log-probability NaN and no alternatives, so that entries and positions line up.
-        """
-        entries = iter(self.measured.unpack(host))
-        result: dict[int, list[TokenLogprobs]] = {}
-        for index, span in enumerate(self.spans):
-            row = [next(entries) for _ in range(span.wanted)]
-            if index in self.blind:
-                row[0] = TokenLogprobs(row[0].token_id, math.nan)
-            result[span.asked.row] = row
-        return result
-
-
-class PromptLogprobs:
-    """Measures the tokens of prompts, chunk by chunk.
-
-    A token's log-probability comes from the hidden state one position earlier, which for the first token of a chunk is
-    the last of the chunk before: that one is kept, by slot, until the prompt ends. So the scheduler must compute the
-    position before the first wanted one too (no prefix hit may cover it), and each chunk of such a prompt is a span
-    here.
-    `head` maps hidden states [n, hidden] to logits [n, vocab]; it is called on at most CHUNK_ROWS rows at a time.
-    """
-
-    def __init__(self, head: Callable[[Tensor], Tensor]) -> None:
-        self._head = head
-        self._kept: dict[int, Tensor] = {}
-
-    @property
-    def kept_slots(self) -> int:
-        """How many prompts are between chunks."""
-        return len(self._kept)
-
-    def forget(self, slot: int) -> None:
-        """The slot was given to another request."""
-        self._kept.pop(slot, None)
-
-    def measure(self, hidden: Tensor, tokens: Tensor, spans: Sequence[PromptSpan]) -> MeasuredPrompts | None:
-        """Measure the wanted positions of `spans`; None when there are none.
-
-        `hidden` [t, hidden] are the step's final hidden states, `tokens` int64 [t] its input tokens.
-        """
-        wanted = tuple(span for span in spans if span.wanted)
-        blind = frozenset(i for i, span in enumerate(wanted) if self._is_blind(span))
-        states = [self._states_before(hidden, span) for span in wanted]
-        for span in spans:
-            self._keep(hidden, span)
-        if not wanted:
-            return None
-        targets = torch.cat([tokens[span.end - span.wanted : span.end] for span in wanted])
-        asked = tuple(span.asked for span in wanted for _ in range(span.wanted))
-        top = max(span.asked.top for span in wanted)
-        packed = self._pack_in_chunks(torch.cat(states), targets, top, _padded_ids(asked, hidden.device))
-        return MeasuredPrompts(Measured(packed, asked, top), wanted, blind)
-
-    def _pack_in_chunks(self, states: Tensor, targets: Tensor, top: int, ids: Tensor) -> Tensor:
-        chunks = [slice(at, at + CHUNK_ROWS) for at in range(0, targets.shape[0], CHUNK_ROWS)]
-        return torch.cat([_pack(self._head(states[chunk]), targets[chunk], top, ids[chunk]) for chunk in chunks])
-
-    def _states_before(self, hidden: Tensor, span: PromptSpan) -> Tensor:
-        """[wanted, hidden]: the state one position before each wanted one."""
-        from_row = span.end - span.wanted - 1
-        if span.first > span.start:
-            return hidden[from_row : span.end - 1]
-        kept = self._kept.get(span.slot, hidden[span.offset])
-        return torch.cat([kept.unsqueeze(0), hidden[span.offset : span.end - 1]])
-
-    def _is_blind(self, span: PromptSpan) -> bool:
-        return span.first == span.start and (span.start == 0 or span.slot not in self._kept)
-
-    def _keep(self, hidden: Tensor, span: PromptSpan) -> None:
-        if span.last:
-            self.forget(span.slot)
-        else:
-            self._kept[span.slot] = hidden[span.end - 1].clone()
+    top = max(row.top for row in asked)
+    ids = _padded_ids(asked, hidden.device)
+    chunks = [slice(at, at + CHUNK_ROWS) for at in range(0, targets.shape[0], CHUNK_ROWS)]
+    packed = torch.cat([_pack(head(hidden[chunk]), targets[chunk], top, ids[chunk]) for chunk in chunks])
+    return Measured(packed, tuple(asked), top)
