@@ -10,7 +10,7 @@ import sys
 import zmq
 
 from baton_serving.config import ResolvedConfig
-from baton_serving.logs import set_up as set_up_logs
+from baton_serving import logs
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.followers import Followers, follow
 from baton_serving.runtime.loop import SchedulerLoop
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def rank_main(config: ResolvedConfig, tp_rank: int, addresses: Addresses, reporter: Reporter) -> None:
     """Entry point of a rank's process; returns when told to stop."""
-    set_up_logs(config.given.logging.log_level, f"rank{tp_rank}")
+    logs.configure(f"rank{tp_rank}", config.given.logging.log_level, config.log_level_http)
     rank = build_rank(config, tp_rank, addresses.rendezvous)
     gc_warnings = GcWarnings(config.given.logging.gc_warning_threshold_secs)
     gc_warnings.install()
