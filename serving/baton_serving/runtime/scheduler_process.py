@@ -75,7 +75,7 @@ def _lead(
     digest = rank.loaded.digest
 
     def make_request(message: GenerateInput) -> Request:
-        return Request(
+        request = Request(
             message.rid,
             message.input_ids,
             message.params,
@@ -84,8 +84,10 @@ def _lead(
             priority=message.priority,
             logprobs=message.logprobs,
             received=message.received,
-            output=message.output_ids,
         )
+        request.output = list(message.output_ids)  # sent by another worker: generation goes on after them
+        request.sent = len(message.output_ids)
+        return request
 
     watchdog = Watchdog(config.given.runtime.watchdog_timeout)
     loop = SchedulerLoop(
