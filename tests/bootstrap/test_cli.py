@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 MAIN = """
 import argparse, sys
@@ -23,10 +24,11 @@ def start(*args: str) -> subprocess.Popen[str]:
     )
 
 
-def test_it_announces_its_ports_and_ends_on_sigterm(tmp_path):
+def test_it_announces_its_ports_and_ends_on_sigterm(tmp_path: Path) -> None:
     announced = tmp_path / "bootstrap.json"
     process = start("--port", "0", "--http-port", "0", "--announce-file", str(announced))
     try:
+        assert process.stdout is not None
         line = process.stdout.readline()
         facts = json.loads(line)
         assert facts == json.loads(announced.read_text())
@@ -41,7 +43,7 @@ def test_it_announces_its_ports_and_ends_on_sigterm(tmp_path):
         process.communicate()
 
 
-def test_bad_options_exit_with_2_and_one_line(tmp_path):
+def test_bad_options_exit_with_2_and_one_line(tmp_path: Path) -> None:
     empty = tmp_path / "token"
     empty.write_text("\n")
     for args in (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,6 +13,8 @@ from baton_bootstrap.client.view import ReplicaView
 from baton_bootstrap.errors import LeaseLost, Refused
 from baton_bootstrap.records import Beat, Departure, Load, Role, State, Worker
 from baton_bootstrap.registry import Change, Lease, Registry
+
+MakeWorker = Callable[..., Worker]
 
 READY = Beat(state=State.READY, tick=1)
 
@@ -33,7 +37,9 @@ def registry(clock: Clock) -> Registry:
     return Registry(instance="a", lease=3.0, clock=clock, warming=3.0)
 
 
-def test_a_newer_incarnation_takes_the_place_and_an_older_one_is_refused(registry, make_worker):
+def test_a_newer_incarnation_takes_the_place_and_an_older_one_is_refused(
+    registry: Registry, make_worker: MakeWorker
+) -> None:
     old, new = make_worker(), make_worker()
     first = registry.register(old, READY)
     registry.register(new, READY)
@@ -44,13 +50,15 @@ def test_a_newer_incarnation_takes_the_place_and_an_older_one_is_refused(registr
         registry.register(old, READY)
 
 
-def test_an_equal_epoch_under_another_incarnation_is_refused(registry, make_worker):
+def test_an_equal_epoch_under_another_incarnation_is_refused(registry: Registry, make_worker: MakeWorker) -> None:
     registry.register(make_worker(epoch=5, incarnation="a"), READY)
     with pytest.raises(Refused, match="id of its own"):
         registry.register(make_worker(epoch=5, incarnation="ab"), READY)
 
 
-def test_an_old_session_of_the_same_incarnation_cannot_remove_the_new_one(registry, make_worker):
+def test_an_old_session_of_the_same_incarnation_cannot_remove_the_new_one(
+    registry: Registry, make_worker: MakeWorker
+) -> None:
     worker = make_worker()
     old = registry.register(worker, READY)
     new = registry.register(worker, READY)
@@ -60,7 +68,7 @@ def test_an_old_session_of_the_same_incarnation_cannot_remove_the_new_one(regist
     assert not registry.leave(new, Departure.LEFT)
 
 
-def test_keys_are_compared_whole_and_shared_keys_name_all_owners(registry, make_worker):
+def test_keys_are_compared_whole_and_shared_keys_name_all_owners(registry: Registry, make_worker: MakeWorker) -> None:
     one = make_worker("p-1", keys=("10.0.0.1:8998", "shared:1"))
     two = make_worker("p-10", keys=("10.0.0.1:89980", "shared:1"))
     registry.register(one, READY)
@@ -73,7 +81,7 @@ def test_keys_are_compared_whole_and_shared_keys_name_all_owners(registry, make_
     assert registry.find("") == ()
 
 
-def test_silence_for_a_lease_removes(registry, clock, make_worker):
+def test_silence_for_a_lease_removes(registry: Registry, clock: Clock, make_worker: MakeWorker) -> None:
     lease = registry.register(make_worker(), READY)
     clock.now += 2.9
     registry.beat(lease, READY)
@@ -88,7 +96,9 @@ def test_silence_for_a_lease_removes(registry, clock, make_worker):
         registry.beat(lease, READY)
 
 
-def test_a_tick_that_stands_still_stalls_and_one_that_moves_heals(registry, clock, make_worker):
+def test_a_tick_that_stands_still_stalls_and_one_that_moves_heals(
+    registry: Registry, clock: Clock, make_worker: MakeWorker
+) -> None:
     lease = registry.register(make_worker(), READY)
     for _ in range(3):
         clock.now += 1.0
@@ -99,7 +109,9 @@ def test_a_tick_that_stands_still_stalls_and_one_that_moves_heals(registry, cloc
     assert registry.find("prefill-0")[0].ready
 
 
-def test_a_stall_shows_even_when_no_beat_comes_in_between(registry, clock, make_worker):
+def test_a_stall_shows_even_when_no_beat_comes_in_between(
+    registry: Registry, clock: Clock, make_worker: MakeWorker
+) -> None:
     lease = registry.register(make_worker(), READY)
     clock.now += 2.0
     registry.beat(lease, READY)
@@ -108,7 +120,9 @@ def test_a_stall_shows_even_when_no_beat_comes_in_between(registry, clock, make_
     assert registry.find("prefill-0")[0].status.state is State.STALLED
 
 
-def test_a_declared_long_turn_and_a_start_are_no_stall(registry, clock, make_worker):
+def test_a_declared_long_turn_and_a_start_are_no_stall(
+    registry: Registry, clock: Clock, make_worker: MakeWorker
+) -> None:
     busy = registry.register(make_worker("busy"), Beat(state=State.READY, tick=7, busy_seconds=60.0))
     starting = registry.register(make_worker("starting"), Beat(state=State.STARTING))
     for _ in range(58):
@@ -119,20 +133,20 @@ def test_a_declared_long_turn_and_a_start_are_no_stall(registry, clock, make_wor
     assert registry.beat(busy, Beat(state=State.READY, tick=7)) is Change.STATE
 
 
-def test_warming_ends_by_the_clock(registry, clock):
+def test_warming_ends_by_the_clock(registry: Registry, clock: Clock) -> None:
     assert registry.snapshot().warming
     clock.now += 3.0
     assert not registry.snapshot().warming
 
 
-def test_a_beat_tells_what_changed(registry, make_worker):
+def test_a_beat_tells_what_changed(registry: Registry, make_worker: MakeWorker) -> None:
     lease = registry.register(make_worker(), READY)
     assert registry.beat(lease, Beat(state=State.READY, tick=2)) is Change.NONE
     assert registry.beat(lease, Beat(state=State.READY, tick=3, load=Load(running=1))) is Change.LOAD
     assert registry.beat(lease, Beat(state=State.DRAINING, tick=4, load=Load(running=1))) is Change.STATE
 
 
-def test_changes_that_can_no_longer_be_told_are_a_gap(clock, make_worker):
+def test_changes_that_can_no_longer_be_told_are_a_gap(clock: Clock, make_worker: MakeWorker) -> None:
     registry = Registry(instance="a", lease=3.0, clock=clock, departures=2)
     for number in range(4):
         registry.leave(registry.register(make_worker(f"w{number}"), READY), Departure.LEFT)
@@ -143,7 +157,7 @@ def test_changes_that_can_no_longer_be_told_are_a_gap(clock, make_worker):
     assert set(delta.removed) == {"w2", "w3"}
 
 
-def test_a_worker_that_left_twice_is_told_of_at_its_second_leaving(registry, make_worker):
+def test_a_worker_that_left_twice_is_told_of_at_its_second_leaving(registry: Registry, make_worker: MakeWorker) -> None:
     def come_and_go(name: str) -> None:
         registry.leave(registry.register(make_worker(name), READY), Departure.LEFT)
 
@@ -169,7 +183,9 @@ def test_a_worker_that_left_twice_is_told_of_at_its_second_leaving(registry, mak
         ({"detail": b"x" * (64 * 1024 + 1)}, "worker.detail"),
     ],
 )
-def test_fields_out_of_bounds_are_refused_by_name(registry, make_worker, fields, named):
+def test_fields_out_of_bounds_are_refused_by_name(
+    registry: Registry, make_worker: MakeWorker, fields: dict[str, object], named: str
+) -> None:
     with pytest.raises(Refused, match=named):
         registry.register(make_worker(**fields), READY)
     assert registry.revision == 0

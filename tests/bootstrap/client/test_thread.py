@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from baton_bootstrap.client import BootstrapThread
 from baton_bootstrap.errors import NotFound
-from baton_bootstrap.records import Beat, State
+from baton_bootstrap.records import Beat, State, Worker
+from baton_bootstrap.server import BootstrapServer
+
+MakeWorker = Callable[..., Worker]
+StartServer = Callable[..., Awaitable[BootstrapServer]]
 
 
-async def test_register_watch_and_find_from_a_plain_thread(start_server, make_worker):
+async def test_register_watch_and_find_from_a_plain_thread(start_server: StartServer, make_worker: MakeWorker) -> None:
     server = await start_server(lease=60.0)
     worker = make_worker(keys=("h:1",))
 
@@ -31,6 +36,6 @@ async def test_register_watch_and_find_from_a_plain_thread(start_server, make_wo
     assert len(server.registry) == 0
 
 
-def test_registering_with_nobody_there_times_out(make_worker):
+def test_registering_with_nobody_there_times_out(make_worker: MakeWorker) -> None:
     with BootstrapThread("127.0.0.1:1") as bootstrap, pytest.raises(TimeoutError):
         bootstrap.register(make_worker(), Beat, timeout=0.1)

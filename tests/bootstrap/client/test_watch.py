@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc.aio
 import pytest
 
-from baton_bootstrap.client import WatchClient
+from baton_bootstrap.client import View, WatchClient
 from baton_bootstrap.client.link import connect, parse_addresses
 from baton_bootstrap.errors import Ambiguous, NotFound, SetupError, Unreachable
-from baton_bootstrap.records import Beat, Departure, Load, State
+from baton_bootstrap.records import Beat, Departure, Load, State, Worker
+from baton_bootstrap.server import BootstrapServer
 from baton_bootstrap.wire.generated import registry_pb2 as pb
 from baton_bootstrap.wire.generated.registry_pb2_grpc import RegistryServicer, add_RegistryServicer_to_server
+
+MakeWorker = Callable[..., Worker]
+StartServer = Callable[..., Awaitable[BootstrapServer]]
+ViewWhere = Callable[[WatchClient, Callable[[View], bool]], Awaitable[View]]
 
 READY = Beat(state=State.READY, tick=1)
 
@@ -24,19 +29,21 @@ class SkippingServer(RegistryServicer):
     def __init__(self) -> None:
         self.streams = 0
 
-    async def Watch(self, request, context) -> AsyncIterator[pb.WatchEvent]:  # noqa: N802
+    async def Watch(self, request: pb.WatchRequest, context: object) -> AsyncIterator[pb.WatchEvent]:  # noqa: N802
         self.streams += 1
         worker = pb.Worker(id=f"seen-{self.streams}", role=pb.ROLE_BOTH)
         entry = pb.Entry(worker=worker, status=pb.Status(state=pb.STATE_READY))
         yield pb.WatchEvent(snapshot=pb.Snapshot(instance="i", revision=1, quiet_seconds=60, entries=[entry]))
-        yield pb.WatchEvent(delta=pb.Delta(base=2, revision=3, removed=[pb.Removal(id="seen-1", reason=1)]))
+        yield pb.WatchEvent(
+            delta=pb.Delta(base=2, revision=3, removed=[pb.Removal(id="seen-1", reason=pb.DEPARTURE_LEFT)])
+        )
         await asyncio.Event().wait()
 
 
-async def test_a_skipped_revision_brings_a_new_snapshot(view_where):
+async def test_a_skipped_revision_brings_a_new_snapshot(view_where: ViewWhere) -> None:
     servicer = SkippingServer()
     server = grpc.aio.server()
-    add_RegistryServicer_to_server(servicer, server)
+    add_RegistryServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with WatchClient(f"127.0.0.1:{port}") as watch:
@@ -45,7 +52,9 @@ async def test_a_skipped_revision_brings_a_new_snapshot(view_where):
     await server.stop(None)
 
 
-async def test_a_slow_reader_gets_the_latest_state_not_every_step(start_server, make_worker):
+async def test_a_slow_reader_gets_the_latest_state_not_every_step(
+    start_server: StartServer, make_worker: MakeWorker
+) -> None:
     server = await start_server(lease=600.0)
     lease = server.registry.register(make_worker(), READY)
     async with connect(f"127.0.0.1:{server.port}") as stub:
@@ -62,7 +71,9 @@ async def test_a_slow_reader_gets_the_latest_state_not_every_step(start_server, 
         assert not delta.joined
 
 
-async def test_a_watcher_beyond_the_departures_kept_gets_a_snapshot_in_the_same_stream(start_server, make_worker):
+async def test_a_watcher_beyond_the_departures_kept_gets_a_snapshot_in_the_same_stream(
+    start_server: StartServer, make_worker: MakeWorker
+) -> None:
     server = await start_server(lease=600.0)
     async with connect(f"127.0.0.1:{server.port}") as stub:
         call = stub.Watch(pb.WatchRequest())
@@ -75,7 +86,9 @@ async def test_a_watcher_beyond_the_departures_kept_gets_a_snapshot_in_the_same_
         assert [entry.worker.id for entry in event.snapshot.entries] == ["last"]
 
 
-async def test_a_lookup_asks_the_server_for_what_the_view_lacks(start_server, make_worker):
+async def test_a_lookup_asks_the_server_for_what_the_view_lacks(
+    start_server: StartServer, make_worker: MakeWorker
+) -> None:
     server = await start_server(lease=600.0)
     server.registry.register(make_worker("p-1", keys=("h:1", "h:2")), READY)
     server.registry.register(make_worker("p-2", keys=("h:2",)), READY)
@@ -91,10 +104,10 @@ async def test_a_lookup_asks_the_server_for_what_the_view_lacks(start_server, ma
 
 
 @pytest.mark.parametrize("bad", ["", " , ", "localhost", "host:", ":80", "host:http"])
-def test_bad_addresses_are_refused(bad):
+def test_bad_addresses_are_refused(bad: str) -> None:
     with pytest.raises(SetupError):
         parse_addresses(bad)
 
 
-def test_addresses_are_told_apart_once():
+def test_addresses_are_told_apart_once() -> None:
     assert parse_addresses(" a:1,b:2 , a:1") == ("a:1", "b:2")

@@ -41,7 +41,7 @@ own_states = st.sampled_from([State.STARTING, State.READY, State.DRAINING])
 
 
 @given(st.builds(Beat, state=own_states, load=loads, tick=large, busy_seconds=st.floats(0, 3600)))
-def test_beat(beat):
+def test_beat(beat: Beat) -> None:
     assert codec.beat_from_wire(pb.Beat.FromString(codec.beat_to_wire(beat).SerializeToString())) == beat
 
 
@@ -54,7 +54,7 @@ def test_beat(beat):
         entries=st.lists(entries, max_size=2).map(tuple),
     )
 )
-def test_snapshot(snapshot):
+def test_snapshot(snapshot: Snapshot) -> None:
     data = codec.snapshot_to_wire(snapshot, 1.5).SerializeToString()
     assert codec.snapshot_from_wire(pb.Snapshot.FromString(data)) == snapshot
 
@@ -70,7 +70,7 @@ def test_snapshot(snapshot):
         removed=st.dictionaries(text, st.sampled_from(Departure), max_size=2),
     )
 )
-def test_delta(delta):
+def test_delta(delta: Delta) -> None:
     data = codec.delta_to_wire(delta).SerializeToString()
     assert codec.delta_from_wire(pb.Delta.FromString(data)) == delta
 
@@ -79,18 +79,18 @@ def test_delta(delta):
     ("message", "named"),
     [
         (pb.Beat(), "state"),
-        (pb.Beat(state=99), "state"),
+        (pb.Beat.FromString(b"\x08\x63"), "state"),
         (pb.Beat(state=pb.STATE_STALLED), "verdict"),
         (pb.Beat(state=pb.STATE_READY, busy_seconds=-1.0), "busy_seconds"),
         (pb.Beat(state=pb.STATE_READY, busy_seconds=float("nan")), "busy_seconds"),
         (pb.Beat(state=pb.STATE_READY, busy_seconds=1e9), "busy_seconds"),
     ],
 )
-def test_bad_beats_are_refused(message, named):
+def test_bad_beats_are_refused(message: pb.Beat, named: str) -> None:
     with pytest.raises(Refused, match=named):
         codec.beat_from_wire(message)
 
 
-def test_a_worker_without_a_role_is_refused():
+def test_a_worker_without_a_role_is_refused() -> None:
     with pytest.raises(Refused, match=r"worker\.role"):
         codec.worker_from_wire(pb.Worker(id="a"))

@@ -19,7 +19,7 @@ spec: {model: {uri: 'file://m'}}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
-def test_every_example_is_valid(path):
+def test_every_example_is_valid(path: Path) -> None:
     assert load_manifest(path).served_name
 
 
@@ -29,11 +29,11 @@ def problems(text: bytes) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def test_other_kinds_in_the_same_file_are_passed_over():
+def test_other_kinds_in_the_same_file_are_passed_over() -> None:
     assert parse_manifest(b"kind: Secret\n---\n" + GOOD + b"---\n").metadata.name == "demo"
 
 
-def test_two_services_or_none_are_refused():
+def test_two_services_or_none_are_refused() -> None:
     assert "2 InferenceService objects" in problems(GOOD + b"---" + GOOD)[0]
     assert "0 InferenceService objects" in problems(b"")[0]
 
@@ -55,7 +55,7 @@ def test_two_services_or_none_are_refused():
         (b"'file://m'", b"'ftp://m'", "spec.model.uri: 'ftp://m' does not have the form"),
     ],
 )
-def test_mistakes_are_named_with_the_nearest_right_word(old, new, expected):
+def test_mistakes_are_named_with_the_nearest_right_word(old: bytes, new: bytes, expected: str) -> None:
     assert expected in " | ".join(problems(GOOD.replace(old, new, 1)))
 
 
@@ -70,15 +70,15 @@ def test_mistakes_are_named_with_the_nearest_right_word(old, new, expected):
         (b"#" * (2 << 20), "bytes; at most"),
     ],
 )
-def test_what_is_no_manifest_at_all_is_refused(text, expected):
+def test_what_is_no_manifest_at_all_is_refused(text: bytes, expected: str) -> None:
     assert expected in problems(text)[0]
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"absent\.yaml: cannot be read: No such file"):
         load_manifest(tmp_path / "absent.yaml")
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_told_at_once() -> None:
     text = GOOD.replace(b"uri:", b"url:").replace(b"name: demo", b"name: Demo")
     assert len(problems(text)) == 3

@@ -28,7 +28,7 @@ def schema_nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any
             yield from schema_nodes(child, f"{path}[{index}]")
 
 
-def test_every_field_is_described():
+def test_every_field_is_described() -> None:
     schema = InferenceService.model_json_schema(by_alias=True)
     models = {"InferenceService": schema, **schema["$defs"]}
     for model, body in models.items():
@@ -36,7 +36,7 @@ def test_every_field_is_described():
             assert field.get("description", "").endswith("."), f"{model}.{name}"
 
 
-def test_everything_is_bounded():
+def test_everything_is_bounded() -> None:
     for path, node in schema_nodes(InferenceService.model_json_schema(by_alias=True)):
         if node["type"] == "string" and "const" not in node and "enum" not in node:
             assert "maxLength" in node, path
@@ -48,7 +48,7 @@ def test_everything_is_bounded():
             assert node["additionalProperties"] is False, path
 
 
-def test_what_is_left_out_has_a_default():
+def test_what_is_left_out_has_a_default() -> None:
     service = parse_manifest(manifest("gateway: {port: 80}"))
     assert service.served_name == "demo"
     assert (service.spec.prefill.replicas, service.spec.decode.replicas) == (1, 1)
@@ -56,7 +56,7 @@ def test_what_is_left_out_has_a_default():
     assert service.spec.gateway.port == 80
 
 
-def test_quantities_are_written_as_kubernetes_writes_them():
+def test_quantities_are_written_as_kubernetes_writes_them() -> None:
     limits = "limits: {nvidia.com/gpu: 8, cpu: 500m, memory: 1.5Gi}"
     service = parse_manifest(manifest(f"decode: {{resources: {{{limits}}}}}"))
     assert service.spec.decode.resources.limits == {"nvidia.com/gpu": "8", "cpu": "500m", "memory": "1.5Gi"}
@@ -86,11 +86,11 @@ def test_quantities_are_written_as_kubernetes_writes_them():
         ("model: {uri: 'http://a/b'}", "written twice"),
     ],
 )
-def test_what_cannot_work_is_refused_with_path_and_remedy(spec, problem):
+def test_what_cannot_work_is_refused_with_path_and_remedy(spec: str, problem: str) -> None:
     with pytest.raises(ManifestError) as caught:
         parse_manifest(manifest(spec))
     assert problem in str(caught.value)
 
 
-def test_a_tensor_mismatch_does_not_matter_without_prefill():
+def test_a_tensor_mismatch_does_not_matter_without_prefill() -> None:
     parse_manifest(manifest("prefill: {replicas: 0, parallelism: {tensor: 4}}, decode: {parallelism: {tensor: 6}}"))
