@@ -59,7 +59,9 @@ class HandoffTicket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class GenerateInput(Message):
     """One choice of one request, tokenized and validated. `rid` is unique per choice.
 
-    `deadline` is seconds on the monotonic clock or 0. `received` is unix time in seconds.
+    `output_ids` are tokens of the answer that another worker has already sent: generation goes on after them, and
+    penalties, seeds, limits and `completion_tokens` count them. `deadline` is seconds on the monotonic clock or 0.
+    `received` is unix time in seconds.
     """
 
     rid: str
@@ -71,6 +73,7 @@ class GenerateInput(Message):
     priority: int = 0
     handoff: HandoffTicket | None = None
     received: float = 0.0
+    deadline: float = 0.0
     trace: str = ""
 
 
@@ -97,7 +100,11 @@ class ControlInput(Message):
 
 
 class StreamState(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What the detokenizer must know of a request before its first output."""
+    """What the detokenizer must know of a request before its first output.
+
+    `prompt_tail` is the last few prompt tokens: a character may begin there. `output_ids` are those of the
+    `GenerateInput`: replayed without being sent again, so that a character or stop string begun in them goes on.
+    """
 
     rid: str
     prompt_tail: list[int]
@@ -138,7 +145,8 @@ class ControlReply(Message):
 class WorkerState(Message):
     """Scheduler → API, a few times a second and whenever something changed: the loop's tick and the pools.
 
-    `tick` counts loop turns and ticks when idle too. `stats` holds gauges and counters for `/metrics`.
+    `tick` counts loop turns and ticks when idle too. `stats` holds gauges and counters for `/metrics`, named in
+    `runtime.metrics`. `busy_until` (seconds on the monotonic clock) declares an operation that stops the ticking.
     """
 
     tick: int
