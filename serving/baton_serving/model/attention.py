@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+
 from baton_kernels.paged_attention import (
     DECODE_ATTENTION,
     EXTEND_ATTENTION,
@@ -19,7 +20,6 @@ from baton_kernels.paged_attention import (
     PlannedAttention,
 )
 from baton_kernels.registry import AUTO, KernelUnavailable
-
 from baton_serving.errors import ConfigError
 from baton_serving.kv.pool import TORCH_DTYPES, KVPool
 from baton_serving.model.batch import ForwardBatch

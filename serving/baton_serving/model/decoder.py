@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch import nn
+from torch.nn import functional
+
 from baton_kernels.activation import ACTIVATION_AND_MUL
 from baton_kernels.registry import AUTO
 from baton_kernels.rms_norm import ADD_RMS_NORM, RMS_NORM
 from baton_kernels.rope import rope_table
 from baton_kernels.rope_kv_write import ROPE_KV_WRITE, HeadNorm
-from torch import nn
-from torch.nn import functional
-
 from baton_serving.model.attention import StepAttention
 from baton_serving.model.batch import ForwardBatch
 from baton_serving.model.config import DecoderConfig

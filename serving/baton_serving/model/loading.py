@@ -14,7 +14,7 @@ from baton_serving.errors import ConfigError
 from baton_serving.kv.layout import KVLayout, group_layers
 from baton_serving.model.attention import AttentionHeads
 from baton_serving.model.checkpoint import Checkpoint, DummyCheckpoint, open_checkpoint
-from baton_serving.model.config import DecoderConfig, architecture_of, decoder_config, read_config_json, supports
+from baton_serving.model.config import DecoderConfig, decoder_config, read_config_json
 from baton_serving.model.decoder import CausalModel, Decoder, Kernels
 from baton_serving.model.digest import content_digest
 from baton_serving.model.parallel import ParallelState, shard

@@ -81,8 +81,8 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
     MetricSpec("baton_prompt_tokens", "counter", "Prompt tokens of requests that ended."),
     MetricSpec("baton_generation_tokens", "counter", "Tokens generated for requests that ended."),
     MetricSpec("baton_cached_tokens", "counter", "Prompt tokens found in the radix cache, of requests that ended."),
-    _gauge("running_requests", "running_requests", "Requests in the running batch."),
-    _gauge("queued_requests", "queued_requests", "Requests waiting for admission."),
+    _gauge("running_requests", "requests_running", "Requests in the running batch."),
+    _gauge("queued_requests", "requests_waiting", "Requests waiting for admission."),
     _gauge("token_usage_ratio", "token_usage", "Share of the KV pool in use by running requests, 0 to 1."),
     _gauge("cache_hit_ratio", "cache_hit_rate", "Share of recent prompt tokens found in the radix cache, 0 to 1."),
     _gauge("generation_tokens_per_second", "gen_throughput", "Tokens generated per second, lately."),
@@ -91,9 +91,8 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
     _gauge("kv_pages_cached", "pages_cached", "Pages held by the radix cache alone, which may be evicted."),
     _gauge("kv_pages_in_use", "pages_in_use", "Pages held by running requests."),
     _gauge("kv_pages_quarantined", "pages_quarantined", "Pages a remote writer may still reach."),
-    _counter("scheduler_steps", "steps", "Steps launched."),
-    _counter("retractions", "retractions", "Requests that gave up their pages to be computed again later."),
-    _counter("evicted_pages", "evicted_pages", "Pages evicted from the radix cache."),
+    _counter("scheduler_steps", "steps_total", "Steps launched."),
+    _counter("retractions", "retractions_total", "Requests that gave up their pages to be computed again later."),
     _gauge("scheduler_tick", "tick", "Turns of the scheduler loop; it moves when idle too."),
 )
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from baton_serving import __version__
-from baton_serving.api.state import Service, service_of
+from baton_serving.api.state import service_of
 from baton_serving.errors import BatonError, Unavailable
 from baton_serving.runtime.requests import Choice, GenerateRequest
 from baton_serving.sampling.params import SamplingParams
@@ -87,7 +87,7 @@ async def server_info(request: Request) -> Response:
 async def get_load(request: Request) -> Response:
     """What waits and runs here, one entry per data-parallel rank."""
     stats = service_of(request).manager.stats
-    running, waiting = int(stats.get("running_requests", 0)), int(stats.get("queued_requests", 0))
+    running, waiting = int(stats.get("requests_running", 0)), int(stats.get("requests_waiting", 0))
     tokens = int(stats.get("tokens_in_use", 0))
     return _json([{"dp_rank": 0, "num_reqs": running + waiting, "num_waiting_reqs": waiting, "num_tokens": tokens}])
 
