@@ -6,7 +6,6 @@ from argparse import ArgumentParser, Namespace
 
 from baton_serving.config import add_arguments as add_config_arguments
 from baton_serving.config import config_from_args
-from baton_serving.runtime import launch
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -16,4 +15,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Serve until told to stop."""
-    return launch.serve(config_from_args(args))
+    config = config_from_args(args)
+    from baton_serving.runtime import launch  # after the flags are known to be right: this loads torch
+
+    return launch.serve(config)
