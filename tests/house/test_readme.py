@@ -49,9 +49,12 @@ def agrees(expected: tuple[str, ...], printed: str) -> bool:
 
 
 @pytest.mark.parametrize("shown", all_shown(), ids=lambda shown: f"{shown.page}: {shown.command}")
-def test_shown_commands_work(shown: Shown) -> None:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path}
+def test_shown_commands_work(shown: Shown, tmp_path: Path) -> None:
+    baton = tmp_path / "baton"  # works where Baton is on the path of modules, too, without being installed
+    baton.write_text(f'#!/bin/sh\nexec {sys.executable} -m baton_serving.cli.main "$@"\n')
+    baton.chmod(0o755)
+    modules = os.pathsep.join(sys.path)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": modules}
     command = ["bash", "-c", shown.command]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOT_OURS = {".git", ".venv", "dist", "build", "node_modules", "__pycache__", "bin"}
+NOT_OURS = {".git", "dist", "build", "node_modules", "__pycache__", "bin"}
+HIDDEN_BUT_OURS = {".ci", ".github"}
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|home|Users)/\w|/root/[\w.]")
 REGISTRY_HOST = re.compile(
     r"\b(?:pypi\.org|pythonhosted\.org|pytorch\.org|docker\.io|ghcr\.io|quay\.io|gcr\.io|nvcr\.io|registry\.k8s\.io)\b"
@@ -21,7 +22,8 @@ THIS_FILE = Path(__file__)
 def texts() -> Iterator[tuple[Path, str]]:
     """Every text file of the repository that people wrote."""
     for folder, children, names in os.walk(ROOT):
-        children[:] = [name for name in children if name not in NOT_OURS and not name.endswith("_cache")]
+        children[:] = [name for name in children if name in HIDDEN_BUT_OURS or not name.startswith(".")]
+        children[:] = [name for name in children if name not in NOT_OURS]
         for path in (Path(folder, name) for name in names):
             if path == THIS_FILE or path.is_symlink() or path.name in NOT_OURS:
                 continue
