@@ -16,7 +16,7 @@ from baton_serving.runtime.followers import Followers, follow
 from baton_serving.runtime.loop import SchedulerLoop
 from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput
 from baton_serving.runtime.process import Reporter
-from baton_serving.runtime.rank import Rank, build_rank
+from baton_serving.runtime.rank import Rank, build_rank, rank_facts
 from baton_serving.runtime.watchdog import GcWarnings, Watchdog
 from baton_serving.scheduling.config import SchedulerConfig
 from baton_serving.scheduling.request import Request
@@ -75,7 +75,7 @@ def _lead(
     digest = rank.loaded.digest
 
     def make_request(message: GenerateInput) -> Request:
-        return Request(
+        request = Request(
             message.rid,
             message.input_ids,
             message.params,
@@ -84,8 +84,10 @@ def _lead(
             priority=message.priority,
             logprobs=message.logprobs,
             received=message.received,
-            output=message.output_ids,
         )
+        request.output = list(message.output_ids)  # sent by another worker: generation goes on after them
+        request.sent = len(message.output_ids)
+        return request
 
     watchdog = Watchdog(config.given.runtime.watchdog_timeout)
     loop = SchedulerLoop(
@@ -101,7 +103,7 @@ def _lead(
         log_interval=config.given.logging.decode_log_interval,
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
-    reporter.ready(rank_facts(rank))
+    reporter.ready(rank_facts(rank).to_plain())
     watchdog.start()
     try:
         loop.run()
@@ -112,21 +114,3 @@ def _lead(
         to_api.close(linger_ms=200)
         inbox.close()
         context.term()
-
-
-def rank_facts(rank: Rank) -> dict[str, object]:
-    """What the API process tells the world of this rank's model and pool."""
-    loaded = rank.loaded
-    return {
-        "weight_digest": loaded.digest,
-        "architecture": loaded.info.architecture,
-        "vocab_size": loaded.info.vocab_size,
-        "eos_token_ids": list(loaded.info.eos_token_ids),
-        "dtype": str(loaded.info.dtype).removeprefix("torch."),
-        "page_size": loaded.kv_layout.page_size,
-        "kv_dtype": loaded.kv_layout.dtype,
-        "kv_groups": len(loaded.kv_layout.groups),
-        "pages": rank.pool.pages,
-        "max_total_tokens": rank.pool.pages // len(loaded.kv_layout.groups) * loaded.kv_layout.page_size,
-        "pool_bytes": rank.pool.size_bytes,
-    }
