@@ -26,8 +26,11 @@ from baton_serving.model.rope import RopeConfig, frequencies
 class CausalModel(Protocol):
     """What the executor runs: our decoder, or a transformers model on our KV pool."""
 
-    def forward(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
-        """Logits float32 `[len(batch.logits_rows), vocab_size]`, equal on all ranks; writes the new tokens' KV."""
+    def hidden_states(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
+        """Final hidden states `[len(batch.logits_rows), hidden_size]`; writes the new tokens' KV."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits float32 `[n, vocab_size]` of hidden states `[n, hidden_size]`, equal on all ranks."""
 
 
 class Kernels:
@@ -165,12 +168,16 @@ class Decoder(nn.Module):
         residual = residual.index_select(0, rows)
         return self.norm(residual) if x is None else self.norm.add(x.index_select(0, rows), residual)
 
-    def forward(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits float32 `[n, vocab_size]` of final hidden states `[n, hidden_size]`."""
         weight = self.embed.weight if self.lm_head is None else self.lm_head.weight
-        local = functional.linear(self.hidden_states(batch, attention), weight)
-        logits: torch.Tensor = self.gather_vocab(local).float()
+        logits: torch.Tensor = self.gather_vocab(functional.linear(hidden, weight)).float()
         cap = self.config.logits_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def forward(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
+        """Logits of `batch.logits_rows`; see `CausalModel`."""
+        return self.logits(self.hidden_states(batch, attention))
 
 
 def _linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> nn.Linear:
