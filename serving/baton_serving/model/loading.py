@@ -23,6 +23,8 @@ from baton_serving.model.placement import placements
 from baton_serving.model.transformers_fallback import load_fallback
 from baton_serving.model.weights import place_weights
 
+__all__ = ["LoadedModel", "ModelInfo", "ModelOptions", "load_model"]
+
 
 def load_model(options: ModelOptions) -> LoadedModel:
     """Read, check, place and hash a checkpoint; every fault of it is a ConfigError that names the file and tensor.

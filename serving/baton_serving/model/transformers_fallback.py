@@ -9,14 +9,15 @@ https://huggingface.co/docs/transformers/transformers_as_backend.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from baton_kernels.kv_write import KV_WRITE
 from baton_serving.errors import ConfigError
@@ -52,7 +53,7 @@ class _Attend(Protocol):
 
 
 def _paged_attention(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -110,37 +111,49 @@ class _PagedStep:
         return self._step.attend(layer, q)
 
 
+class _Body(nn.Module):
+    """Stands in for the decoder stack inside a CausalLM module: takes the stack's output as its own."""
+
+    def forward(self, inputs_embeds: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+
 class TransformersModel:
-    """A transformers model behind the `CausalModel` contract."""
+    """A transformers model behind the `CausalModel` contract.
 
-    def __init__(self, model: PreTrainedModel, scale: float) -> None:
-        self._model = model
-        self._scale = scale
-        self._keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+    It is cut in two: the decoder stack, and the CausalLM module around it with `_Body` in the stack's place, so that
+    whatever a model does to its logits (caps, scales) is done by its own code.
+    """
 
-    def forward(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
-        return self._run(batch.input_ids, batch.positions, _PagedStep(attention, self._scale), batch.logits_rows)
+    def __init__(self, model: PreTrainedModel, scale: float = 1.0) -> None:
+        self._stack: nn.Module = getattr(model, model.base_model_prefix)
+        setattr(model, model.base_model_prefix, _Body())
+        self._head = model
+        self.scale = scale
 
-    def probe(self, device: torch.device) -> dict[int, _Call]:
-        """How each layer calls its attention, by layer index."""
+    def hidden_states(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
+        hidden = self._run(batch.input_ids, batch.positions, _PagedStep(attention, self.scale))
+        return hidden.index_select(0, batch.logits_rows)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._head(inputs_embeds=hidden.unsqueeze(0), use_cache=False).logits
+        return logits[0].float()
+
+    def probe(self, tokens: torch.Tensor) -> tuple[dict[int, _Call], torch.Tensor]:
+        """How each layer calls its attention, by layer index, and the logits when attention returns zeros."""
         probe = _Probe()
-        tokens = torch.arange(2, device=device)
-        self._run(tokens, tokens, probe, tokens)
-        return probe.calls
+        hidden = self._run(tokens, torch.arange(len(tokens), device=tokens.device), probe)
+        return probe.calls, self.logits(hidden)
 
-    def _run(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, attend: _Attend, rows: torch.Tensor
-    ) -> torch.Tensor:
-        keep = {"logits_to_keep": rows} if self._keeps_rows else {}
-        output = self._model(
+    def _run(self, input_ids: torch.Tensor, positions: torch.Tensor, attend: _Attend) -> torch.Tensor:
+        output = self._stack(
             input_ids=input_ids.unsqueeze(0),
             position_ids=positions.unsqueeze(0),
             use_cache=False,
             baton_attend=attend,
-            **keep,
         )
-        logits: torch.Tensor = output.logits[0]
-        return (logits if self._keeps_rows else logits.index_select(0, rows)).float()
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden[0]
 
 
 def load_fallback(options: ModelOptions, values: Mapping[str, Any], origin: str) -> tuple[LoadedModel, Checkpoint]:
@@ -158,13 +171,13 @@ def load_fallback(options: ModelOptions, values: Mapping[str, Any], origin: str)
     dtype = options.resolve_dtype(str(config.dtype).removeprefix("torch.") if config.dtype else None)
     module, checkpoint = _load_module(model_class, config, options, dtype)
     try:
-        layers = _layer_calls(TransformersModel(module, 1.0).probe(options.device), config)
+        model, layers = _take_apart(module, config)
     except ConfigError as error:
         raise ConfigError(f"{architecture} {error.message}, so Baton can't run it") from error
     first = layers[0]
     eos = config.eos_token_id
     loaded = LoadedModel(
-        model=TransformersModel(module, first.scale),
+        model=model,
         info=ModelInfo(
             architecture=architecture,
             vocab_size=config.get_text_config(decoder=True).vocab_size,
@@ -179,6 +192,20 @@ def load_fallback(options: ModelOptions, values: Mapping[str, Any], origin: str)
         digest="",
     )
     return loaded, checkpoint
+
+
+def _take_apart(module: PreTrainedModel, config: PretrainedConfig) -> tuple[TransformersModel, list[_Call]]:
+    """The model in its two halves and its layers' calls; ConfigError unless the halves make the whole."""
+    tokens = torch.arange(2, device=module.device)
+    with torch.inference_mode():
+        whole = module(input_ids=tokens.unsqueeze(0), use_cache=False, baton_attend=_Probe()).logits[0].float()
+        model = TransformersModel(module)
+        calls, logits = model.probe(tokens)
+    if not torch.allclose(whole, logits):
+        raise ConfigError("does more between its layers and its logits than transformers' convention")
+    layers = _layer_calls(calls, config)
+    model.scale = layers[0].scale
+    return model, layers
 
 
 def _layer_calls(calls: Mapping[int, _Call], config: PretrainedConfig) -> list[_Call]:
