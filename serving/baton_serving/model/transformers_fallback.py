@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import ModelOutput
 
 from baton_kernels.kv_write import KV_WRITE
 from baton_serving.errors import ConfigError
@@ -29,6 +29,7 @@ from baton_serving.model.config import architecture_of, parse_config
 from baton_serving.model.options import LoadedModel, ModelInfo, ModelOptions
 
 _INTERFACE = "baton_paged"
+_SPECIAL = ("s_aux", "position_bias", "head_mask")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -67,9 +68,10 @@ def _paged_attention(
     """The registered function: tensors are `[1, heads, tokens, dim]`, the result `[1, tokens, heads, dim]`."""
     if baton_attend is None:
         raise ConfigError("does not pass keyword arguments on to its attention")
-    for name in ("s_aux", "position_bias", "head_mask"):
-        if kwargs.get(name) is not None:
-            raise ConfigError(f"needs {name}, which paged attention does not have")
+    special = {"attention_mask": attention_mask, **{name: kwargs.get(name) for name in _SPECIAL}}
+    for name, given in special.items():
+        if given is not None:
+            raise ConfigError(f"needs {name} in its attention, which paged attention does not have")
     if not getattr(module, "is_causal", True):
         raise ConfigError("has attention that is not causal")
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -92,6 +94,8 @@ class _Probe:
         self.calls: dict[int, _Call] = {}
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: _Call) -> torch.Tensor:
+        if layer in self.calls:
+            raise ConfigError("attends more than once in a layer")
         self.calls[layer] = call
         return q.new_zeros(q.shape[0], call.q_heads, call.v_dim)
 
@@ -111,49 +115,43 @@ class _PagedStep:
         return self._step.attend(layer, q)
 
 
-class _Body(nn.Module):
-    """Stands in for the decoder stack inside a CausalLM module: takes the stack's output as its own."""
+class _Given(nn.Module):
+    """Stands in for the decoder stack inside a CausalLM module and returns the hidden states it is given."""
 
-    def forward(self, inputs_embeds: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+    def __init__(self, output_type: type[ModelOutput]) -> None:
+        super().__init__()
+        self._output_type = output_type
+
+    def forward(self, *args: Any, baton_hidden: torch.Tensor, **kwargs: Any) -> ModelOutput:
+        return self._output_type(last_hidden_state=baton_hidden)
 
 
 class TransformersModel:
     """A transformers model behind the `CausalModel` contract.
 
-    It is cut in two: the decoder stack, and the CausalLM module around it with `_Body` in the stack's place, so that
+    It is cut in two: the decoder stack, and the CausalLM module around it with `_Given` in the stack's place, so that
     whatever a model does to its logits (caps, scales) is done by its own code.
     """
 
-    def __init__(self, model: PreTrainedModel, scale: float = 1.0) -> None:
-        self._stack: nn.Module = getattr(model, model.base_model_prefix)
-        setattr(model, model.base_model_prefix, _Body())
-        self._head = model
-        self.scale = scale
+    def __init__(self, stack: nn.Module, head: nn.Module, scale: float) -> None:
+        self._stack = stack
+        self._head = head
+        self._scale = scale
 
     def hidden_states(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
-        hidden = self._run(batch.input_ids, batch.positions, _PagedStep(attention, self.scale))
-        return hidden.index_select(0, batch.logits_rows)
+        step = _PagedStep(attention, self._scale)
+        hidden: torch.Tensor = _run(self._stack, batch.input_ids, batch.positions, step).last_hidden_state
+        return hidden[0].index_select(0, batch.logits_rows)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._head(inputs_embeds=hidden.unsqueeze(0), use_cache=False).logits
+        logits: torch.Tensor = self._head(use_cache=False, baton_hidden=hidden.unsqueeze(0)).logits
         return logits[0].float()
 
-    def probe(self, tokens: torch.Tensor) -> tuple[dict[int, _Call], torch.Tensor]:
-        """How each layer calls its attention, by layer index, and the logits when attention returns zeros."""
-        probe = _Probe()
-        hidden = self._run(tokens, torch.arange(len(tokens), device=tokens.device), probe)
-        return probe.calls, self.logits(hidden)
 
-    def _run(self, input_ids: torch.Tensor, positions: torch.Tensor, attend: _Attend) -> torch.Tensor:
-        output = self._stack(
-            input_ids=input_ids.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
-            use_cache=False,
-            baton_attend=attend,
-        )
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden[0]
+def _run(module: nn.Module, input_ids: torch.Tensor, positions: torch.Tensor, attend: _Attend) -> Any:
+    return module(
+        input_ids=input_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False, baton_attend=attend
+    )
 
 
 def load_fallback(options: ModelOptions, values: Mapping[str, Any], origin: str) -> tuple[LoadedModel, Checkpoint]:
@@ -174,6 +172,8 @@ def load_fallback(options: ModelOptions, values: Mapping[str, Any], origin: str)
         model, layers = _take_apart(module, config)
     except ConfigError as error:
         raise ConfigError(f"{architecture} {error.message}, so Baton can't run it") from error
+    except (AttributeError, TypeError, ValueError, RuntimeError, LookupError) as error:
+        raise ConfigError(f"{architecture} fails on a flat batch, so Baton can't run it: {error!r}") from error
     first = layers[0]
     eos = config.eos_token_id
     loaded = LoadedModel(
@@ -197,14 +197,18 @@ def load_fallback(options: ModelOptions, values: Mapping[str, Any], origin: str)
 def _take_apart(module: PreTrainedModel, config: PretrainedConfig) -> tuple[TransformersModel, list[_Call]]:
     """The model in its two halves and its layers' calls; ConfigError unless the halves make the whole."""
     tokens = torch.arange(2, device=module.device)
+    probe = _Probe()
     with torch.inference_mode():
-        whole = module(input_ids=tokens.unsqueeze(0), use_cache=False, baton_attend=_Probe()).logits[0].float()
-        model = TransformersModel(module)
-        calls, logits = model.probe(tokens)
-    if not torch.allclose(whole, logits):
-        raise ConfigError("does more between its layers and its logits than transformers' convention")
-    layers = _layer_calls(calls, config)
-    model.scale = layers[0].scale
+        whole = _run(module, tokens, tokens, _Probe()).logits[0].float()
+        stack = module.get_decoder()  # type: ignore[no-untyped-call]
+        output = _run(stack, tokens, tokens, probe)
+        layers = _layer_calls(probe.calls, config)
+        name = next(name for name, child in module.named_modules() if child is stack)
+        module.set_submodule(name, _Given(type(output)))
+        model = TransformersModel(stack, module, layers[0].scale)
+        halves = model.logits(output.last_hidden_state[0])
+    if not torch.allclose(whole, halves):
+        raise ConfigError("does more than transformers' convention between its layers and its logits")
     return model, layers
 
 
