@@ -27,7 +27,7 @@ from baton_serving.model.batch import ForwardBatch
 
 @dataclass(frozen=True)
 class AttentionHeads:
-    """What a loaded model's attention needs besides the KV layout: query heads of this rank, score scale and softcap."""
+    """What attention needs to know of a model besides its KV layout; `q_heads` are those of this rank."""
 
     q_heads: int
     scale: float
