@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from handoff_harness import Cluster  # noqa: E402
+from handoff_harness import Cluster
 
 
 @pytest.fixture(params=["fake", "mooncake", "nixl"])

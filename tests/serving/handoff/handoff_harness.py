@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -84,9 +84,7 @@ class Worker:
         )
         self.woken = threading.Event()
         self.seen: list[HandoffEvent] = []
-        self.service = HandoffService(
-            blank, self._command, registry.get, self.woken.set, limits=limits, verify=verify
-        )
+        self.service = HandoffService(blank, self._command, registry.get, self.woken.set, limits=limits, verify=verify)
         self.ranks = [
             RankTransfer(
                 RankExecutor(

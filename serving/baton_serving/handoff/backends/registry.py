@@ -35,16 +35,14 @@ def backend_factory(name: str, options: BackendOptions, fabric: FakeFabric | Non
         retired = RetiredPorts()
 
         def mooncake(engine: str) -> TransferBackend:
-            return MooncakeBackend(
-                options.host, retired, options.protocol, options.devices, options.write_timeout
-            )
+            return MooncakeBackend(options.host, retired, options.protocol, options.devices, options.write_timeout)
 
         return mooncake
     if name == "nixl":
         from baton_serving.handoff.backends.nixl import NixlBackend
 
         def nixl(engine: str) -> TransferBackend:
-            return NixlBackend(engine, options.protocol, options.devices, options.cuda)
+            return NixlBackend(engine, options.host, options.protocol, options.devices, options.cuda)
 
         return nixl
     raise ValueError(f"unknown transfer backend {name!r}: choose one of {', '.join(BACKENDS)}")
