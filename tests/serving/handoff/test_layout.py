@@ -70,7 +70,7 @@ def test_a_different_layout_is_refused(field: str, value: object) -> None:
 
 def test_sizes_that_do_not_divide_each_other_are_refused() -> None:
     layout = msgspec.structs.replace(LAYOUT, kv_heads=6)
-    with pytest.raises(PeerRefused, match="tp size 2.*3: one must divide"):
+    with pytest.raises(PeerRefused, match=r"tp size 2.*3: one must divide"):
         check_compatible(peer("a", tp=2, layout=layout), peer("b", tp=3, layout=layout))
 
 
