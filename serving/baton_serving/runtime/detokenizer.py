@@ -30,7 +30,6 @@ from baton_serving.runtime.tokenizer import TokenizerSource, load_tokenizer
 from baton_serving.runtime.vocabulary import NO_VOCABULARY, Vocabulary
 from baton_serving.sampling.params import SamplingParams
 
-
 PROMPT_TAIL: Final = 8  # prompt tokens that may hold the bytes of a character the answer goes on with
 
 
@@ -201,10 +200,7 @@ class DetokenizerState:
 
 
 class Detokenizer:
-    """The rim: reads what the scheduler sends, writes text to the API and stops back to the scheduler.
-
-    `ControlReply` and `WorkerState` pass through in order.
-    """
+    """The rim: reads what the scheduler sends, writes text to the API and stops back to the scheduler."""
 
     def __init__(
         self,
@@ -225,11 +221,8 @@ class Detokenizer:
                 for message in self._inbox.drain():
                     self.handle(message)
 
-    def handle(self, message: DetokenizerInput) -> None:
-        if not isinstance(message, TokenBatch):
-            self._to_api.send(message)
-            return
-        outputs, stops = self._state.process(message)
+    def handle(self, batch: TokenBatch) -> None:
+        outputs, stops = self._state.process(batch)
         for stop in stops:
             self._to_scheduler.send(stop)
         if outputs:

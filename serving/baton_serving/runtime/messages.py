@@ -1,7 +1,8 @@
 """Messages between a worker's processes: typed, msgpack, one union per socket, no pickle.
 
-API process ──SchedulerInput──▶ scheduler rank 0 ──DetokenizerInput──▶ detokenizer ──ApiInput──▶ API process
-                                     ▲────────────── StopFound ───────────┘
+API process ──SchedulerInput──▶ scheduler rank 0 ──DetokenizerInput──▶ detokenizer ──TextBatch──▶ API process
+     ▲                               │    ▲────────────── StopFound ───────────┘
+     └── ControlReply, WorkerState ──┘
 """
 
 from __future__ import annotations
@@ -11,21 +12,36 @@ from typing import Any
 import msgspec
 
 from baton_serving.sampling.params import SamplingParams
-from baton_serving.scheduling.step import TokenLogprobs
+from baton_serving.scheduling.events import Failure, Finish, Timings, TokenOutput
+from baton_serving.scheduling.request import LogprobOptions
+
+__all__ = [
+    "AbortInput",
+    "ApiInput",
+    "ControlInput",
+    "ControlReply",
+    "DetokenizerInput",
+    "Failure",
+    "Finish",
+    "GenerateInput",
+    "HandoffTicket",
+    "LogprobOptions",
+    "SchedulerInput",
+    "StopFound",
+    "StreamState",
+    "TextBatch",
+    "TextOutput",
+    "Timings",
+    "TokenBatch",
+    "TokenOutput",
+    "WorkerState",
+]
 
 PROTOCOL_VERSION = 1
 
 
 class Message(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
     """Base of all messages; the tag is the class name."""
-
-
-class LogprobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`start` is the first prompt position whose log-probability is wanted (-1: output only)."""
-
-    start: int = -1
-    top: int = 0
-    token_ids: tuple[int, ...] = ()
 
 
 class HandoffTicket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -81,55 +97,6 @@ class ControlInput(Message):
     id: str
     method: str
     args: dict[str, Any] = {}
-
-
-class Finish(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a request ended well: `kind` is "stop", "length" or "abort"; `matched` the token id or string found."""
-
-    kind: str
-    matched: int | str | None = None
-
-
-class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a request ended badly: `code` is one of `errors.ERRORS_BY_CODE`."""
-
-    code: str
-    message: str
-    param: str | None = None
-
-
-class Timings(msgspec.Struct, omit_defaults=True):
-    """Unix times in seconds at which a request passed each stage (0: not passed)."""
-
-    received: float = 0.0
-    queued: float = 0.0
-    scheduled: float = 0.0
-    prefilled: float = 0.0
-    transfer_started: float = 0.0
-    transferred: float = 0.0
-    first_token: float = 0.0
-    finished: float = 0.0
-    transfer_bytes: int = 0
-    transfer_pages: int = 0
-
-
-class TokenOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """New tokens of one request. Exactly one output of a request carries `finish` or `failure`, and it is the last.
-
-    `completion_tokens` counts from the answer's first token up to the last of `token_ids`. `prompt_logprobs` come once,
-    those of the prompt's last `len(prompt_logprobs)` positions; position 0 has none.
-    """
-
-    rid: str
-    token_ids: list[int] = []
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    logprobs: list[TokenLogprobs] = []
-    prompt_logprobs: list[TokenLogprobs] | None = None
-    finish: Finish | None = None
-    failure: Failure | None = None
-    timings: Timings | None = None
 
 
 class StreamState(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -188,5 +155,5 @@ class WorkerState(Message):
 
 
 SchedulerInput = GenerateInput | AbortInput | StopFound | ControlInput
-DetokenizerInput = TokenBatch | ControlReply | WorkerState
+DetokenizerInput = TokenBatch
 ApiInput = TextBatch | ControlReply | WorkerState

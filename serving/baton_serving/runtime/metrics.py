@@ -136,9 +136,9 @@ class Metrics:
         self._observe("baton_request_prompt_tokens", record.prompt_tokens)
         self._observe("baton_request_generation_tokens", record.completion_tokens)
         if timings is not None and timings.scheduled:
-            self._observe("baton_queue_time_seconds", max(0.0, timings.scheduled - request.received))
+            self._observe("baton_queue_time_seconds", timings.scheduled - timings.received)
         if timings is not None and timings.first_token and not request.stream:
-            self._observe("baton_time_to_first_token_seconds", max(0.0, timings.first_token - request.received))
+            self._observe("baton_time_to_first_token_seconds", timings.first_token - timings.received)
         self._counters["baton_requests"].labels(record.outcome, request.route).inc()
         self._counters["baton_prompt_tokens"].inc(record.prompt_tokens)
         self._counters["baton_generation_tokens"].inc(record.completion_tokens)

@@ -61,13 +61,16 @@ class SlotSetup(msgspec.Struct, array_like=True):
 class LogprobRow(msgspec.Struct, array_like=True):
     """Log-probabilities wanted of one row: `top` alternatives per token, `token_ids` always reported besides.
 
-    `prompt_from` is the first position of this step's input tokens whose own log-probability is wanted (-1: none).
+    `prompt_from` is the first prompt position whose own log-probability is wanted of this row (-1: none). Position p is
+    predicted by the row's logits at p - 1, so it is never the row's first position; the last wanted one is the row's
+    last position, or, when `next_token` is set, the one after it: that is the prompt token which begins the next chunk.
     """
 
     row: int
     top: int
     prompt_from: int = -1
     token_ids: list[int] = []
+    next_token: int = -1
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):

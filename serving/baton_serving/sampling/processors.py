@@ -1,12 +1,14 @@
 """Custom logit processors: functions of the server's operator that requests may ask for by name.
 
 A request never brings code. (SGLang takes a pickled callable from the client; whoever can send it a request can run
-anything in the worker. Here a request sends a name and `custom_params`, which are plain JSON.)
+anything in the worker. Here a request sends a name and `custom_params`, which are plain JSON.) A processor sees what
+clients send, so its failure is the failure of the requests that asked for it, never of the worker.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -16,6 +18,23 @@ from baton_serving.errors import ConfigError
 
 # (logits float32 [n, vocab], the n rows' custom_params) -> logits float32 [n, vocab], changed in place or not.
 LogitProcessor = Callable[[Tensor, Sequence[Mapping[str, object]]], Tensor]
+
+
+logger = logging.getLogger(__name__)
+
+
+def apply_processor(
+    name: str, function: LogitProcessor, logits: Tensor, params: Sequence[Mapping[str, object]]
+) -> Tensor | None:
+    """The processed `logits` [n, vocab] as float32, or None (and a log entry) when the processor failed."""
+    try:
+        processed = function(logits, params)
+        if processed.shape != logits.shape:
+            raise ValueError(f"it returned shape {tuple(processed.shape)} for {tuple(logits.shape)}")
+        return processed.float()
+    except Exception:  # the border to code that is not ours
+        logger.exception("custom logit processor %r failed; so do the requests that asked for it", name)
+        return None
 
 
 def disallowed_tokens(logits: Tensor, params: Sequence[Mapping[str, object]]) -> Tensor:

@@ -7,14 +7,23 @@ Order of effects: repetition penalty, frequency and presence penalties, logit bi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from baton_serving.sampling import filters
 from baton_serving.sampling.draw import draw, random_bits, to_weights
-from baton_serving.sampling.processors import LogitProcessor
+from baton_serving.sampling.processors import LogitProcessor, apply_processor
 from baton_serving.sampling.state import Features, FloatColumn, IntColumn, SamplingPlan, SamplingState
+from baton_serving.sampling.tables import upload
+
+
+class Sampled(NamedTuple):
+    """Tokens int64 [rows] on the device, and the rows whose request must fail: its custom processor did."""
+
+    tokens: Tensor
+    failed_rows: tuple[int, ...] = ()
 
 
 class Sampler:
@@ -29,21 +38,22 @@ class Sampler:
         self._state = state
         self._processors = dict(processors or {})
 
-    def sample(self, logits: Tensor, slots: Tensor, plan: SamplingPlan) -> Tensor:
+    def sample(self, logits: Tensor, slots: Tensor, plan: SamplingPlan) -> Sampled:
         """Sample and advance: positions, last tokens and token counts of `slots` are updated.
 
         `logits` [rows, vocab] of any float type, left as they are; `slots` int64 [rows] on the device, distinct but
         for the padding slot; `plan` is `state.plan` of the same slots (a superset of its features changes nothing).
-        Returns tokens int64 [rows]. Greedy rows take the first of equal logits. A row with NaN gets some token in
-        range: find such rows with `nan_rows`.
+        Greedy rows take the first of equal logits. Every row gets a token in range, even one with NaN among its logits
+        (find those with `nan_rows`) or whose processor failed.
         """
-        tokens = self._choose(self._edit(logits, slots, plan), slots, plan.features)
+        logits = self._edit(logits.float(), slots, plan)
+        logits, failed = self._process(logits, plan)
+        tokens = self._choose(logits, slots, plan.features)
         self._state.advance(slots, tokens, plan)
-        return tokens
+        return Sampled(tokens, failed)
 
     def _edit(self, logits: Tensor, slots: Tensor, plan: SamplingPlan) -> Tensor:
-        """Logits after penalties, bias, minimum length and processors: float32, a copy if anything changes."""
-        logits = logits.float()
+        """Logits float32 after penalties, bias and minimum length: a copy if anything changes."""
         ints = self._state.ints[slots]
         if plan.features & Features.PENALTIES:
             logits = self._penalise(logits, self._state.floats[slots], ints[:, IntColumn.COUNT_ROW])
@@ -55,11 +65,18 @@ class Sampler:
             early = self._state.positions[slots] < ints[:, IntColumn.MIN_NEW]
             held = torch.where(early.unsqueeze(1), -torch.inf, logits.gather(1, ids))
             logits = logits.scatter(1, ids, held)
-        for call in plan.processors:
-            rows = torch.tensor(call.rows, dtype=torch.int64, device=logits.device)
-            changed = self._processors[call.name](logits[rows], call.params)
-            logits = logits.index_copy(0, rows, changed.float())
         return logits
+
+    def _process(self, logits: Tensor, plan: SamplingPlan) -> tuple[Tensor, tuple[int, ...]]:
+        failed: list[int] = []
+        for call in plan.processors:
+            rows = upload(call.rows, torch.int64, logits.device)
+            processed = apply_processor(call.name, self._processors[call.name], logits[rows], call.params)
+            if processed is None:
+                failed.extend(call.rows)
+            else:
+                logits = logits.index_copy(0, rows, processed)
+        return logits, tuple(failed)
 
     def _penalise(self, logits: Tensor, floats: Tensor, rows: Tensor) -> Tensor:
         """Repetition as in transformers (prompt and output), frequency and presence as in OpenAI's API (output)."""

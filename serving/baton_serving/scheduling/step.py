@@ -45,10 +45,14 @@ class StepPlan(msgspec.Struct, array_like=True):
 
 
 class StepResult(msgspec.Struct, array_like=True):
-    """`tokens[i]` is the token sampled for row i, or -1. Log-probabilities by row, for the rows that asked."""
+    """`tokens[i]` is the token sampled for row i, or -1. Log-probabilities by row, for the rows that asked.
+
+    `failed_rows` are rows whose custom logit processor failed; `nan_rows` those whose logits held a NaN.
+    """
 
     step: int
     tokens: list[int]
     logprobs: dict[int, TokenLogprobs] = {}
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     nan_rows: list[int] = []
+    failed_rows: list[int] = []

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from baton_serving import __version__
-from baton_serving.api.state import Service, service_of
+from baton_serving.api.state import service_of
 from baton_serving.errors import BatonError, Unavailable
 from baton_serving.runtime.requests import Choice, GenerateRequest
 from baton_serving.sampling.params import SamplingParams
