@@ -30,6 +30,7 @@ from baton_serving.runtime.tokenizer import TokenizerSource, load_tokenizer
 from baton_serving.runtime.vocabulary import NO_VOCABULARY, Vocabulary
 from baton_serving.sampling.params import SamplingParams
 
+
 PROMPT_TAIL: Final = 8  # prompt tokens that may hold the bytes of a character the answer goes on with
 
 
@@ -221,8 +222,8 @@ class Detokenizer:
                 for message in self._inbox.drain():
                     self.handle(message)
 
-    def handle(self, batch: TokenBatch) -> None:
-        outputs, stops = self._state.process(batch)
+    def handle(self, message: DetokenizerInput) -> None:
+        outputs, stops = self._state.process(message)
         for stop in stops:
             self._to_scheduler.send(stop)
         if outputs:
