@@ -10,6 +10,8 @@ from typing import Final
 
 import zmq
 
+from baton_serving import logs
+from baton_serving.config import ResolvedConfig
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.messages import (
     ApiInput,
@@ -29,7 +31,6 @@ from baton_serving.runtime.stop_matcher import StopMatcher
 from baton_serving.runtime.tokenizer import TokenizerSource, load_tokenizer
 from baton_serving.runtime.vocabulary import NO_VOCABULARY, Vocabulary
 from baton_serving.sampling.params import SamplingParams
-
 
 PROMPT_TAIL: Final = 8  # prompt tokens that may hold the bytes of a character the answer goes on with
 
@@ -230,15 +231,16 @@ class Detokenizer:
             self._to_api.send(TextBatch(outputs=outputs))
 
 
-def run_detokenizer(
-    addresses: Addresses, source: TokenizerSource | None, stream_interval: int, reporter: Reporter
+def detokenizer_main(
+    config: ResolvedConfig, addresses: Addresses, source: TokenizerSource | None, interval: int, reporter: Reporter
 ) -> None:
-    """Main of the detokenizer process. Without a tokenizer (`source` None) answers are token ids, their text empty."""
+    """Entry point of the detokenizer's process. Without a tokenizer (`source` None) answers are token ids, no text."""
+    logs.configure("detokenizer", config.given.logging.log_level, config.log_level_http)
     vocabulary = NO_VOCABULARY if source is None else load_tokenizer(source).vocabulary
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     inbox: Pull[DetokenizerInput] = Pull(context, addresses.detokenizer, DetokenizerInput)
     detokenizer = Detokenizer(
-        DetokenizerState(vocabulary, stream_interval),
+        DetokenizerState(vocabulary, interval),
         inbox,
         Push(context, addresses.api),
         Push(context, addresses.scheduler),
