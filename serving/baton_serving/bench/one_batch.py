@@ -144,7 +144,7 @@ def _measure(runner: BatchRunner, cost: ModelCost, ceilings: Ceilings, batch: in
 
 
 def _table(figures: Figures) -> Table:
-    result = Table("batch × prompt", "prefill ms", "floor", "of floor", "decode step ms", "floor", "of floor")
+    result = Table("batch", "prefill ms", "floor", "of floor", "decode ms", "floor", "of floor")
     result.title = (
         f"{figures.device}, {figures.dtype}; ceilings: copy {figures.copy_gb_per_s:,.0f} GB/s, "
         f"matmul {figures.matmul_gflop_per_s:,.0f} GFLOP/s"

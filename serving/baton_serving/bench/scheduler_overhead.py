@@ -18,6 +18,7 @@ from rich.table import Table
 from baton_serving.bench.report import Spread
 from baton_serving.kv.layout import KVGroup, KVLayout
 from baton_serving.runtime.channels import Addresses, Pull, Push
+from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers
 from baton_serving.runtime.loop import SchedulerLoop
 from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput
@@ -109,8 +110,9 @@ def _pauses(batch: int, steps: int, step_seconds: float, overlap: bool) -> Sprea
     to_detokenizer: Push[DetokenizerInput] = Push(context, addresses.detokenizer)
     to_api: Push[ApiInput] = Push(context, addresses.api)
     client: Push[SchedulerInput] = Push(context, addresses.scheduler)
+    scheduler = _scheduler(batch, steps)
     loop = SchedulerLoop(
-        _scheduler(batch, steps),
+        scheduler,
         runner,
         Followers(context, addresses, 1.0),
         inbox,
@@ -118,6 +120,7 @@ def _pauses(batch: int, steps: int, step_seconds: float, overlap: bool) -> Sprea
         to_api,
         lambda message: Request(message.rid, message.input_ids, message.params),
         Watchdog(3600.0),
+        Figures(scheduler),
         overlap=overlap,
     )
     runner.on_enough = loop.stop
