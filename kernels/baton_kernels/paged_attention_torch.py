@@ -201,10 +201,8 @@ class _DecodePlan:
         out = q.new_empty(q.shape[0], spec.q_heads, spec.v_dim)
         for batch in self._batches:
             count, k_width = batch.cells.numel(), k_cells.shape[1]
-            k_space, v_space = self._workspace[: count * (k_width + v_cells.shape[1])].split(
-                (count * k_width, count * v_cells.shape[1])
-            )
-            k = self._gather(k_cells, batch, k_space, spec.k_dim)
+            k = self._gather(k_cells, batch, self._workspace[: count * k_width], spec.k_dim)
+            v_space = self._workspace[count * k_width : count * (k_width + v_cells.shape[1])]
             v = self._gather(v_cells, batch, v_space, spec.v_dim)
             # Query heads that share a kv-head become the queries of one call: no copy of K and V per query head.
             queries = q.index_select(0, batch.rows).view(-1, spec.kv_heads, spec.q_heads // spec.kv_heads, spec.k_dim)

@@ -29,7 +29,7 @@ def rope_table(inv_freq: torch.Tensor, max_positions: int, amplitude: float = 1.
 
 def rope_torch(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> None:
     half = table.shape[-1] // 2
-    cos, sin = table.index_select(0, positions).unsqueeze(1).split(half, dim=-1)
+    cos, sin = torch.split(table.index_select(0, positions).unsqueeze(1), half, dim=-1)
     for x in (q, k):
         low, high = x[..., :half], x[..., half : 2 * half]
         turned_low = low * cos - high * sin

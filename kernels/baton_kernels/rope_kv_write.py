@@ -55,8 +55,9 @@ def rope_kv_write_torch(
 ) -> torch.Tensor:
     kv_heads, k_dim, v_dim = k_pages.shape[1], k_pages.shape[3], v_pages.shape[3]
     k_width, v_width = kv_heads * k_dim, kv_heads * v_dim
-    q, k, v = qkv.split((qkv.shape[-1] - k_width - v_width, k_width, v_width), dim=-1)
-    q, k, v = q.unflatten(-1, (-1, k_dim)), k.unflatten(-1, (kv_heads, k_dim)), v.unflatten(-1, (kv_heads, v_dim))
+    q, k, v = torch.split(qkv, [qkv.shape[-1] - k_width - v_width, k_width, v_width], dim=-1)
+    tokens = qkv.shape[0]
+    q, k, v = q.view(tokens, -1, k_dim), k.view(tokens, kv_heads, k_dim), v.view(tokens, kv_heads, v_dim)
     if norm is not None:
         q = rms_norm_torch(q, norm.q_weight, norm.eps, norm.offset)
         k = rms_norm_torch(k, norm.k_weight, norm.eps, norm.offset)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -75,7 +76,8 @@ def tiny_config(kind: str, overrides: Mapping[str, object] | None = None) -> Pre
 def tiny_model(kind: str, seed: int = 0, overrides: Mapping[str, object] | None = None) -> PreTrainedModel:
     """A float32 transformers model in eval mode with random weights that depend on `kind`, `seed` and `overrides`."""
     config = tiny_config(kind, overrides)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    factory: Any = AutoModelForCausalLM
+    model: PreTrainedModel = factory.from_config(config, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -102,7 +104,8 @@ def write_tiny_checkpoint(
     There is no tokenizer: prompts are token ids below VOCAB_SIZE. `max_shard_size` such as "50KB" gives a sharded
     checkpoint with an index. The same arguments give the same bytes.
     """
-    model = tiny_model(kind, seed, overrides).to(dtype)
+    model = tiny_model(kind, seed, overrides)
+    model.to(dtype)  # type: ignore[arg-type]
     model.save_pretrained(path, max_shard_size=max_shard_size)
     config_file = path / "config.json"
     config = json.loads(config_file.read_text())

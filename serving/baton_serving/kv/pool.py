@@ -1,4 +1,4 @@
-"""The page pool of one rank: one tensor `[pages + 1, kv_heads, layers, (K, V), page_size, dim]`, page 0 never allocated.
+"""One rank's page pool: one tensor `[pages + 1, kv_heads, layers, (K, V), page_size, dim]`, page 0 never allocated.
 
 A page is one contiguous block, and each (page, head, layer) cell in it is K `[page_size, k_dim]` followed by V
 `[page_size, v_dim]`. All KV groups of a model share the pool; layer i of a group uses cell i of the group's pages.
@@ -82,7 +82,7 @@ class KVPool:
 
     def page_hash(self, page: int) -> str:
         """XXH3-128 of the page's block in hex, for comparing a page with its copy elsewhere; not cryptographic."""
-        return xxhash.xxh3_128_hexdigest(self._blocks[page].cpu().numpy())
+        return xxhash.xxh3_128_hexdigest(self._blocks[page].cpu().numpy().data)
 
 
 def memory_info(device: torch.device) -> tuple[int, int]:

@@ -183,7 +183,7 @@ class RadixCache:
             tail, shared = node.nearest(key[count * self._page_bytes : end])
             if tail and not tail.whole:
                 tail, shared = None, 0
-        first = self.first_needed(count * self._page_size + shared)
+        first = self.first_needed(count * self._page_size)  # for whoever does without the tail, too
         hit = Hit(node, tail, shared, path[first:count][::-1] if self._windowed else [])
         self._touch(hit)
         return hit

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+
 from baton_kernels.paged_attention import (
     DECODE_ATTENTION,
     EXTEND_ATTENTION,
@@ -19,7 +20,6 @@ from baton_kernels.paged_attention import (
     PlannedAttention,
 )
 from baton_kernels.registry import AUTO, KernelUnavailable
-
 from baton_serving.errors import ConfigError
 from baton_serving.kv.pool import TORCH_DTYPES, KVPool
 from baton_serving.model.batch import ForwardBatch
@@ -27,7 +27,7 @@ from baton_serving.model.batch import ForwardBatch
 
 @dataclass(frozen=True)
 class AttentionHeads:
-    """What a loaded model's attention needs besides the KV layout: query heads of this rank, score scale and softcap."""
+    """What attention needs to know of a model besides its KV layout; `q_heads` are those of this rank."""
 
     q_heads: int
     scale: float

@@ -24,8 +24,6 @@ class Checkpoint(Protocol):
 
     def names(self) -> frozenset[str]: ...
 
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         """`tensor[start:stop]` along `dim`; not to be written to."""
 
@@ -51,9 +49,6 @@ class SafetensorsCheckpoint:
 
     def names(self) -> frozenset[str]:
         return frozenset(self._home)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._home[name].tensors[name].shape
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         return self._home[name].read(name, dim, start, stop)
@@ -83,9 +78,6 @@ class TorchCheckpoint:
     def names(self) -> frozenset[str]:
         return frozenset(self._tensors)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
-
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         return self._tensors[name].narrow(dim, start, stop - start)
 
@@ -97,7 +89,7 @@ class TorchCheckpoint:
         return _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)
 
     def raw(self, name: str) -> memoryview:
-        return memoryview(self._tensors[name].detach().contiguous().view(-1).view(torch.uint8).numpy())
+        return self._tensors[name].detach().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 class DummyCheckpoint:
@@ -113,9 +105,6 @@ class DummyCheckpoint:
 
     def names(self) -> frozenset[str]:
         return frozenset(self._shapes)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         shape = self._shapes[name]

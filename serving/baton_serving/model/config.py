@@ -126,7 +126,7 @@ def read_config_json(path: Path, overrides: Mapping[str, object] | None = None) 
 def parse_config(values: Mapping[str, Any], origin: str) -> PretrainedConfig:
     """The transformers config of config.json's `values`; `origin` names them in a ConfigError."""
     model_type = values.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ConfigError(
             f"{origin}: transformers knows no model_type {model_type!r}; check it or upgrade transformers"
         )

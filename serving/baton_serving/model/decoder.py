@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch import nn
+from torch.nn import functional
+
 from baton_kernels.activation import ACTIVATION_AND_MUL
 from baton_kernels.registry import AUTO
 from baton_kernels.rms_norm import ADD_RMS_NORM, RMS_NORM
 from baton_kernels.rope import rope_table
 from baton_kernels.rope_kv_write import ROPE_KV_WRITE, HeadNorm
-from torch import nn
-from torch.nn import functional
-
 from baton_serving.model.attention import StepAttention
 from baton_serving.model.batch import ForwardBatch
 from baton_serving.model.config import DecoderConfig
@@ -86,7 +86,8 @@ class Attention(nn.Module):
             *attention.pages(self.layer),
             *attention.write_places(self.layer),
         )
-        return self.o_proj(attention.attend(self.layer, q).flatten(1))  # type: ignore[no-any-return]
+        out: torch.Tensor = self.o_proj(attention.attend(self.layer, q).flatten(1))
+        return out
 
 
 class MLP(nn.Module):
@@ -101,7 +102,8 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gated = self.kernels.activation_and_mul(self.gate_up_proj(x), self.activation)
-        return self.down_proj(gated)  # type: ignore[no-any-return]
+        out: torch.Tensor = self.down_proj(gated)
+        return out
 
 
 class DecoderLayer(nn.Module):
@@ -133,7 +135,9 @@ class DecoderLayer(nn.Module):
         if self.post_attention_norm is not None:
             x = self.post_attention_norm(x)
         x = self.mlp(self.mlp_norm.add(x, residual))
-        return x if self.post_mlp_norm is None else self.post_mlp_norm(x)  # type: ignore[no-any-return]
+        if self.post_mlp_norm is not None:
+            x = self.post_mlp_norm(x)
+        return x
 
 
 class Decoder(nn.Module):
@@ -162,7 +166,7 @@ class Decoder(nn.Module):
             x = layer(x, residual, batch.positions, table, attention)
         rows = batch.logits_rows
         residual = residual.index_select(0, rows)
-        return self.norm(residual) if x is None else self.norm.add(x.index_select(0, rows), residual)  # type: ignore[no-any-return]
+        return self.norm(residual) if x is None else self.norm.add(x.index_select(0, rows), residual)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits float32 `[n, vocab_size]` of final hidden states `[n, hidden_size]`."""

@@ -76,29 +76,29 @@ class _Planner:
 
     def layer(self, index: int) -> Iterator[Placement]:
         config, ours, theirs = self.config, f"layers.{index}", f"model.layers.{index}"
-        dim, hidden = config.head_dim, config.hidden_size
-        q_rows = self.share(config.q_heads)
-        heads = (("q_proj", config.q_heads, q_rows),) + tuple(
-            (name, config.kv_heads, self.kv_heads) for name in ("k_proj", "v_proj")
-        )
-        attention = [
-            (f"{theirs}.self_attn.{name}", count * dim, range(rows.start * dim, rows.stop * dim))
-            for name, count, rows in heads
-        ]
-        yield from self.stacked(f"{ours}.attention.qkv_proj", attention, hidden, config.qkv_bias)
-        width = config.q_heads * dim
-        yield from self.row_parallel(
-            f"{ours}.attention.o_proj", f"{theirs}.self_attn.o_proj", width, config.output_bias
-        )
-        if config.qk_norm:
-            yield from self.whole(f"{ours}.attention.q_norm.weight", f"{theirs}.self_attn.q_norm.weight", (dim,))
-            yield from self.whole(f"{ours}.attention.k_norm.weight", f"{theirs}.self_attn.k_norm.weight", (dim,))
+        yield from self.attention(f"{ours}.attention", f"{theirs}.self_attn")
         inner = config.intermediate_size
         mlp = [(f"{theirs}.mlp.{name}", inner, self.share(inner)) for name in ("gate_proj", "up_proj")]
-        yield from self.stacked(f"{ours}.mlp.gate_up_proj", mlp, hidden, config.mlp_bias)
+        yield from self.stacked(f"{ours}.mlp.gate_up_proj", mlp, config.hidden_size, config.mlp_bias)
         yield from self.row_parallel(f"{ours}.mlp.down_proj", f"{theirs}.mlp.down_proj", inner, config.mlp_bias)
         for our_norm, their_norm in _SANDWICH_NORMS if config.sandwich_norms else _NORMS:
-            yield from self.whole(f"{ours}.{our_norm}.weight", f"{theirs}.{their_norm}.weight", (hidden,))
+            yield from self.whole(f"{ours}.{our_norm}.weight", f"{theirs}.{their_norm}.weight", (config.hidden_size,))
+
+    def attention(self, ours: str, theirs: str) -> Iterator[Placement]:
+        config, dim = self.config, self.config.head_dim
+        heads = (
+            ("q_proj", config.q_heads, self.share(config.q_heads)),
+            ("k_proj", config.kv_heads, self.kv_heads),
+            ("v_proj", config.kv_heads, self.kv_heads),
+        )
+        qkv = [
+            (f"{theirs}.{name}", count * dim, range(mine.start * dim, mine.stop * dim)) for name, count, mine in heads
+        ]
+        yield from self.stacked(f"{ours}.qkv_proj", qkv, config.hidden_size, config.qkv_bias)
+        yield from self.row_parallel(f"{ours}.o_proj", f"{theirs}.o_proj", config.q_heads * dim, config.output_bias)
+        if config.qk_norm:
+            yield from self.whole(f"{ours}.q_norm.weight", f"{theirs}.q_norm.weight", (dim,))
+            yield from self.whole(f"{ours}.k_norm.weight", f"{theirs}.k_norm.weight", (dim,))
 
 
 # What Llama calls the norm after attention is the one before the MLP; with sandwich norms the names mean what they say.

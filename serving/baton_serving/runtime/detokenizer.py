@@ -1,17 +1,18 @@
 """The detokenizer: tokens of running requests into text, stop strings found on the way.
 
-One process between scheduler and API. `DetokenizerState` is pure; `run_detokenizer` is its rim of sockets.
+One process between scheduler and API. `DetokenizerState` is pure; `Detokenizer` is its rim of sockets.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import zmq
 
 from baton_serving import logs
-from baton_serving.config import ResolvedConfig
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.messages import (
     ApiInput,
@@ -232,18 +233,22 @@ class Detokenizer:
 
 
 def detokenizer_main(
-    config: ResolvedConfig, addresses: Addresses, source: TokenizerSource | None, interval: int, reporter: Reporter
+    log_level: str, addresses: Addresses, source: TokenizerSource | None, stream_interval: int, reporter: Reporter
 ) -> None:
-    """Entry point of the detokenizer's process. Without a tokenizer (`source` None) answers are token ids, no text."""
-    logs.configure("detokenizer", config.given.logging.log_level, config.log_level_http)
+    """Entry point of the detokenizer process. Without a tokenizer (`source` None) answers are token ids, text empty."""
+    logs.configure("detokenizer", log_level)
     vocabulary = NO_VOCABULARY if source is None else load_tokenizer(source).vocabulary
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     inbox: Pull[DetokenizerInput] = Pull(context, addresses.detokenizer, DetokenizerInput)
-    detokenizer = Detokenizer(
-        DetokenizerState(vocabulary, interval),
-        inbox,
-        Push(context, addresses.api),
-        Push(context, addresses.scheduler),
-    )
+    to_api: Push[ApiInput] = Push(context, addresses.api)
+    to_scheduler: Push[SchedulerInput] = Push(context, addresses.scheduler)
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     reporter.ready({})
-    detokenizer.run()
+    Detokenizer(DetokenizerState(vocabulary, stream_interval), inbox, to_api, to_scheduler).run(
+        lambda: not stopping.is_set()
+    )
+    to_api.close(linger_ms=200)
+    to_scheduler.close(linger_ms=200)
+    inbox.close()
+    context.term()

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from baton_serving.config import HostFacts, ModelFacts, ResolvedConfig, ServerConfig, resolve
+from baton_serving.config import ModelFacts, ResolvedConfig, ServerConfig, resolve
 from baton_serving.config.check import json_object
 from baton_serving.errors import ConfigError
 from baton_serving.kv.layout import DTYPE_BYTES
-from baton_serving.kv.pool import memory_info
 from baton_serving.model.config import (
     DecoderConfig,
     architecture_of,
@@ -24,13 +19,14 @@ from baton_serving.model.config import (
     read_config_json,
     supports,
 )
+from baton_serving.runtime.host import probe_host
 
 
 def resolve_here(config: ServerConfig) -> ResolvedConfig:
     """Resolve `config` for this machine and its model, which is fetched first when it is a hub name (ConfigError)."""
     path = local_checkpoint(config.model.model_path, config.model.revision)
     overrides = json_object("--json-model-override-args", config.model.json_model_override_args)
-    resolved = resolve(config, host_facts(), model_facts(path, overrides))
+    resolved = resolve(config, probe_host(), model_facts(path, overrides))
     located = replace(config, model=replace(config.model, model_path=str(path)))
     tokenizer_path = config.model.tokenizer_path or str(path)
     return replace(resolved, given=located, tokenizer_path=tokenizer_path)
@@ -54,22 +50,6 @@ def local_checkpoint(model_path: str, revision: str | None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"--model-path {model_path}: no such folder, and the hub says: {reason}") from error
-
-
-def host_facts() -> HostFacts:
-    """This machine, now."""
-    free, _ = memory_info(torch.device("cpu"))
-    cuda_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not cuda_devices:
-        return HostFacts(host_memory=free, entropy=secrets.randbelow(2**31))
-    return HostFacts(
-        host_memory=free,
-        cuda_devices=cuda_devices,
-        device_memory=min(memory_info(torch.device("cuda", index))[0] for index in range(cuda_devices)),
-        compute_capability=torch.cuda.get_device_capability(0),
-        has_flashinfer=importlib.util.find_spec("flashinfer") is not None,
-        entropy=secrets.randbelow(2**31),
-    )
 
 
 def model_facts(path: Path, overrides: Mapping[str, object]) -> ModelFacts:

@@ -16,6 +16,7 @@ import zmq
 from baton_serving.errors import BatonError, NotFound
 from baton_serving.runtime.channels import Pull, Push
 from baton_serving.runtime.executor import Executor, PendingStep
+from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers
 from baton_serving.runtime.messages import (
     AbortInput,
@@ -80,6 +81,7 @@ class SchedulerLoop:
         to_api: Push[ApiInput],
         make_request: Callable[[GenerateInput], Request],
         watchdog: Watchdog,
+        figures: Figures,
         *,
         overlap: bool = True,
         log_interval: int = 0,
@@ -106,7 +108,7 @@ class SchedulerLoop:
         self._was_idle = True
         self._next_state = 0.0
         self._steps = 0
-        self._decoded_tokens = 0
+        self._figures = figures
         self._poller = zmq.Poller()
         self._poller.register(inbox.socket, zmq.POLLIN)
         if extension is not None:
@@ -197,13 +199,14 @@ class SchedulerLoop:
         plan, pending = launched
         result = pending.result()
         self._steps += 1
-        self._decoded_tokens += sum(plan.sample)
+        self._figures.stepped(plan)
         if self._log_interval and self._steps % self._log_interval == 0:
             self._log_step(plan)
         return self._scheduler.commit(plan, result)
 
     def _send(self, outputs: list[TokenOutput]) -> None:
         if outputs or self._opened:
+            self._figures.put_out(outputs)
             self._to_detokenizer.send(TokenBatch(opened=self._opened, outputs=outputs))
             self._opened = []
 
@@ -221,10 +224,7 @@ class SchedulerLoop:
 
     def _report(self) -> None:
         self._next_state = time.monotonic() + STATE_INTERVAL
-        stats = self._scheduler.stats()
-        stats["steps_total"] = self._steps
-        stats["generated_tokens_total"] = self._decoded_tokens
-        self._to_api.send(WorkerState(tick=self._tick, stats=stats))
+        self._to_api.send(WorkerState(tick=self._tick, stats=self._figures.report(self._tick)))
 
     def _log_step(self, plan: StepPlan) -> None:
         stats = self._scheduler.stats()
@@ -241,7 +241,8 @@ class SchedulerLoop:
         )
 
     def _flush_cache(self) -> dict[str, Any]:
-        return {"pages": self._scheduler.flush_cache(), "idle": self._scheduler.idle}
+        """Requests that run keep their pages: the cache is only empty afterwards when there are none."""
+        return {"pages": self._scheduler.flush_cache(), "flushed": self._scheduler.idle}
 
     def _check(self) -> dict[str, Any]:
         self._scheduler.check()

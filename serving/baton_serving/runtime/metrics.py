@@ -85,6 +85,9 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
     _gauge("requests_prefilling", "requests_prefilling", "Requests whose prompt is partly computed."),
     _gauge("requests_waiting", "requests_waiting", "Requests in the queue, which hold no pages."),
     _gauge("requests_reserved", "requests_reserved", "Requests whose KV is on its way here from a prefill worker."),
+    _gauge("token_usage_ratio", "token_usage", "Share of the KV pool in use by running requests, 0 to 1."),
+    _gauge("cache_hit_ratio", "cache_hit_rate", "Share of recent prompt tokens found in the radix cache, 0 to 1."),
+    _gauge("generation_tokens_per_second", "gen_throughput", "Tokens generated per second, lately."),
     _gauge("kv_pages_total", "pages_total", "Pages of the KV pool."),
     _gauge("kv_pages_free", "pages_free", "Pages that nothing occupies."),
     _gauge("kv_pages_cached", "pages_cached", "Pages that the radix cache holds."),
@@ -97,6 +100,7 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
     _counter("retractions", "retractions_total", "Times that a request gave up its pages to be computed again later."),
     _counter("scheduler_steps", "steps_total", "Steps that the scheduler booked."),
     _counter("sampled_tokens", "generated_tokens_total", "Tokens sampled, those of requests that go on included."),
+    _gauge("scheduler_tick", "tick", "Turns of the scheduler loop; it moves when idle too."),
 )
 
 

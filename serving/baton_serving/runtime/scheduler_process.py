@@ -12,6 +12,7 @@ import zmq
 from baton_serving import logs
 from baton_serving.config import ResolvedConfig
 from baton_serving.runtime.channels import Addresses, Pull, Push
+from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers, follow
 from baton_serving.runtime.loop import SchedulerLoop
 from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput
@@ -99,6 +100,7 @@ def _lead(
         to_api,
         make_request,
         watchdog,
+        Figures(scheduler),
         overlap=not config.given.optimization.disable_overlap_schedule,
         log_interval=config.given.logging.decode_log_interval,
     )

@@ -120,6 +120,8 @@ class TokenizerManager:
         self._serials = itertools.count()
         self._dead: BatonError | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.liveness = Liveness()
         self.stats: Mapping[str, float] = {}
 
@@ -138,6 +140,10 @@ class TokenizerManager:
     @property
     def open_requests(self) -> int:
         return len(self._open)
+
+    async def wait_idle(self) -> None:
+        """Return once no request is open."""
+        await self._idle.wait()
 
     @property
     def alive(self) -> bool:
@@ -212,6 +218,7 @@ class TokenizerManager:
             raise InvalidRequest(f"a request with rid {request.rid!r} is already running: choose another", param="rid")
         opened = _OpenRequest(request, next(self._serials))
         self._open[request.rid] = opened
+        self._idle.clear()
         for index, rid in enumerate(opened.choice_rids):
             self._by_choice[rid] = (opened, index)
         for observer in self._observers:
@@ -244,6 +251,8 @@ class TokenizerManager:
         for rid in opened.choice_rids:
             del self._by_choice[rid]
         del self._open[opened.request.rid]
+        if not self._open:
+            self._idle.set()
         record = opened.record
         if not record.outcome:
             record.outcome = "disconnected" if opened.unfinished else record.finish_kinds[0]

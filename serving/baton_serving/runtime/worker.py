@@ -55,8 +55,9 @@ class Worker:
         Raises ConfigError when the caller must change something, InternalError when a child died.
         """
         source = tokenizer_source(self.config)
+        level = self.config.given.logging.log_level
         interval = self.config.given.runtime.stream_interval
-        self._children.append(Child("detokenizer", detokenizer_main, self.config, self._addresses, source, interval))
+        self._children.append(Child("detokenizer", detokenizer_main, level, self._addresses, source, interval))
         for tp_rank in range(self.config.tp_size):
             self._children.append(Child(f"rank{tp_rank}", rank_main, self.config, tp_rank, self._addresses))
         facts = [child.wait_ready() for child in self._children]

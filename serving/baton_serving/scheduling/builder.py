@@ -19,7 +19,10 @@ class Flight:
 
 
 class Outgoing:
-    """Changes to the executors' slot tables that go out with the next plan, in the order in which they were made."""
+    """Changes to the executors' slot tables that go out with the next plan.
+
+    No entry of a table is set twice in one plan: what was due for a slot is forgotten when the slot is freed.
+    """
 
     __slots__ = ("page_writes", "setups")
 
@@ -40,6 +43,10 @@ class Outgoing:
             )
         )
         self.write_pages(request, 0)
+
+    def forget(self, slot: int) -> None:
+        self.setups = [setup for setup in self.setups if setup.slot != slot]
+        self.page_writes = [write for write in self.page_writes if write.slot != slot]
 
     def write_pages(self, request: Request, start: int) -> None:
         """Enter the request's pages from page index `start` on."""

@@ -18,7 +18,7 @@ class DecodePlanner:
         for request in list(roster.joining):
             if request.slot < 0:
                 if not roster.slots:
-                    return
+                    continue
                 request.slot = roster.slots.pop()
             roster.joining.remove(request)
             roster.outgoing.set_up(request)

@@ -21,10 +21,11 @@ class Handover:
 
     # Arrivals
 
-    def reserve(self, request: Request) -> Reservation | None:
+    def reserve(self, request: Request, output: list[int]) -> Reservation | None:
         roster, kv = self._roster, self._kv
-        tokens = len(request.prompt)
+        request.output = list(output)
         request.set_goal()
+        tokens = len(request.prompt) + max(0, len(output) - 1)
         hit = kv.match(request.namespace, request.goal_key, tokens)
         request.held = held = kv.open(request.rid, request.namespace, hit)
         kv.slide(held, tokens)
@@ -55,19 +56,23 @@ class Handover:
         cached_tokens: int,
     ) -> None:
         request = self._find(rid, State.RESERVED, State.LEAVING)
-        request.pinned_by_peer = False
         if request.state is State.LEAVING:
             self._roster.unpin(request)
             return
+        kv_tokens = len(request.prompt) + max(0, len(output) - 1)
+        if kv_tokens > request.page_list.capacity:
+            raise InvalidRequest(f"request {rid} reserved {request.page_list.capacity} tokens and brings {kv_tokens}")
+        request.pinned_by_peer = False
         request.output = list(output)
         request.sent = len(output) - unsent
         request.output_logprobs = logprobs
         request.prompt_logprobs = prompt_logprobs
         request.logprob_next = request.logprob_planned = len(request.prompt)
         request.cached = max(cached_tokens, 0)
-        request.kv = len(request.prompt) + max(0, len(output) - 1)
+        request.set_goal()
+        request.kv = kv_tokens
         self._roster.reserved.remove(request)
-        self._kv.publish(request.page_list, request.goal_key, len(request.prompt))
+        self._kv.publish(request.page_list, request.goal_key, kv_tokens)
         self._go_on(request)
 
     def release_reservation(self, rid: str, quarantine: bool) -> str | None:
@@ -109,7 +114,7 @@ class Handover:
 
     def extract(self, rid: str) -> bool:
         request = self._find(rid, State.DECODE)
-        if request.planned >= request.limit:
+        if request.handoff or request.planned >= request.limit:
             return False
         self._roster.stop(request)
         self._roster.settle()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from baton_serving.errors import InternalError
+from baton_serving.errors import InternalError, InvalidRequest
 from baton_serving.kv.layout import NULL_PAGE
 from baton_serving.scheduling.builder import Flight
 from baton_serving.scheduling.events import ChunkReady, Failure, Finish, TokenOutput
 from baton_serving.scheduling.request import PLANNED_STATES, Request, State
 from baton_serving.scheduling.roster import Roster
 from baton_serving.scheduling.step import PageWrite, StepResult, TokenLogprobs
+
+NOT_A_NUMBER = Failure(InternalError.code, "the model computed values that are not numbers for this request")
+PROCESSOR_FAILED = Failure(
+    InvalidRequest.code,
+    "the custom logit processor failed on this request; check custom_params",
+    "custom_logit_processor",
+)
 
 
 class OutcomeBook:
@@ -27,14 +34,14 @@ class OutcomeBook:
         roster.committed = plan.step
         for node in flight.pinned:
             self._kv.unpin(node)
-        broken = frozenset(result.nan_rows)
+        broken = dict.fromkeys(result.nan_rows, NOT_A_NUMBER) | dict.fromkeys(result.failed_rows, PROCESSOR_FAILED)
         windowed = bool(self._kv.windowed)
         rows = zip(flight.requests, plan.starts, plan.lengths, plan.extend, plan.sample, result.tokens, strict=True)
         for row, (request, start, length, extend, sample, token) in enumerate(rows):
             if request.state not in PLANNED_STATES:
                 continue
             if row in broken:
-                self._fail_broken(request)
+                roster.end(request, failure=broken[row])
                 continue
             request.kv = start + length
             if extend:
@@ -46,10 +53,6 @@ class OutcomeBook:
             elif request.limit == 0 and start + length == request.goal:
                 self._end_without_output(request)
         roster.settle()
-
-    def _fail_broken(self, request: Request) -> None:
-        failure = Failure(InternalError.code, "the model computed values that are not numbers for this request")
-        self._roster.end(request, failure=failure)
 
     def _book_token(self, request: Request, token: int, logprobs: TokenLogprobs | None) -> None:
         """Take in one sampled token and put it out, with the end of the request if it is the last."""

@@ -203,6 +203,7 @@ class Roster:
 
     def _free_slot(self, request: Request) -> None:
         if request.slot >= 0:
+            self.outgoing.forget(request.slot)
             self.slots.append(request.slot)
             request.slot = -1
 

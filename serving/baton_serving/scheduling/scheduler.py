@@ -13,7 +13,7 @@ Nothing here blocks, sleeps, or reads a clock but the one it is given.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from baton_serving.errors import InternalError, InvalidRequest, QueueFull
 from baton_serving.kv.layout import KVLayout
@@ -187,23 +187,24 @@ class Scheduler:
     def extract(self, rid: str) -> bool:
         """Stop a running request between two steps; its snapshot comes with `take_handoffs` once it stands still.
 
-        False when it is about to end by length anyway. It may still end in its last launched step; then there is an
+        False when it is about to end by length or to be handed over anyway. It may still end in its last launched step; then there is an
         output instead of a snapshot. Raises NotFound, or InvalidRequest when it is not decoding.
         """
         return self._handover.extract(rid)
 
     # Handoff: the decode side
 
-    def reserve(self, request: Request) -> Reservation | None:
-        """Keep a slot and pages for the prompt of a request that a peer computes; None when there is no room now.
+    def reserve(self, request: Request, output: Sequence[int] = ()) -> Reservation | None:
+        """Keep a slot and pages for the KV of a request that a peer computes; None when there is no room now.
 
+        That is the KV of its prompt, and of all but the last of `output` when it has produced tokens already.
         No output is owed for it before `adopt`, unless it is aborted. Reserved pages are never taken back; a tree
         prefix that it counts on is locked. Raises InvalidRequest when it could never fit, or its `rid` is here.
         """
         self._refuse_duplicate(request)
         self._fit(request)
         self._number(request)
-        return self._handover.reserve(request)
+        return self._handover.reserve(request, list(output))
 
     def adopt(
         self,
