@@ -60,6 +60,7 @@ class _ApiProcess:
         self._config = worker.config
         self._listener = listener
         self._stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop
         self._status = 0
         self._intake, self._tokenizer = load_intake(self._config, facts)
         self._options = _app_options(self._config, facts)
@@ -72,10 +73,10 @@ class _ApiProcess:
         self._manager = TokenizerManager(worker.to_scheduler, worker.inbox, self._observers())
 
     async def run(self) -> int:
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
-        self._worker.watch(lambda name, code: loop.call_soon_threadsafe(self._child_died, name, code) and None)
+            self._loop.add_signal_handler(number, self._stopping.set)
+        self._worker.watch(self._child_died_soon)
         self._manager.start()
         app = create_app(Service(self._manager, self._intake, self._options, self._metrics))
         server = http_server(app, self._config.log_level_http)
@@ -115,6 +116,10 @@ class _ApiProcess:
         registration = Registration(self._config, record, self._manager)
         await registration.start()
         return registration
+
+    def _child_died_soon(self, name: str, exit_code: int | None) -> None:
+        """From the watching thread."""
+        self._loop.call_soon_threadsafe(self._child_died, name, exit_code)
 
     def _child_died(self, name: str, exit_code: int | None) -> None:
         if self._stopping.is_set():

@@ -20,7 +20,9 @@ def worker_record(config: ResolvedConfig, identity: Identity, facts: RankFacts, 
     bootstrap port, or without one.
     """
     given = config.given.disaggregation
-    bootstrap_port = given.disaggregation_bootstrap_port
+    keys = [f"{host}:{port}"]
+    if given.disaggregation_mode == "prefill":
+        keys.append(f"{host}:{given.disaggregation_bootstrap_port}")
     url_host = f"[{host}]" if ":" in host else host
     return Worker(
         id=identity.id,
@@ -29,7 +31,7 @@ def worker_record(config: ResolvedConfig, identity: Identity, facts: RankFacts, 
         role=_ROLES[given.disaggregation_mode],
         http_url=f"http://{url_host}:{port}",
         control=facts.handoff_endpoint,
-        keys=(f"{host}:{port}", f"{host}:{bootstrap_port}"),
+        keys=tuple(keys),
         model=config.served_model_name,
         weight_digest=facts.weight_digest,
         engine_digest=engine_digest(config),
