@@ -10,7 +10,6 @@ from baton_serving.scheduling.request import PLANNED_STATES, Request, State
 from baton_serving.scheduling.roster import Roster
 from baton_serving.scheduling.step import PageWrite, StepResult, TokenLogprobs
 
-
 NOT_A_NUMBER = Failure(InternalError.code, "the model computed values that are not numbers for this request")
 PROCESSOR_FAILED = Failure(
     InvalidRequest.code,
@@ -35,7 +34,7 @@ class OutcomeBook:
         roster.committed = plan.step
         for node in flight.pinned:
             self._kv.unpin(node)
-        broken = {row: NOT_A_NUMBER for row in result.nan_rows} | {row: PROCESSOR_FAILED for row in result.failed_rows}
+        broken = dict.fromkeys(result.nan_rows, NOT_A_NUMBER) | dict.fromkeys(result.failed_rows, PROCESSOR_FAILED)
         windowed = bool(self._kv.windowed)
         rows = zip(flight.requests, plan.starts, plan.lengths, plan.extend, plan.sample, result.tokens, strict=True)
         for row, (request, start, length, extend, sample, token) in enumerate(rows):
