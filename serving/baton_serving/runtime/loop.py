@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import zmq
 
-from baton_serving.errors import BatonError, NotFound
+from baton_serving.errors import BatonError, InvalidRequest, NotFound
 from baton_serving.runtime.channels import Pull, Push
 from baton_serving.runtime.executor import Executor, PendingStep
 from baton_serving.runtime.figures import Figures
@@ -60,11 +60,23 @@ class LoopExtension(Protocol):
         ...
 
     def aborted(self, rid: str, reason: str) -> None:
-        """The request was aborted or ended by its stop string; also for requests that are not the extension's."""
+        """The request, or every one (""), is to end; also called for requests that are not the extension's."""
         ...
 
-    def poll(self) -> None:
-        """Take in what happened since the last turn. Never waits."""
+    def ended(self, output: TokenOutput) -> None:
+        """The scheduler put out the last output of a request."""
+        ...
+
+    def poll(self, tick: int) -> list[TokenOutput]:
+        """Take in what happened since the last turn, and return last outputs of requests that it was in charge of."""
+        ...
+
+    def planned(self) -> None:
+        """A step was planned and is about to be launched."""
+        ...
+
+    def booked(self) -> None:
+        """A step was booked."""
         ...
 
 
@@ -129,13 +141,16 @@ class SchedulerLoop:
             self._turn()
 
     def _turn(self) -> None:
-        self._receive()
+        outputs = self._receive()
         plan = self._scheduler.schedule()
         launched = None
+        if self._extension is not None:
+            self._extension.planned()
         if plan is not None:
             self._followers.launch(plan)
             launched = (plan, self._executor.launch(plan))
-        outputs = self._book(self._in_flight) if self._in_flight is not None else []
+        if self._in_flight is not None:
+            outputs += self._book(self._in_flight)
         self._in_flight = launched
         if launched is not None and not self._overlap:
             outputs += self._book(launched)
@@ -149,21 +164,22 @@ class SchedulerLoop:
         elif time.monotonic() >= self._next_state:
             self._report()
 
-    def _receive(self) -> None:
+    def _receive(self) -> list[TokenOutput]:
+        """Take in all that came; returns last outputs of requests that the scheduler does not know."""
+        refused: list[TokenOutput] = []
         for message in self._inbox.drain():
             match message:
                 case GenerateInput():
-                    self._admit(message)
+                    refused += self._admit(message)
                 case AbortInput():
                     self._abort(message)
                 case StopFound():
                     self._scheduler.stop_found(message.rid, message.completion_tokens)
                 case ControlInput():
                     self._control(message)
-        if self._extension is not None:
-            self._extension.poll()
+        return refused + (self._extension.poll(self._tick) if self._extension is not None else [])
 
-    def _admit(self, message: GenerateInput) -> None:
+    def _admit(self, message: GenerateInput) -> list[TokenOutput]:
         request = self._make_request(message)
         self._opened.append(
             StreamState(
@@ -174,8 +190,13 @@ class SchedulerLoop:
                 output_ids=message.output_ids,
             )
         )
-        if self._extension is None or not self._extension.admit(message, request):
-            self._scheduler.add(request)
+        try:
+            if self._extension is None or not self._extension.admit(message, request):
+                self._scheduler.add(request)
+        except InvalidRequest as error:
+            failure = Failure(error.code, error.message, error.param)
+            return [TokenOutput(rid=message.rid, prompt_tokens=len(message.input_ids), failure=failure)]
+        return []
 
     def _abort(self, message: AbortInput) -> None:
         if message.rid:
@@ -202,11 +223,18 @@ class SchedulerLoop:
         self._figures.stepped(plan)
         if self._log_interval and self._steps % self._log_interval == 0:
             self._log_step(plan)
-        return self._scheduler.commit(plan, result)
+        outputs = self._scheduler.commit(plan, result)
+        if self._extension is not None:
+            self._extension.booked()
+        return outputs
 
     def _send(self, outputs: list[TokenOutput]) -> None:
         if outputs or self._opened:
             self._figures.put_out(outputs)
+            if self._extension is not None:
+                for output in outputs:
+                    if output.finish is not None or output.failure is not None:
+                        self._extension.ended(output)
             self._to_detokenizer.send(TokenBatch(opened=self._opened, outputs=outputs))
             self._opened = []
 

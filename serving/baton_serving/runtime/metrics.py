@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from baton_serving.runtime.messages import Failure
 from baton_serving.runtime.requests import RequestRecord
 
 Kind = Literal["gauge", "counter", "histogram", "info"]
@@ -126,6 +127,9 @@ class Metrics:
 
     def started(self, record: RequestRecord) -> None:
         """Nothing is counted before a request ends: counters then agree with each other."""
+
+    def failed(self, failure: Failure) -> None:
+        """The requests that it ends are counted as they end."""
 
     def produced(self, record: RequestRecord, index: int, tokens: int, now: float) -> None:
         last = record.last_output[index]
