@@ -15,7 +15,6 @@ import zmq
 
 from baton_serving.errors import BatonError, InvalidRequest, NotFound
 from baton_serving.runtime.channels import Pull, Push
-from baton_serving.runtime.executor import Executor, PendingStep
 from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers
 from baton_serving.runtime.messages import (
@@ -36,7 +35,7 @@ from baton_serving.runtime.watchdog import Watchdog
 from baton_serving.scheduling.events import TokenOutput
 from baton_serving.scheduling.request import Request
 from baton_serving.scheduling.scheduler import Scheduler
-from baton_serving.scheduling.step import StepPlan
+from baton_serving.scheduling.step import StepPlan, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +44,18 @@ IDLE_POLL_MS = 250
 PROMPT_TAIL = 16  # tokens of the prompt that the detokenizer needs: a character may begin there
 
 ControlHandler = Callable[..., dict[str, Any]]
+
+
+class LaunchedStep(Protocol):
+    """A step on the device: the executor's `PendingStep`."""
+
+    def result(self) -> StepResult: ...
+
+
+class StepRunner(Protocol):
+    """What the loop launches steps on: the executor, or a stand-in that measures the loop."""
+
+    def launch(self, plan: StepPlan) -> LaunchedStep: ...
 
 
 class LoopExtension(Protocol):
@@ -86,7 +97,7 @@ class SchedulerLoop:
     def __init__(
         self,
         scheduler: Scheduler,
-        executor: Executor,
+        executor: StepRunner,
         followers: Followers,
         inbox: Pull[SchedulerInput],
         to_detokenizer: Push[DetokenizerInput],
@@ -114,7 +125,7 @@ class SchedulerLoop:
         self._controls: dict[str, ControlHandler] = {"flush_cache": self._flush_cache, "check": self._check}
         self._controls.update(controls or {})
         self._opened: list[StreamState] = []
-        self._in_flight: tuple[StepPlan, PendingStep] | None = None
+        self._in_flight: tuple[StepPlan, LaunchedStep] | None = None
         self._stopping = False
         self._tick = 0
         self._was_idle = True
@@ -216,7 +227,7 @@ class SchedulerLoop:
             reply = ControlReply(id=message.id, error=Failure(error.code, error.message))
         self._to_api.send(reply)
 
-    def _book(self, launched: tuple[StepPlan, PendingStep]) -> list[TokenOutput]:
+    def _book(self, launched: tuple[StepPlan, LaunchedStep]) -> list[TokenOutput]:
         plan, pending = launched
         result = pending.result()
         self._steps += 1
