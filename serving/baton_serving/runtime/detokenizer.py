@@ -1,6 +1,6 @@
 """The detokenizer: tokens of running requests into text, stop strings found on the way.
 
-One process between scheduler and API. `DetokenizerState` is pure; `run_detokenizer` is its rim of sockets.
+One process between scheduler and API. `DetokenizerState` is pure; `Detokenizer` is its rim of sockets.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ _BYTES_PER_TOKEN_SLACK = 4  # normalisation may shorten a text before it is cut 
 class Intake:
     """What prompts are read with. `tokenizer` None: token ids only.
 
-    `preferred` are sampling fields for clients that leave them out. `auto_truncate` cuts the start off a prompt that is too long rather than refuse it.
+    `preferred` are sampling fields for clients that leave them out. `auto_truncate` cuts the start off a prompt that is
+    too long rather than refuse it.
     """
 
     tokenizer: Tokenizer | None

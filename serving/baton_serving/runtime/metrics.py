@@ -81,18 +81,25 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
     MetricSpec("baton_prompt_tokens", "counter", "Prompt tokens of requests that ended."),
     MetricSpec("baton_generation_tokens", "counter", "Tokens generated for requests that ended."),
     MetricSpec("baton_cached_tokens", "counter", "Prompt tokens found in the radix cache, of requests that ended."),
-    _gauge("running_requests", "requests_running", "Requests in the running batch."),
-    _gauge("queued_requests", "requests_waiting", "Requests waiting for admission."),
+    _gauge("requests_running", "requests_running", "Requests whose tokens are being decoded."),
+    _gauge("requests_prefilling", "requests_prefilling", "Requests whose prompt is partly computed."),
+    _gauge("requests_waiting", "requests_waiting", "Requests in the queue, which hold no pages."),
+    _gauge("requests_reserved", "requests_reserved", "Requests whose KV is on its way here from a prefill worker."),
     _gauge("token_usage_ratio", "token_usage", "Share of the KV pool in use by running requests, 0 to 1."),
     _gauge("cache_hit_ratio", "cache_hit_rate", "Share of recent prompt tokens found in the radix cache, 0 to 1."),
     _gauge("generation_tokens_per_second", "gen_throughput", "Tokens generated per second, lately."),
     _gauge("kv_pages_total", "pages_total", "Pages of the KV pool."),
     _gauge("kv_pages_free", "pages_free", "Pages that nothing occupies."),
-    _gauge("kv_pages_cached", "pages_cached", "Pages held by the radix cache alone, which may be evicted."),
+    _gauge("kv_pages_cached", "pages_cached", "Pages that the radix cache holds."),
+    _gauge("kv_pages_evictable", "pages_evictable", "Pages of the radix cache that no request uses."),
     _gauge("kv_pages_in_use", "pages_in_use", "Pages held by running requests."),
     _gauge("kv_pages_quarantined", "pages_quarantined", "Pages a remote writer may still reach."),
-    _counter("scheduler_steps", "steps_total", "Steps launched."),
-    _counter("retractions", "retractions_total", "Requests that gave up their pages to be computed again later."),
+    _gauge(
+        "new_token_ratio", "new_token_ratio", "Share of their longest answer that running requests are planned to use."
+    ),
+    _counter("retractions", "retractions_total", "Times that a request gave up its pages to be computed again later."),
+    _counter("scheduler_steps", "steps_total", "Steps that the scheduler booked."),
+    _counter("sampled_tokens", "generated_tokens_total", "Tokens sampled, those of requests that go on included."),
     _gauge("scheduler_tick", "tick", "Turns of the scheduler loop; it moves when idle too."),
 )
 
@@ -135,9 +142,9 @@ class Metrics:
         self._observe("baton_request_prompt_tokens", record.prompt_tokens)
         self._observe("baton_request_generation_tokens", record.completion_tokens)
         if timings is not None and timings.scheduled:
-            self._observe("baton_queue_time_seconds", max(0.0, timings.scheduled - request.received))
+            self._observe("baton_queue_time_seconds", timings.scheduled - timings.received)
         if timings is not None and timings.first_token and not request.stream:
-            self._observe("baton_time_to_first_token_seconds", max(0.0, timings.first_token - request.received))
+            self._observe("baton_time_to_first_token_seconds", timings.first_token - timings.received)
         self._counters["baton_requests"].labels(record.outcome, request.route).inc()
         self._counters["baton_prompt_tokens"].inc(record.prompt_tokens)
         self._counters["baton_generation_tokens"].inc(record.completion_tokens)

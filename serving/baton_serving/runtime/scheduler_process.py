@@ -100,7 +100,7 @@ def _lead(
         to_api,
         make_request,
         watchdog,
-        Figures(scheduler, config.page_size),
+        Figures(scheduler),
         overlap=not config.given.optimization.disable_overlap_schedule,
         log_interval=config.given.logging.decode_log_interval,
     )
