@@ -47,8 +47,8 @@ def test_views_follow_the_layout_page_head_layer_then_k_and_v() -> None:
         for slot, layer in enumerate(group.layers):
             k, v = pool.layer_kv(layer)
             k_values, v_values = torch.split(cells[:, :, slot], [24, 8], dim=-1)
-            assert torch.equal(k, k_values.unflatten(-1, (4, 6)))
-            assert torch.equal(v, v_values.unflatten(-1, (4, 2)))
+            assert torch.equal(k, k_values.reshape(6, 2, 4, 6))
+            assert torch.equal(v, v_values.reshape(6, 2, 4, 2))
 
 
 def test_views_share_the_memory_of_the_pool() -> None:

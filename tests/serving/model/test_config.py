@@ -32,7 +32,8 @@ def test_llama() -> None:
     assert config.windows == (None, None, None)
     assert config.attention_scale == 16**-0.5
     assert {rope.kind for rope in config.ropes} == {"llama3"}
-    assert not (config.qk_norm or config.qkv_bias or config.sandwich_norms or config.tie_embeddings)
+    flags = (config.qk_norm, config.qkv_bias, config.sandwich_norms, config.tie_embeddings)
+    assert not any(flags)
     assert (config.eos_token_ids, config.max_positions) == ((2,), 1024)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def prompt(length: int, seed: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, VOCAB_SIZE, (length,), generator=generator).tolist()  # type: ignore[no-any-return]
+    return torch.randint(3, VOCAB_SIZE, (length,), generator=generator).tolist()
 
 
 def close(result: torch.Tensor, expected: torch.Tensor) -> None:
@@ -66,7 +67,7 @@ def test_prefill_in_chunks(pair: Pair) -> None:
     tokens = prompt(101, 4)
     runner = PagedRunner(pair.loaded)
     cuts = [0, 40, 41, 43, 83, 101]
-    parts = [runner.step({"r": tokens[a:b]})["r"] for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [runner.step({"r": tokens[a:b]})["r"] for a, b in pairwise(cuts)]
     close(torch.cat(parts), pair.expected(tokens))
 
 
@@ -116,7 +117,7 @@ def test_a_batch_does_not_change_what_a_request_gets_beyond_rounding(pair: Pair)
 def test_bfloat16_errs_no_more_than_transformers(kind: str, tmp_path: Path) -> None:
     path = write_tiny_checkpoint(kind, tmp_path, seed=3, dtype=torch.bfloat16)
     tokens = prompt(40, 13)
-    exact = Pair(path, load_model(ModelOptions(path)), load_hf(path).double()).expected(tokens)  # type: ignore[arg-type]
+    exact = Pair(path, load_model(ModelOptions(path)), load_hf(path).double()).expected(tokens)
     theirs = load_hf(path).bfloat16()(torch.tensor([tokens])).logits[0]
     ours = PagedRunner(load_model(ModelOptions(path, dtype="bfloat16", page_size=8))).step({"r": tokens})["r"]
     assert (ours - exact).abs().mean() <= 1.5 * (theirs - exact).abs().mean()

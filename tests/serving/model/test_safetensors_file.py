@@ -55,7 +55,7 @@ def test_one_byte_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0, 4, 7, 60])
 def test_a_file_cut_in_its_header_is_refused(path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ConfigError, match="w.safetensors: not a safetensors file, or truncated in its header"):
+    with pytest.raises(ConfigError, match=r"w.safetensors: not a safetensors file, or truncated in its header"):
         SafetensorsFile(path, True)
 
 
@@ -88,5 +88,5 @@ def test_a_damaged_header_is_refused(entry: object, message: str, tmp_path: Path
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="gone.safetensors: cannot be opened: No such file"):
+    with pytest.raises(ConfigError, match=r"gone.safetensors: cannot be opened: No such file"):
         SafetensorsFile(tmp_path / "gone.safetensors", True)
