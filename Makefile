@@ -53,8 +53,8 @@ protos: setup  ## Write the generated gRPC code anew
 
 .PHONY: pins
 pins: setup  ## Write constraints.txt anew after a change of dependencies
-	$(BIN)/uv pip compile -q pyproject.toml --extra engine --extra test --universal --python-version 3.11 \
-	    --no-header --no-annotate --output-file constraints.txt
+	$(BIN)/uv pip compile -q pyproject.toml --extra engine --extra test --python-version 3.11 \
+	    --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --output-file constraints.txt
 
 .PHONY: clean
 clean:  ## Remove the virtual environment and everything that was built

@@ -6,6 +6,7 @@ that a person can put right before start, are one line on stderr and exit status
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from argparse import ArgumentParser, Namespace
@@ -28,39 +29,38 @@ class CommandModule(Protocol):
 
 @dataclass(frozen=True)
 class Command:
-    """`extra` is the optional dependency set that the module needs ("" for none)."""
+    """Where a subcommand lives, and its line in the overview."""
 
     module: str
     help: str
-    extra: str = ""
 
 
 COMMANDS = {
-    "serve": Command("baton_serving.cli.serve", "serve a model: one worker", "engine"),
+    "serve": Command("baton_serving.cli.serve", "serve a model: one worker"),
     "up": Command("baton_serving.cli.up", "run an InferenceService as local processes"),
     "gateway": Command("baton_serving.gateway.cli", "run the endpoint in front of all workers"),
     "bootstrap": Command("baton_bootstrap.cli", "run the server at which workers find each other"),
-    "demo": Command(
-        "baton_serving.cli.demo", "start a worker with the demo model and ask it a few questions", "engine"
-    ),
+    "demo": Command("baton_serving.cli.demo", "start a worker with the demo model and ask it a few questions"),
     "bench serving": Command("baton_serving.bench.serving", "measure a running endpoint under load"),
-    "bench offline": Command("baton_serving.bench.offline", "measure throughput without a server", "engine"),
-    "bench one-batch": Command("baton_serving.bench.one_batch", "measure one batch, step by step", "engine"),
+    "bench offline": Command("baton_serving.bench.offline", "measure throughput without a server"),
+    "bench one-batch": Command("baton_serving.bench.one_batch", "measure one batch, step by step"),
     "check-env": Command("baton_serving.cli.check_env", "show what this machine offers and what is missing"),
 }
 
-# Packages whose absence means that an extra is not installed.
-_EXTRA_PACKAGES = {"torch", "transformers", "safetensors", "tokenizers", "numpy"}
+# Packages whose absence means that the engine extra is not installed.
+_ENGINE_PACKAGES = {"torch", "transformers", "safetensors", "tokenizers", "numpy"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `baton argv…` and return its exit status: 2 when the input is wrong."""
+    """Run `baton argv…` and return its exit status: 2 when the input is wrong, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(words)
     except ConfigError as error:
         print(f"baton: {error.message}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _run(words: list[str]) -> int:
@@ -72,10 +72,16 @@ def _run(words: list[str]) -> int:
         return 0
     name, rest = _split(words)
     command = COMMANDS[name]
-    module = _load(name, command)
     parser = OneLineParser(prog=f"baton {name}", description=f"{command.help.capitalize()}.")
-    module.add_arguments(parser)
-    return module.run(parser.parse(rest))
+    try:
+        module = cast(CommandModule, importlib.import_module(command.module))
+        module.add_arguments(parser)
+        return module.run(parser.parse(rest))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _ENGINE_PACKAGES:
+            raise
+        raise ConfigError(f"{name} needs {package}: pip install 'baton[engine]'") from error
 
 
 def _split(words: list[str]) -> tuple[str, list[str]]:
@@ -87,18 +93,9 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
     group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     if group:
         raise ConfigError(f"say which one: {', '.join(f'baton {name}' for name in group)}")
-    raise ConfigError(f"there is no command {words[0]!r}; there are {', '.join(COMMANDS)}")
-
-
-def _load(name: str, command: Command) -> CommandModule:
-    try:
-        return cast(CommandModule, importlib.import_module(command.module))
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in _EXTRA_PACKAGES:
-            extra = command.extra or "engine"
-            raise ConfigError(f"{name} needs {package}: pip install 'baton[{extra}]'") from error
-        raise
+    near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else "see baton --help"
+    raise ConfigError(f"there is no command {words[0]!r}; {hint}")
 
 
 def usage() -> str:

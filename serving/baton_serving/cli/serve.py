@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from baton_serving.api.serve import serve
 from baton_serving.config import add_arguments as add_config_arguments
 from baton_serving.config import config_from_args
-from baton_serving.runtime import launch
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -16,4 +16,4 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Serve until told to stop."""
-    return launch.serve(config_from_args(args))
+    return serve(config_from_args(args))

@@ -264,7 +264,13 @@ class ApiOptions:
     enable_custom_logit_processor: bool = option(
         "--enable-custom-logit-processor",
         default=False,
-        help="Let requests bring Python code that changes logits; only for clients you trust as yourself.",
+        help="Let requests ask by name for a function that changes their logits; they never bring code.",
+    )
+    custom_logit_processors: tuple[str, ...] | None = option(
+        "--custom-logit-processors",
+        default=None,
+        help="Functions that requests may ask for besides the built-in ones, as NAME=MODULE:FUNCTION.",
+        auto="the built-in ones only",
     )
     allow_auto_truncate: bool = option(
         "--allow-auto-truncate", default=False, help="Cut the start off over-long prompts rather than refuse them."

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import secrets
 
-import psutil
 import torch
 
 from baton_serving.config.facts import HostFacts
+from baton_serving.kv.pool import memory_info
 
 
 def probe_host() -> HostFacts:
@@ -18,7 +18,7 @@ def probe_host() -> HostFacts:
     """
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return HostFacts(
-        host_memory=psutil.virtual_memory().available,
+        host_memory=memory_info(torch.device("cpu"))[0],
         cuda_devices=devices,
         device_memory=min((torch.cuda.mem_get_info(i)[0] for i in range(devices)), default=0),
         compute_capability=torch.cuda.get_device_capability(0) if devices else (0, 0),

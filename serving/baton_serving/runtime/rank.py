@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 
 from baton_serving.config import ResolvedConfig
@@ -13,7 +15,7 @@ from baton_serving.model.attention import AttentionPlanner
 from baton_serving.model.loading import LoadedModel, ModelOptions, load_model
 from baton_serving.model.parallel import ParallelState, init_parallel
 from baton_serving.runtime.executor import Executor, ExecutorOptions
-from baton_serving.sampling.processors import LogitProcessor
+from baton_serving.sampling.processors import LogitProcessor, load_processors
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,64 @@ class Rank:
     parallel: ParallelState
 
 
+class RankFacts(msgspec.Struct, frozen=True):
+    """What rank 0 tells the API process of its model and pool. Sizes in tokens, pages and bytes."""
+
+    weight_digest: str
+    architecture: str
+    vocab_size: int
+    eos_token_ids: list[int]
+    dtype: str
+    kv_dtype: str
+    page_size: int
+    kv_groups: int
+    pages: int
+    max_total_tokens: int
+    pool_bytes: int
+    handoff_endpoint: str = ""
+
+    def to_plain(self) -> dict[str, Any]:
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> RankFacts:
+        return msgspec.convert(plain, cls)
+
+
+def rank_facts(rank: Rank, handoff_endpoint: str = "") -> RankFacts:
+    """Describe a built rank."""
+    loaded = rank.loaded
+    layout = loaded.kv_layout
+    groups = len(layout.groups)
+    return RankFacts(
+        weight_digest=loaded.digest,
+        architecture=loaded.info.architecture,
+        vocab_size=loaded.info.vocab_size,
+        eos_token_ids=list(loaded.info.eos_token_ids),
+        dtype=str(loaded.info.dtype).removeprefix("torch."),
+        kv_dtype=layout.dtype,
+        page_size=layout.page_size,
+        kv_groups=groups,
+        pages=rank.pool.pages,
+        max_total_tokens=rank.pool.pages // groups * layout.page_size,
+        pool_bytes=rank.pool.size_bytes,
+        handoff_endpoint=handoff_endpoint,
+    )
+
+
+def logit_processors(config: ResolvedConfig) -> dict[str, LogitProcessor]:
+    """The custom logit processors that requests may ask for; none unless they are switched on (ConfigError)."""
+    if not config.given.api.enable_custom_logit_processor:
+        return {}
+    return load_processors(config.given.api.custom_logit_processors or ())
+
+
 def rank_device(config: ResolvedConfig, tp_rank: int) -> torch.device:
     return torch.device("cuda", tp_rank) if config.device == "cuda" else torch.device("cpu")
 
 
-def build_rank(
-    config: ResolvedConfig,
-    tp_rank: int,
-    rendezvous: str,
-    processors: dict[str, LogitProcessor] | None = None,
-) -> Rank:
+def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
     """Load this rank's part of the model and make its pool.
 
     All ranks call this together; they meet at the file `rendezvous`. ConfigError for whatever the caller must change.
@@ -73,5 +123,5 @@ def build_rank(
         vocab_size=loaded.info.vocab_size,
         nan_detection=given.optimization.enable_nan_detection,
     )
-    executor = Executor(loaded.model, pool, attention, parallel, options, processors)
+    executor = Executor(loaded.model, pool, attention, parallel, options, logit_processors(config))
     return Rank(loaded, pool, executor, parallel)

@@ -41,12 +41,14 @@ class Dialect:
 
     `aliases`: the client's names of a field, the first present wins; a field not listed has its own name only.
     `default_max_new`: length when the client names none, bounded by the context; None is all the context leaves.
-    `closed`: the mapping holds sampling fields alone, so an unknown name is an error.
+    `closed`: the mapping holds sampling fields alone, so an unknown name is an error. `least_new` is 0 where a client
+    may ask for nothing but the prompt's log-probabilities.
     """
 
     prompt_field: str
     default_max_new: int | None
     closed: bool
+    least_new: int
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def names(self, name: str) -> tuple[str, ...]:
@@ -57,9 +59,9 @@ _OPENAI_NAMES: Final = {
     "max_new_tokens": ("max_completion_tokens", "max_tokens"),
     "min_new_tokens": ("min_tokens",),
 }
-NATIVE: Final = Dialect("input_ids", 128, True, {"seed": ("sampling_seed", "seed")})
-CHAT: Final = Dialect("messages", None, False, _OPENAI_NAMES)
-COMPLETIONS: Final = Dialect("prompt", 16, False, _OPENAI_NAMES)
+NATIVE: Final = Dialect("input_ids", 128, True, 0, {"seed": ("sampling_seed", "seed")})
+CHAT: Final = Dialect("messages", None, False, 1, _OPENAI_NAMES)
+COMPLETIONS: Final = Dialect("prompt", 16, False, 0, _OPENAI_NAMES)
 
 
 def parse_sampling(
@@ -104,18 +106,10 @@ class _Fields:
 
     def __init__(self, values: Mapping[str, object], dialect: Dialect) -> None:
         self._values = values
-        self._dialect = dialect
-
-    @property
-    def prompt_field(self) -> str:
-        return self._dialect.prompt_field
-
-    @property
-    def default_max_new(self) -> int | None:
-        return self._dialect.default_max_new
+        self.dialect = dialect
 
     def refuse_unknown(self) -> None:
-        known = {alias for name in [*SamplingParams.__struct_fields__, "n"] for alias in self._dialect.names(name)}
+        known = {alias for name in [*SamplingParams.__struct_fields__, "n"] for alias in self.dialect.names(name)}
         for name in self._values:
             if name not in known:
                 shown = _show(name)
@@ -125,7 +119,7 @@ class _Fields:
 
     def get(self, name: str) -> tuple[str, object]:
         """The client's name of the field and its value, None when absent."""
-        names = self._dialect.names(name)
+        names = self.dialect.names(name)
         for alias in names:
             if self._values.get(alias) is not None:
                 return alias, self._values[alias]
@@ -159,17 +153,17 @@ class _Fields:
 
 
 def _max_new(fields: _Fields, limits: Limits, prompt_tokens: int) -> int:
-    room = limits.context_length - prompt_tokens
-    if room < 1:
+    dialect, room = fields.dialect, limits.context_length - prompt_tokens
+    alias, value = fields.get("max_new_tokens")
+    wanted = None if value is None else _integer(alias, value, dialect.least_new, limits.context_length)
+    if room < (1 if wanted is None else min(1, wanted)):
         raise InvalidRequest(
             f"the prompt has {prompt_tokens} tokens, which leaves no room to answer in the model's context of "
             f"{limits.context_length}: shorten it",
-            param=fields.prompt_field,
+            param=dialect.prompt_field,
         )
-    alias, value = fields.get("max_new_tokens")
-    if value is None:
-        return room if fields.default_max_new is None else min(fields.default_max_new, room)
-    wanted = _integer(alias, value, 1, limits.context_length)
+    if wanted is None:
+        return room if dialect.default_max_new is None else min(dialect.default_max_new, room)
     if wanted > room:
         raise InvalidRequest(
             f"the prompt has {prompt_tokens} tokens and {alias} is {wanted}, together over the model's context of "

@@ -169,6 +169,27 @@ def test_sampling_updates_position_last_token_and_counts() -> None:
     assert logits[0, 8] == 3.0
 
 
+def test_end_tokens_are_held_back_until_the_minimum() -> None:
+    greedy = SamplingParams(temperature=0.0, min_new_tokens=2)
+    wider = SamplingParams(temperature=0.0, min_new_tokens=3, stop_token_ids=(5, 6, 7))
+    narrower = SamplingParams(temperature=0.0, min_new_tokens=4, stop_token_ids=(5,))
+    state, sampler = sampler_with([setup_of(0, greedy), setup_of(1, wider), setup_of(2, narrower)])
+    logits = torch.zeros(3, 50)
+    logits[:, 0], logits[:, 1], logits[:, 5], logits[:, 3] = 9.0, 8.0, 8.5, 7.0
+    drawn = [sample(state, sampler, logits, [0, 1, 2]) for _ in range(5)]
+    assert drawn == [[5, 1, 1], [5, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
+
+
+def test_repetition_divides_what_is_positive_and_multiplies_the_rest() -> None:
+    """As transformers' RepetitionPenaltyLogitsProcessor: 0.9 falls to 0.6, -0.2 to -0.3, prompt and output alike."""
+    params = SamplingParams(temperature=0.0, repetition_penalty=1.5)
+    for best, runner_up, expected in [(0.9, 0.61, 1), (0.9, 0.59, 0), (-0.2, -0.29, 1), (-0.2, -0.31, 0)]:
+        for prompt, output in [([0], []), ([], [0]), ([0], [0, 0])]:
+            state, sampler = sampler_with([setup_of(0, params, prompt, output)])
+            logits = torch.tensor([[best, runner_up] + [-5.0] * 48])
+            assert sample(state, sampler, logits, [0]) == [expected]
+
+
 def test_padded_rows_disturb_nobody() -> None:
     state, sampler = sampler_with([setup_of(1, SamplingParams(seed=4, top_p=0.9))])
     logits = torch.randn((4, 50), generator=torch.Generator().manual_seed(1))
@@ -221,3 +242,19 @@ def test_processors_see_their_rows_and_fail_alone() -> None:
     result = sampler.sample(logits, torch.arange(4), state.plan(range(4)))
     assert result.tokens[[0, 1, 3]].tolist() == [7, 12, 30]
     assert result.failed_rows == (2,)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_draws_what_the_cpu_draws() -> None:
+    rows, vocab = 64, 151_936
+    variants = [msgspec.structs.replace(VARIANTS[row % len(VARIANTS)], seed=row) for row in range(rows)]
+    setups = [setup_of(row, params, PROMPT, OUTPUT) for row, params in enumerate(variants)]
+    logits = torch.randn((rows, vocab), generator=torch.Generator().manual_seed(0)) * 3
+    drawn = []
+    for device in (CPU, torch.device("cuda")):
+        state = SamplingState(rows, vocab, device)
+        state.set_up(setups)
+        slots, plan = torch.arange(rows, device=device), state.plan(range(rows))
+        drawn.append([Sampler(state).sample(logits.to(device), slots, plan).tokens.tolist() for _ in range(3)])
+    assert drawn[0] == drawn[1]

@@ -1,7 +1,7 @@
 import torch
 
 from baton_serving.sampling.params import SamplingParams, SlotSetup
-from baton_serving.sampling.state import Features, FloatColumn, IntColumn, SamplingState
+from baton_serving.sampling.state import Features, FloatColumn, IntColumn, ProcessorCall, SamplingState
 
 STATE_ARGS = (6, 100, torch.device("cpu"))
 
@@ -44,7 +44,11 @@ def test_a_slot_taken_over_keeps_nothing_of_its_last_request() -> None:
     assert torch.equal(state.ints[2], fresh.ints[2])
     assert torch.equal(state.floats[2], fresh.floats[2])
     assert state.positions[2].item() == 0
-    assert state.plan([2]) == fresh.plan([2])
+    other = SlotSetup(3, SamplingParams(custom_logit_processor="y"), [], [])
+    for each in (state, fresh):
+        each.set_up([other])
+        assert each.plan([2]).processors == ()
+        assert each.plan([2, 3]).processors == (ProcessorCall("y", (1,), ({},)),)
 
 
 def test_tables_hold_rows_only_for_the_slots_that_need_them() -> None:

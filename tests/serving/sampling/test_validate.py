@@ -18,7 +18,6 @@ BAD: list[tuple[str, object]] = [
     ("temperature", "hot"),
     ("temperature", True),
     ("max_new_tokens", -1),
-    ("max_new_tokens", 0),
     ("max_new_tokens", 201),
     ("max_new_tokens", 10**5000),
     ("max_new_tokens", 5.0),
@@ -148,6 +147,16 @@ def test_prompt_and_answer_must_fit_the_context() -> None:
     assert caught.value.param == "messages"
 
 
+def test_only_routes_that_score_prompts_may_ask_for_no_answer() -> None:
+    full = {"prompt_tokens": 200}
+    assert parse_sampling({"max_new_tokens": 0}, NATIVE, LIMITS, **full)[0].max_new_tokens == 0
+    assert parse_sampling({"max_tokens": 0}, COMPLETIONS, LIMITS, **full)[0].max_new_tokens == 0
+    with pytest.raises(InvalidRequest, match="between 1"):
+        parse_sampling({"max_tokens": 0}, CHAT, LIMITS)
+    with pytest.raises(InvalidRequest, match="shorten it"):
+        parse_sampling({"max_tokens": 0}, COMPLETIONS, LIMITS, prompt_tokens=201)
+
+
 def test_processors_are_off_unless_the_server_names_some() -> None:
     with pytest.raises(InvalidRequest, match="--enable-custom-logit-processor"):
         parse_sampling({"custom_logit_processor": "disallowed_tokens"}, NATIVE, Limits(10, 10))
@@ -184,7 +193,7 @@ def test_whatever_is_sent_is_parsed_or_refused(values: dict[str, object]) -> Non
         assert refused.param in values
         refused.message.encode()
         return
-    assert 1 <= params.max_new_tokens <= 200
+    assert 0 <= params.max_new_tokens <= 200
     assert params.min_new_tokens <= params.max_new_tokens
     assert 1 <= n <= 128
     assert math.isfinite(params.temperature)

@@ -1,0 +1,171 @@
+"""Mooncake's transfer engine as a backend.
+
+Two habits of the library shape this module. `transfer_check_status` looks at the first block of a batch only, so a
+batch would be called done while its other blocks are on their way: every block is submitted as a transfer of its own.
+And the protocol string is not checked: rdma without an adapter quietly becomes tcp, so the one in use is found here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import psutil
+
+from baton_serving.handoff.backends.base import BackendError, MemoryRegion, Outcome, Transport
+from baton_serving.handoff.backends.devices import rdma_devices
+from baton_serving.handoff.plan import Runs
+
+if TYPE_CHECKING:
+    from mooncake.engine import TransferEngine
+
+logger = logging.getLogger(__name__)
+
+_RUNNING, _DONE = 0, 1
+_NO_TICKET = (0, -1, 2**64 - 1)
+_PORT_ATTEMPTS = 8
+
+
+def configure_environment(protocol: str, write_timeout: float) -> None:
+    """Set what the library reads at import. Values that the deployment set are kept."""
+    os.environ.setdefault("MC_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("MC_TRANSFER_TIMEOUT", str(max(5, round(write_timeout))))
+    os.environ.setdefault("MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER", "65536")
+    if protocol == "nvlink_intra":
+        os.environ.setdefault("MC_INTRANODE_NVLINK", "true")
+
+
+class RetiredPorts:
+    """Ports that closed engines of this process listened on: a stale writer may still aim at them."""
+
+    def __init__(self) -> None:
+        self._ports: set[int] = set()
+
+    def add(self, ports: set[int]) -> None:
+        self._ports |= ports
+
+    def clash(self, ports: set[int]) -> bool:
+        return bool(self._ports & ports)
+
+
+class MooncakeBackend:
+    """See `TransferBackend`. `protocol` is auto, tcp, rdma or nvlink_intra; `devices` names InfiniBand devices."""
+
+    max_blocks = 768  # two tickets per peer stay below the 2,048 transfers that its tcp lane queues
+
+    def __init__(
+        self, host: str, retired: RetiredPorts, protocol: str = "auto", devices: str = "", write_timeout: float = 10.0
+    ) -> None:
+        self._asked = protocol
+        self._host = host
+        self._retired = retired
+        self._tickets: dict[int, list[int]] = {}
+        self._failed: set[int] = set()
+        self._next = 1
+        self._region: MemoryRegion | None = None
+        devices = devices or ",".join(rdma_devices())
+        wanted = protocol if protocol != "auto" else ("rdma" if devices else "tcp")
+        configure_environment(wanted, write_timeout)
+        self._engine, self._ports = self._start(wanted, devices)
+        self._used = _protocol_in_use(wanted, devices)
+        self.fenced_by_close = self._used != "nvlink_intra"
+
+    def _start(self, protocol: str, devices: str) -> tuple[TransferEngine, set[int]]:
+        """An engine whose ports no closed engine of this process ever had."""
+        try:
+            from mooncake.engine import TransferEngine
+        except ImportError as error:
+            raise BackendError(f"the mooncake package does not import: {error}") from error
+        clashing = []  # kept until a clean one is found, so that the ports drawn differ
+        for _ in range(_PORT_ATTEMPTS):
+            before = _listening()
+            engine = TransferEngine()
+            if engine.initialize(self._host, "P2PHANDSHAKE", protocol, devices) != 0:
+                raise BackendError(f"mooncake cannot start on host {self._host!r} with protocol {protocol!r}")
+            ports = (_listening() - before) | {engine.get_rpc_port()}
+            if not self._retired.clash(ports):
+                return engine, ports
+            clashing.append(engine)
+        raise BackendError("mooncake found no unused port in 15000-17000")
+
+    def register(self, region: MemoryRegion) -> None:
+        code = self._engine.register_memory(region.address, region.nbytes)
+        if code != 0:
+            raise BackendError(f"mooncake cannot register {region.nbytes} bytes: code {code}")
+        self._region = region
+
+    def endpoint(self) -> bytes:
+        return f"{self._host}:{self._engine.get_rpc_port()}".encode()
+
+    def transport(self) -> Transport:
+        return Transport(asked=self._asked, used=self._used)
+
+    def connect(self, endpoint: bytes) -> str:
+        return endpoint.decode()
+
+    def disconnect(self, peer: str) -> None:
+        """Mooncake keeps no handle to release: its connections end with the engine."""
+
+    def post(self, peer: str, runs: Runs) -> int:
+        blocks: list[int] = []
+        failed = False
+        for src, dst, nbytes in zip(runs.src.tolist(), runs.dst.tolist(), runs.nbytes.tolist(), strict=True):
+            block = self._engine.transfer_submit_write(peer, src, dst, nbytes)
+            if block in _NO_TICKET:
+                failed = True
+                break
+            blocks.append(block)
+        if failed and not blocks:
+            raise BackendError(f"mooncake cannot reach {peer}")
+        ticket = self._next
+        self._next += 1
+        self._tickets[ticket] = blocks
+        if failed:
+            self._failed.add(ticket)
+        return ticket
+
+    def poll(self, ticket: int) -> Outcome:
+        """Blocks end in about the order they were posted, so looking stops at the first that runs."""
+        blocks = self._tickets[ticket]
+        ended = 0
+        for block in blocks:
+            status = self._engine.transfer_check_status(block)
+            if status == _RUNNING or status == -2:  # -2: past the library's timeout, the block is still under way
+                break
+            if status != _DONE:
+                self._failed.add(ticket)
+            ended += 1
+        del blocks[:ended]
+        if blocks:
+            return Outcome.PENDING
+        del self._tickets[ticket]
+        if ticket in self._failed:
+            self._failed.discard(ticket)
+            return Outcome.BROKEN
+        return Outcome.DONE
+
+    def close(self) -> None:
+        """Ends every connection. The library's destructor takes 0.1 to 0.8 s and holds the interpreter lock."""
+        if self._region is not None:
+            self._engine.unregister_memory(self._region.address)
+            self._region = None
+        self._retired.add(self._ports)
+        self._tickets.clear()
+        del self._engine
+
+
+def _listening() -> set[int]:
+    connections = psutil.Process().net_connections(kind="tcp")
+    return {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
+
+
+def _protocol_in_use(wanted: str, devices: str) -> str:
+    """The library falls back to tcp without saying so; this mirrors the conditions under which it does."""
+    from mooncake import engine
+
+    if wanted == "nvlink_intra" and getattr(engine, "SUPPORT_INTRA_NVLINK", False):
+        return "nvlink_intra"
+    if wanted == "rdma" and devices and rdma_devices():
+        return "rdma"
+    return "tcp"

@@ -1,0 +1,175 @@
+"""NIXL over UCX as a backend.
+
+The bound classes are used directly, because the Python layer above them writes a progress delay of 0 into its agent,
+which burns a core while idle. UCX reads its environment when the library loads, so it is set once, before the import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from baton_serving.handoff.backends.base import BackendError, MemoryRegion, Outcome, Transport
+from baton_serving.handoff.backends.devices import rdma_devices
+from baton_serving.handoff.plan import Runs
+
+if TYPE_CHECKING:
+    from nixl._bindings import nixlXferDList
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_DELAY_US = 1000
+_TRANSPORTS = {"tcp": "tcp", "cma": "tcp,cma", "rdma": "rc,ud,tcp", "cuda_ipc": "tcp,cuda_ipc"}
+# Of UCX's transports, those through which a peer writes by itself: it needs no engine on our side to do so.
+_PEER_WRITES_ALONE = {"all", "cma", "cuda_ipc", "knem", "posix", "shm", "sm", "sysv", "xpmem"}
+
+
+def configure_environment(host: str, protocol: str, devices: str, cuda: bool) -> None:
+    """Set what UCX reads when it loads. Values that the deployment set are kept."""
+    os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("UCX_LOG_LEVEL", "ERROR")
+    if not rdma_devices():
+        os.environ.setdefault("UCX_MODULES", "^ib")  # its libnl crashes the process at exit
+    wanted = protocol if protocol != "auto" else ("rdma" if rdma_devices() else "tcp")
+    transports = _TRANSPORTS.get(wanted, wanted) + (",cuda_copy" if cuda else "")
+    os.environ.setdefault("UCX_TLS", transports)
+    if devices:
+        os.environ.setdefault("UCX_NET_DEVICES", devices)
+    elif host.startswith("127.") and wanted in ("tcp", "cma"):
+        os.environ.setdefault("UCX_NET_DEVICES", "lo")
+
+
+class NixlBackend:
+    """See `TransferBackend`. `protocol` is auto, tcp, cma, rdma, cuda_ipc or a UCX_TLS list."""
+
+    max_blocks = 4096
+
+    def __init__(self, name: str, host: str, protocol: str = "auto", devices: str = "", cuda: bool = False) -> None:
+        configure_environment(host, protocol, devices, cuda)
+        try:
+            from nixl import _bindings as nixl
+        except ImportError as error:
+            raise BackendError(f"the nixl package does not import: {error}") from error
+        self._nixl = nixl
+        self._errors: tuple[type[Exception], ...] = tuple(
+            kind for kind in vars(nixl).values() if isinstance(kind, type) and issubclass(kind, Exception)
+        )
+        self._asked = protocol
+        self._used = _protocol_in_use()
+        self.fenced_by_close = not _PEER_WRITES_ALONE & set(os.environ.get("UCX_TLS", "all").split(","))
+        self._memory = nixl.VRAM_SEG if cuda else nixl.DRAM_SEG
+        self._device = 0
+        self._peers: dict[bytes, str] = {}
+        self._tickets: dict[int, Outcome] = {}
+        config = nixl.nixlAgentConfig()
+        config.useProgThread = True
+        config.useListenThread = False
+        config.syncMode = nixl.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
+        config.pthrDelay = _PROGRESS_DELAY_US
+        try:
+            self._agent = nixl.nixlAgent(name, config)
+            self._ucx = self._agent.createBackend("UCX", {})
+        except self._errors as error:
+            raise BackendError(f"nixl cannot start an agent: {error}") from error
+
+    def register(self, region: MemoryRegion) -> None:
+        self._device = region.device_id
+        regions = self._nixl.nixlRegDList(self._memory, [(region.address, region.nbytes, region.device_id, b"")])
+        try:
+            self._agent.registerMem(regions, [self._ucx])
+        except self._errors as error:
+            raise BackendError(f"nixl cannot register {region.nbytes} bytes: {error}") from error
+        self._regions = regions
+
+    def endpoint(self) -> bytes:
+        return bytes(self._agent.getLocalMD())
+
+    def transport(self) -> Transport:
+        return Transport(asked=self._asked, used=self._used)
+
+    def connect(self, endpoint: bytes) -> str:
+        if endpoint not in self._peers:
+            try:
+                name = self._agent.loadRemoteMD(endpoint)
+            except self._errors as error:
+                raise BackendError(f"nixl does not take the peer's metadata: {error}") from error
+            self._peers[endpoint] = name.decode() if isinstance(name, bytes) else str(name)
+        return self._peers[endpoint]
+
+    def disconnect(self, peer: str) -> None:
+        for endpoint in [endpoint for endpoint, name in self._peers.items() if name == peer]:
+            del self._peers[endpoint]
+            try:
+                self._agent.invalidateRemoteMD(peer)
+            except self._errors as error:
+                logger.debug("nixl had forgotten %s already: %s", peer, error)
+
+    def post(self, peer: str, runs: Runs) -> int:
+        """A request that NIXL refuses to create or to post has sent nothing."""
+        try:
+            request = self._agent.createXferReq(
+                self._nixl.NIXL_WRITE,
+                self._descriptors(runs.src, runs.nbytes),
+                self._descriptors(runs.dst, runs.nbytes),
+                peer,
+                b"",
+                [self._ucx],
+            )
+        except self._errors as error:
+            raise BackendError(f"nixl cannot prepare a write to {peer}: {error}") from error
+        outcome = self._status(partial(self._agent.postXferReq, request, b""))
+        self._tickets[request] = outcome
+        return int(request)
+
+    def poll(self, ticket: int) -> Outcome:
+        outcome = self._tickets[ticket]
+        if outcome is Outcome.PENDING:
+            outcome = self._status(partial(self._agent.getXferStatus, ticket))
+        if outcome is not Outcome.PENDING:
+            del self._tickets[ticket]
+            with contextlib.suppress(*self._errors):
+                self._agent.releaseXferReq(ticket)
+        return outcome
+
+    def _status(self, call: Callable[[], object]) -> Outcome:
+        """Errors come as exceptions once a write is posted: some of its bytes may be under way."""
+        try:
+            status = call()
+        except self._errors as error:
+            logger.warning("nixl write failed: %s", error)
+            return Outcome.BROKEN
+        if status == self._nixl.NIXL_SUCCESS:
+            return Outcome.DONE
+        return Outcome.PENDING if status == self._nixl.NIXL_IN_PROG else Outcome.BROKEN
+
+    def close(self) -> None:
+        """Requests under way are dropped, never released first: releasing one says nothing about its bytes."""
+        self._tickets.clear()
+        self._peers.clear()
+        with contextlib.suppress(*self._errors):
+            self._agent.deregisterMem(self._regions, [self._ucx])
+        del self._agent
+
+    def _descriptors(self, addresses: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> nixlXferDList:
+        table = np.empty((len(addresses), 3), dtype=np.uint64)
+        table[:, 0], table[:, 1], table[:, 2] = addresses, sizes, self._device
+        return self._nixl.nixlXferDList(self._memory, table)
+
+
+def _protocol_in_use() -> str:
+    """The fastest of what UCX may choose from: the library does not tell which one it took."""
+    allowed = os.environ.get("UCX_TLS", "all").split(",")
+    if "cuda_ipc" in allowed:
+        return "cuda_ipc"
+    if "cma" in allowed:
+        return "cma"
+    if rdma_devices() and not {"rc", "ud", "dc", "ib", "all", "rc_mlx5", "rc_verbs"}.isdisjoint(allowed):
+        return "rdma"
+    return "tcp" if "tcp" in allowed else ",".join(allowed)

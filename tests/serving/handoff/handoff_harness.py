@@ -1,0 +1,198 @@
+"""Two or more handoff workers in one process over a real backend, with pools whose every byte is known."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from baton_serving.handoff.backends.base import BackendFactory, HostMemory
+from baton_serving.handoff.backends.fake import FakeFabric
+from baton_serving.handoff.backends.registry import BackendOptions, backend_factory
+from baton_serving.handoff.events import HandoffEvent
+from baton_serving.handoff.layout import PeerDescriptor, rank_slice
+from baton_serving.handoff.protocol import PageSpan
+from baton_serving.handoff.ranks import RankCommand, RankExecutor, RankTransfer
+from baton_serving.handoff.rim import Limits, PeerAddress
+from baton_serving.handoff.service import HandoffService
+from baton_serving.kv.layout import KVGroup, KVLayout
+
+Event = TypeVar("Event", bound=HandoffEvent)
+
+LAYOUT = KVLayout(
+    page_size=16,
+    kv_heads=2,
+    k_dim=32,
+    v_dim=32,
+    dtype="float32",
+    groups=(KVGroup((0, 1, 2, 3)),),
+)
+
+_ALIGNMENT = 4096
+
+
+class Pool:
+    """A rank's pages in page-aligned host memory."""
+
+    def __init__(self, page_bytes: int, pages: int) -> None:
+        raw = np.zeros(page_bytes * pages + _ALIGNMENT, dtype=np.uint8)
+        skip = -raw.ctypes.data % _ALIGNMENT
+        self.bytes: npt.NDArray[np.uint8] = raw[skip : skip + page_bytes * pages]
+        self.pages = self.bytes.reshape(pages, page_bytes)
+        self.memory = HostMemory(self.bytes.ctypes.data, self.bytes.nbytes)
+
+
+class Worker:
+    """A worker of `tp` ranks: service, rank threads and pools."""
+
+    def __init__(
+        self,
+        name: str,
+        factory: BackendFactory,
+        registry: dict[str, PeerAddress],
+        *,
+        layout: KVLayout = LAYOUT,
+        tp: int = 1,
+        pages: int = 64,
+        limits: Limits | None = None,
+        verify: bool = False,
+        weights: str = "w1",
+        backend: str = "fake",
+        incarnation: str = "",
+    ) -> None:
+        limits = limits or Limits()
+        slices = [rank_slice(layout, tp, rank) for rank in range(tp)]
+        self.name = name
+        self.pools = [Pool(slice_.shape.page_bytes, pages) for slice_ in slices]
+        self.incarnation = incarnation or f"{name}-{time.monotonic_ns():x}"
+        blank = PeerDescriptor(
+            version=1,
+            worker=name,
+            incarnation=self.incarnation,
+            weights=weights,
+            engine="e1",
+            layout=layout,
+            tp_size=tp,
+            pp_size=1,
+            backend=backend,
+            epoch=0,
+            ranks=tuple(slices),
+        )
+        self.woken = threading.Event()
+        self.seen: list[HandoffEvent] = []
+        self.service = HandoffService(blank, self._command, registry.get, self.woken.set, limits=limits, verify=verify)
+        self.ranks = [
+            RankTransfer(
+                RankExecutor(
+                    rank,
+                    slices[rank],
+                    self.pools[rank].memory,
+                    factory,
+                    self.service.report,
+                    write_timeout=limits.write,
+                    name=self.incarnation,
+                )
+            )
+            for rank in range(tp)
+        ]
+        self.service.start()
+        registry[name] = PeerAddress(self.service.endpoint, self.incarnation)
+
+    def _command(self, rank: int, command: RankCommand) -> None:
+        self.ranks[rank].submit(command)
+
+    def fill(self, seed: int) -> None:
+        """Random content in every page but page 0."""
+        rng = np.random.default_rng(seed)
+        for pool in self.pools:
+            pool.pages[1:] = rng.integers(1, 255, size=pool.pages[1:].shape, dtype=np.uint8)
+
+    def wait(self, kind: type[Event], transfer: str, timeout: float = 20.0) -> Event:
+        """The first event of this kind about the transfer."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self.seen.extend(self.service.events())
+            for event in self.seen:
+                if isinstance(event, kind) and event.transfer_id == transfer:
+                    return event
+            left = deadline - time.monotonic()
+            assert left > 0, f"{self.name}: no {kind.__name__} for {transfer}; saw {self.seen}"
+            self.woken.wait(min(left, 0.5))
+            self.woken.clear()
+
+    def close(self) -> None:
+        self.service.close()
+        for rank in self.ranks:
+            rank.close()
+
+
+def eventually(condition: Callable[[], bool], timeout: float = 20.0) -> None:
+    """Poll a condition that another thread makes true."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.005)
+
+
+class Cluster:
+    """Makes workers that find each other, and closes them."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.fabric = FakeFabric()
+        self.registry: dict[str, PeerAddress] = {}
+        self.workers: list[Worker] = []
+
+    def factory(self) -> BackendFactory:
+        if self.backend == "fake":
+            return self.fabric.backend
+        return backend_factory(self.backend, BackendOptions(host="127.0.0.1"))
+
+    def worker(
+        self,
+        name: str,
+        *,
+        layout: KVLayout = LAYOUT,
+        tp: int = 1,
+        pages: int = 64,
+        limits: Limits | None = None,
+        verify: bool = False,
+        weights: str = "w1",
+    ) -> Worker:
+        worker = Worker(
+            name,
+            self.factory(),
+            self.registry,
+            layout=layout,
+            tp=tp,
+            pages=pages,
+            limits=limits,
+            verify=verify,
+            weights=weights,
+            backend=self.backend,
+        )
+        self.workers.append(worker)
+        return worker
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.close()
+
+
+def send_whole(sender: Worker, receiver: Worker, transfer: str, source: list[int], target: list[int]) -> None:
+    """The plain course of a transfer of one group, up to the snapshot."""
+    from baton_serving.handoff.events import Begun
+
+    sender.service.open(transfer)
+    receiver.service.expect(transfer, 0, sender.name)
+    sender.service.started(transfer, len(source) * LAYOUT.page_size)
+    receiver.wait(Begun, transfer)
+    receiver.service.announce(transfer, [PageSpan(0, 0, target)], 0)
+    half = len(source) // 2
+    sender.service.chunk_ready(transfer, [PageSpan(0, 0, source[:half])])
+    sender.service.chunk_ready(transfer, [PageSpan(0, half, source[half:])])
+    sender.service.finish(transfer, b"snapshot of " + transfer.encode())
