@@ -20,6 +20,16 @@ def test_each_token_lands_in_its_place_and_nothing_else_changes(dtype: torch.dty
     assert torch.equal(pool.float(), expected.float())
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_8_bit_floats_saturate(dtype: torch.dtype) -> None:
+    k_pages, v_pages = torch.zeros(2, 1, 4, 2).to(dtype), torch.zeros(2, 1, 4, 2).to(dtype)
+    big = torch.tensor([[[1e9, -1e9]]])
+    kv_write_torch(big, -big, k_pages, v_pages, torch.tensor([1]), torch.tensor([0]))
+    largest = torch.finfo(dtype).max
+    assert k_pages[1, 0, 0].float().tolist() == [largest, -largest]
+    assert v_pages[1, 0, 0].float().tolist() == [-largest, largest]
+
+
 def test_keys_and_values_may_have_different_dimensions() -> None:
     k_pages, v_pages = torch.zeros(2, 1, 4, 6), torch.zeros(2, 1, 4, 2)
     k, v = torch.randn(1, 1, 6), torch.randn(1, 1, 2)

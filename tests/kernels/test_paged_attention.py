@@ -137,6 +137,14 @@ def test_half_precision(dtype: torch.dtype) -> None:
     close(decode.decode(), decode.expected(), 2e-2)
 
 
+@pytest.mark.parametrize("kv_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_8_bit_pages(kv_dtype: torch.dtype) -> None:
+    spec = replace(BASE, kv_dtype=kv_dtype, window=9)
+    extend, decode = Case(spec, (6, 3), (6, 21)), Case(spec, (1, 1, 1), (6, 21, 22))
+    close(extend.extend(), extend.expected())
+    close(decode.decode(), decode.expected())
+
+
 def test_a_page_table_may_be_no_wider_than_needed() -> None:
     case = Case(BASE, (1, 1), (9, 2))
     expected = case.expected()
