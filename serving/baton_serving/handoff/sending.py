@@ -171,12 +171,9 @@ class SendSide:
     def receive(self, link: Link, message: TransferMessage, now: float) -> None:
         """`Pages`, `Ack` or `Abort` of a receiver. Refused unless it comes over the link that joined."""
         self._now = now
-        early = self._early.get(message.key)
-        if isinstance(message, Abort) and early is not None and early[0] is link:
-            del self._early[message.key]
-            _remember(self._missed, message.key, HandoffFailure(message.code, message.reason))
-            return
         send = self._sends.get(message.key)
+        if isinstance(message, Abort) and self._left_early(link, message, send):
+            return
         if send is None or send.link is not link:
             late = isinstance(message, Abort) and message.key in self._ended
             self._links.refuse("late" if late else "unknown transfer", f"{type(message).__name__} {message.key}")
@@ -188,6 +185,19 @@ class SendSide:
                 self._fire(send, SendEvent.ACK)
             case Abort(reason=reason, code=code):
                 self._fire(send, SendEvent.PEER_ABORT, HandoffFailure(code, reason))
+
+    def _left_early(self, link: Link, message: Abort, send: Send | None) -> bool:
+        """A receiver that gives up before we opened the transfer, or before its join: remembered, or acted upon."""
+        key, failure = message.key, HandoffFailure(message.code, message.reason)
+        if send is not None and send.link is None:
+            self._fire(send, SendEvent.PEER_ABORT, failure)
+            return True
+        early = self._early.get(key)
+        if send is not None or key in self._ended or (early is not None and early[0] is not link):
+            return False
+        self._early.pop(key, None)
+        _remember(self._missed, key, failure)
+        return True
 
     def _pages(self, send: Send, message: Pages) -> None:
         if send.state is not SendState.OFFERED:
