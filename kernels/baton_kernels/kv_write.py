@@ -39,7 +39,9 @@ def kv_write_torch(
         if target.dtype.itemsize == 1:
             # Indexed writes know no 8-bit floats: write their bytes.
             largest = torch.finfo(target.dtype).max
-            target.view(torch.uint8)[pages, :, offsets] = new.clamp(-largest, largest).to(target.dtype).view(torch.uint8)
+            target.view(torch.uint8)[pages, :, offsets] = (
+                new.clamp(-largest, largest).to(target.dtype).view(torch.uint8)
+            )
         else:
             target[pages, :, offsets] = new.to(target.dtype)
 
