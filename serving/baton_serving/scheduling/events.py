@@ -44,7 +44,7 @@ class Timings(msgspec.Struct, omit_defaults=True):
     transfer_seconds: float = 0.0
 
 
-class TokenOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
+class TokenOutput(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """New tokens of one request. Exactly one output of a request carries `finish` or `failure`, and it is the last.
 
     `prompt_logprobs` comes with the first output that follows the prompt, `timings` with the first token and the last

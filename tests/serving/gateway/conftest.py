@@ -112,9 +112,7 @@ class ScriptedWorker:
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Call:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        headers = {
-            name.lower(): value.strip() for line in head[1:] if line for name, _, value in [line.partition(":")]
-        }
+        headers = {name.lower(): value.strip() for line in head[1:] if line for name, _, value in [line.partition(":")]}
         body = await reader.readexactly(int(headers["content-length"]))
         return Call(head[0].split()[1], headers, json.loads(body), writer)
 
