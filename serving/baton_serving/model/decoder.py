@@ -24,13 +24,20 @@ from baton_serving.model.rope import RopeConfig, frequencies
 
 
 class CausalModel(Protocol):
-    """What the executor runs: our decoder, or a transformers model on our KV pool."""
+    """What the executor runs: our decoder, or a transformers model on our KV pool.
+
+    `capturable`: a CUDA graph may hold a step of a `ForwardBatch.decode`.
+    """
+
+    @property
+    def capturable(self) -> bool: ...
 
     def hidden_states(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
-        """Final hidden states `[len(batch.logits_rows), hidden_size]`; writes the new tokens' KV."""
+        """Final hidden states `[n, hidden_size]` of `batch.logits_rows`; writes the new tokens' KV."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits float32 `[n, vocab_size]` of hidden states `[n, hidden_size]`, equal on all ranks."""
+        """Logits `[n, vocab_size]`, of the model's dtype or wider, of hidden states `[n, hidden_size]`, equal on all
+        ranks."""
 
 
 class Kernels:
@@ -143,6 +150,8 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Embedding, blocks, norm and head. See `CausalModel` for the contract of `forward`."""
 
+    capturable = True
+
     def __init__(self, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.config = config
@@ -157,23 +166,24 @@ class Decoder(nn.Module):
         self.rope_tables = [tables[rope] for rope in config.ropes]
 
     def hidden_states(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
-        """Final hidden states, normed, `[len(batch.logits_rows), hidden_size]`."""
+        """Final hidden states, normed; see `CausalModel`."""
         residual = self.embed(batch.input_ids)
         if self.embed_scale != 1.0:
             residual = residual * self.embed_scale
         x = None
         for layer, table in zip(self.layers, self.rope_tables, strict=True):
             x = layer(x, residual, batch.positions, table, attention)
-        rows = batch.logits_rows
-        residual = residual.index_select(0, rows)
-        return self.norm(residual) if x is None else self.norm.add(x.index_select(0, rows), residual)
+        if batch.logits_rows is not None:
+            residual = residual.index_select(0, batch.logits_rows)
+            x = x if x is None else x.index_select(0, batch.logits_rows)
+        return self.norm(residual) if x is None else self.norm.add(x, residual)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits float32 `[n, vocab_size]` of final hidden states `[n, hidden_size]`."""
+        """See `CausalModel`."""
         weight = self.embed.weight if self.lm_head is None else self.lm_head.weight
-        logits: torch.Tensor = self.gather_vocab(functional.linear(hidden, weight)).float()
+        logits: torch.Tensor = self.gather_vocab(functional.linear(hidden, weight))
         cap = self.config.logits_softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return logits if cap is None else torch.tanh(logits.float() / cap) * cap
 
     def forward(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
         """Logits of `batch.logits_rows`; see `CausalModel`."""
