@@ -151,8 +151,8 @@ def _stretch_kernel(
             place = out_ptr + (row.to(tl.int64) * q_heads + lines[:, None]) * V_DIM + v_dims
             tl.store(place, result.to(out_ptr.dtype.element_ty), mask=inside)
         else:
-            place = partial_ptr + (item.to(tl.int64) * q_heads + lines[:, None]) * V_DIM + v_dims
-            tl.store(place, result, mask=inside)
+            partial = partial_ptr + (item.to(tl.int64) * q_heads + lines[:, None]) * V_DIM + v_dims
+            tl.store(partial, result, mask=inside)
             tl.store(lse_ptr + item * q_heads + lines, best + tl.log2(mass), mask=here)
 
 

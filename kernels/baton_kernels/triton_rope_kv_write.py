@@ -52,13 +52,13 @@ def _rope_kv_write_kernel(
     kv_parts = tl.cdiv(kv_heads, HEADS)
     row = qkv_ptr + token * qkv_stride
     if part >= q_parts + kv_parts:
-        heads = (part - q_parts - kv_parts) * HEADS + tl.arange(0, HEADS)[:, None]
-        dims = tl.arange(0, BLOCK_V)[None, :]
-        inside = (heads < kv_heads) & (dims < V_DIM)
-        values = tl.load(row + (q_heads + kv_heads) * K_DIM + heads * V_DIM + dims, mask=inside, other=0.0)
-        place = v_ptr + tl.load(pages_ptr + token).to(tl.int64) * v_page_stride
-        place += tl.load(offsets_ptr + token) * v_slot_stride
-        tl.store(place + heads.to(tl.int64) * v_head_stride + dims, values.to(v_ptr.dtype.element_ty), mask=inside)
+        v_heads = (part - q_parts - kv_parts) * HEADS + tl.arange(0, HEADS)[:, None]
+        v_dims = tl.arange(0, BLOCK_V)[None, :]
+        v_inside = (v_heads < kv_heads) & (v_dims < V_DIM)
+        values = tl.load(row + (q_heads + kv_heads) * K_DIM + v_heads * V_DIM + v_dims, mask=v_inside, other=0.0)
+        v_place = v_ptr + tl.load(pages_ptr + token).to(tl.int64) * v_page_stride
+        v_place += tl.load(offsets_ptr + token) * v_slot_stride + v_heads.to(tl.int64) * v_head_stride
+        tl.store(v_place + v_dims, values.to(v_ptr.dtype.element_ty), mask=v_inside)
     else:
         is_key = part >= q_parts
         first = tl.where(is_key, part - q_parts, part) * HEADS
