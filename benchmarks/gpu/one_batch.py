@@ -144,14 +144,26 @@ def build(extra: dict[str, object], folder: Path) -> Rank:
     return rank
 
 
-def profile(runner: Runner, batch: int, context: int = 1024, steps: int = 6) -> list[tuple[str, int, float]]:
-    """Kernels of a decode step by time: name, calls a step, microseconds a step."""
-    runner.decode(context, batch, 8)
+Profile = list[tuple[str, int, float]]
+
+
+def _profile(work: Callable[[int], object], steps: int) -> Profile:
+    """Kernels of `work(steps)` by time: name, calls a step, microseconds a step."""
+    work(steps)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
-        runner.decode(context, batch, steps)
+        work(steps)
         torch.cuda.synchronize()
     rows = [(e.key[:90], e.count // steps, e.self_device_time_total / steps) for e in found.key_averages()]
-    return sorted(rows, key=lambda row: -row[2])[:16]
+    return sorted(rows, key=lambda row: -row[2])[:14]
+
+
+def _profiles(runner: Runner) -> dict[str, Profile]:
+    profiles = {
+        f"a decode step of {n} rows": _profile(lambda steps, n=n: runner.decode(1024, n, steps), 8) for n in (1, 16, 64)
+    }
+    for length in (1024, 8192):
+        profiles[f"a prefill of {length} tokens"] = _profile(lambda _, n=length: runner.prefill(1, n), 1)
+    return profiles
 
 
 def main() -> None:
@@ -172,9 +184,9 @@ def main() -> None:
         params = SamplingParams(temperature=1.0, top_p=0.95) if arguments.sampled else SamplingParams(temperature=0.0)
         runner = Runner(rank, params)
         rows = list(_measure(runner, copy, product, arguments.quick))
-        profiles = {n: profile(runner, n) for n in (1, 64)} if arguments.profile else {}
-    for batch, kernels in profiles.items():
-        print(f"\nkernels of a decode step at batch {batch}: {sum(row[2] for row in kernels):.0f} µs")
+        profiles = _profiles(runner) if arguments.profile else {}
+    for what, kernels in profiles.items():
+        print(f"\nkernels of {what}: {sum(row[2] for row in kernels):.0f} µs")
         for name, count, micros in kernels:
             print(f"{micros:9.1f} µs  {count:4d} x  {name}")
     if arguments.json:

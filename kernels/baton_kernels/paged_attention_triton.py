@@ -20,6 +20,7 @@ _TILE = 64  # keys per iteration
 _PROGRAMS_PER_SM = 4  # stretches aimed at: two fit on a multiprocessor at a time
 _STAGES = 3  # tiles under way in a program, in 16-bit types
 _WARPS = 4
+_MANY_ROWS = 128  # from here on half the warps are faster: enough programs wait for memory at a time
 
 
 @triton.jit
@@ -34,20 +35,29 @@ def _plan_kernel(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """starts[r]: first stretch of row r, starts[rows]: their number; items[i]: row + stretch in row * 65536."""
+    """starts[r] is the first stretch of row r, starts[rows] their number; items[i] is row, first tile, end, alone."""
     row = tl.arange(0, BLOCK)
     inside = row < rows
     lens = tl.load(lens_ptr + row, mask=inside, other=0)
-    tiles = (lens + TILE - 1) // TILE
+    first = tl.zeros((BLOCK,), tl.int32)
     if WINDOW > 0:
-        tiles -= tl.maximum(lens - WINDOW, 0) // TILE
+        first = tl.maximum(lens - WINDOW, 0) // TILE
+    end = (lens + TILE - 1) // TILE
+    tiles = end - first
     longest = tl.maximum((tl.sum(tiles, axis=0) * heads + programs - 1) // programs, 1)
     splits = (tiles + longest - 1) // longest
+    stretch = (tiles + splits - 1) // tl.maximum(splits, 1)
     ends = tl.cumsum(splits, axis=0)
     tl.store(starts_ptr, 0)
     tl.store(starts_ptr + 1 + row, ends, mask=inside)
     for split in range(tl.max(splits, axis=0)):
-        tl.store(items_ptr + ends - splits + split, row + split * 65536, mask=split < splits)
+        here = split < splits
+        item = items_ptr + (ends - splits + split) * 4
+        begin = first + split * stretch
+        tl.store(item, row, mask=here)
+        tl.store(item + 1, begin, mask=here)
+        tl.store(item + 2, tl.minimum(begin + stretch, end), mask=here)
+        tl.store(item + 3, (splits == 1).to(tl.int32), mask=here)
 
 
 @triton.jit
@@ -60,9 +70,7 @@ def _stretch_kernel(
     lse_ptr,
     table_ptr,
     lens_ptr,
-    starts_ptr,
     items_ptr,
-    rows,
     q_row_stride,
     q_head_stride,
     k_page_stride,
@@ -89,20 +97,12 @@ def _stretch_kernel(
 ):
     item = tl.program_id(0)
     head = tl.program_id(1)
-    if item < tl.load(starts_ptr + rows):
-        packed = tl.load(items_ptr + item)
-        row = packed % 65536
-        split = packed // 65536
-        splits = tl.load(starts_ptr + row + 1) - tl.load(starts_ptr + row)
+    row = tl.load(items_ptr + item * 4)
+    begin = tl.load(items_ptr + item * 4 + 1)
+    end = tl.load(items_ptr + item * 4 + 2)
+    alone = tl.load(items_ptr + item * 4 + 3)
+    if begin < end:  # more programs are launched than a step may have stretches
         kv_len = tl.load(lens_ptr + row)
-        first_tile = 0
-        if WINDOW > 0:
-            first_tile = tl.maximum(kv_len - WINDOW, 0) // TILE
-        end_tile = (kv_len + TILE - 1) // TILE
-        stretch = (end_tile - first_tile + splits - 1) // splits
-        begin = first_tile + split * stretch
-        end = tl.minimum(begin + stretch, end_tile)
-
         heads = tl.arange(0, BLOCK_G)
         k_dims = tl.arange(0, BLOCK_K)
         v_dims = tl.arange(0, BLOCK_V)
@@ -147,7 +147,7 @@ def _stretch_kernel(
         here = heads < GROUP
         inside = here[:, None] & (v_dims < V_DIM)
         q_heads = tl.num_programs(1) * GROUP
-        if splits == 1:
+        if alone == 1:
             place = out_ptr + (row.to(tl.int64) * q_heads + lines[:, None]) * V_DIM + v_dims
             tl.store(place, result.to(out_ptr.dtype.element_ty), mask=inside)
         else:
@@ -205,7 +205,7 @@ class TritonDecodeAttention:
             lens = lens.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else lens
         stretches = count + self._programs // spec.kv_heads + 1
         starts = torch.empty(count + 1, dtype=torch.int32, device=device)
-        items = torch.empty(stretches, dtype=torch.int32, device=device)
+        items = torch.zeros((stretches, 4), dtype=torch.int32, device=device)
         _plan_kernel[(1,)](
             lens,
             starts,
@@ -247,9 +247,7 @@ class _TritonPlan:
             self.lse,
             self.table,
             self.lens,
-            self.starts,
             self.items,
-            rows,
             q.stride(0),
             q.stride(1),
             *k_pages.stride()[:3],
@@ -269,7 +267,7 @@ class _TritonPlan:
             BLOCK_V=max(16, triton.next_power_of_2(spec.v_dim)),
             STAGES=_STAGES if q.dtype.itemsize == 2 else 1,
             PRECISION="ieee",
-            num_warps=_WARPS,
+            num_warps=_WARPS if rows < _MANY_ROWS else _WARPS // 2,
         )
         _combine_kernel[(rows, spec.q_heads)](
             self.partial,

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from baton_kernels.activation import ACTIVATION_AND_MUL
+from baton_kernels.linear import LINEAR
 from baton_kernels.registry import AUTO
 from baton_kernels.rms_norm import ADD_RMS_NORM, RMS_NORM
 from baton_kernels.rope import rope_table
@@ -48,6 +49,16 @@ class Kernels:
         self.add_rms_norm = ADD_RMS_NORM.select(device, dtype, choice)
         self.rope_kv_write = ROPE_KV_WRITE.select(device, dtype, choice)
         self.activation_and_mul = ACTIVATION_AND_MUL.select(device, dtype, choice)
+        self.linear = LINEAR.select(device, dtype, choice)
+
+
+class Linear(nn.Linear):
+    def __init__(self, inputs: int, outputs: int, bias: bool, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__(inputs, outputs, bias=bias, dtype=dtype, device="meta")
+        self.kernels = kernels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.kernels.linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -74,8 +85,8 @@ class Attention(nn.Module):
         self.layer = layer
         self.kernels = kernels
         q_width, kv_width = config.q_heads * config.head_dim, config.kv_heads * config.head_dim
-        self.qkv_proj = _linear(config.hidden_size, q_width + 2 * kv_width, config.qkv_bias, dtype)
-        self.o_proj = _linear(q_width, config.hidden_size, config.output_bias, dtype)
+        self.qkv_proj: nn.Linear = Linear(config.hidden_size, q_width + 2 * kv_width, config.qkv_bias, kernels, dtype)
+        self.o_proj: nn.Linear = Linear(q_width, config.hidden_size, config.output_bias, kernels, dtype)
         self.q_norm = RMSNorm(config.head_dim, config, kernels, dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config, kernels, dtype) if config.qk_norm else None
 
@@ -104,8 +115,9 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = config.activation
         self.kernels = kernels
-        self.gate_up_proj = _linear(config.hidden_size, 2 * config.intermediate_size, config.mlp_bias, dtype)
-        self.down_proj = _linear(config.intermediate_size, config.hidden_size, config.mlp_bias, dtype)
+        width, bias = config.intermediate_size, config.mlp_bias
+        self.gate_up_proj: nn.Linear = Linear(config.hidden_size, 2 * width, bias, kernels, dtype)
+        self.down_proj: nn.Linear = Linear(width, config.hidden_size, bias, kernels, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gated = self.kernels.activation_and_mul(self.gate_up_proj(x), self.activation)
@@ -158,7 +170,9 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device="meta")
         self.layers = nn.ModuleList(DecoderLayer(i, config, kernels, dtype) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config, kernels, dtype)
-        self.lm_head = None if config.tie_embeddings else _linear(config.hidden_size, config.vocab_size, False, dtype)
+        self.lm_head: nn.Linear | None = None
+        if not config.tie_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, False, kernels, dtype)
         self.gather_vocab: nn.Module = nn.Identity()
         # Rounded to the model's dtype as the models were trained: 62.0 rather than 61.97 in bfloat16.
         self.embed_scale = float(torch.tensor(config.embed_scale, dtype=dtype))
@@ -188,10 +202,6 @@ class Decoder(nn.Module):
     def forward(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
         """Logits of `batch.logits_rows`; see `CausalModel`."""
         return self.logits(self.hidden_states(batch, attention))
-
-
-def _linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=bias, dtype=dtype, device="meta")
 
 
 def _rope_table(rope: RopeConfig, device: torch.device) -> torch.Tensor:
