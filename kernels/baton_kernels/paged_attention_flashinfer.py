@@ -92,7 +92,8 @@ class _FlashInferPlan:
     wrapper: BatchPrefillWithPagedKVCacheWrapper
 
     def run(self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.wrapper.run(q, (k_pages, v_pages))
+        out = torch.empty((*q.shape[:2], v_pages.shape[-1]), dtype=q.dtype, device=q.device)
+        self.wrapper.run(q, (k_pages, v_pages), out=out)
         return out
 
 

@@ -15,12 +15,13 @@ import triton
 import triton.language as tl
 
 from baton_kernels.paged_attention import AttentionSpec, PagedRows
+from baton_kernels.triton_launch import overlaps, wait_then_release
 
 _TILE = 64  # keys per iteration
 _PROGRAMS_PER_SM = 4  # stretches aimed at: two fit on a multiprocessor at a time
 _STAGES = 3  # tiles under way in a program, in 16-bit types
 _WARPS = 4
-_MANY_ROWS = 128  # from here on half the warps are faster: enough programs wait for memory at a time
+_MANY_ROWS = 192  # from here on half the warps are faster: enough programs wait for memory at a time
 
 
 @triton.jit
@@ -94,7 +95,10 @@ def _stretch_kernel(
     BLOCK_V: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    if OVERLAP:
+        wait_then_release()
     item = tl.program_id(0)
     head = tl.program_id(1)
     row = tl.load(items_ptr + item * 4)
@@ -158,8 +162,18 @@ def _stretch_kernel(
 
 @triton.jit
 def _combine_kernel(
-    partial_ptr, lse_ptr, out_ptr, starts_ptr, q_heads, V_DIM: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK: tl.constexpr
+    partial_ptr,
+    lse_ptr,
+    out_ptr,
+    starts_ptr,
+    q_heads,
+    V_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    if OVERLAP:
+        wait_then_release()
     row = tl.program_id(0)
     head = tl.program_id(1)
     start = tl.load(starts_ptr + row)
@@ -236,7 +250,7 @@ class _TritonPlan:
 
     def run(self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor) -> torch.Tensor:
         spec, rows = self.spec, self.table.shape[0]
-        group = spec.q_heads // spec.kv_heads
+        group, overlap = spec.q_heads // spec.kv_heads, overlaps(q.device)
         out = torch.empty((rows, spec.q_heads, spec.v_dim), dtype=q.dtype, device=q.device)
         _stretch_kernel[(self.items.shape[0], spec.kv_heads)](
             q,
@@ -267,7 +281,9 @@ class _TritonPlan:
             BLOCK_V=max(16, triton.next_power_of_2(spec.v_dim)),
             STAGES=_STAGES if q.dtype.itemsize == 2 else 1,
             PRECISION="ieee",
+            OVERLAP=overlap,
             num_warps=_WARPS if rows < _MANY_ROWS else _WARPS // 2,
+            launch_pdl=overlap,
         )
         _combine_kernel[(rows, spec.q_heads)](
             self.partial,
@@ -278,6 +294,8 @@ class _TritonPlan:
             V_DIM=spec.v_dim,
             BLOCK_V=triton.next_power_of_2(spec.v_dim),
             BLOCK=16,
+            OVERLAP=overlap,
             num_warps=4,
+            launch_pdl=overlap,
         )
         return out

@@ -6,15 +6,27 @@ import torch
 import triton
 import triton.language as tl
 
+from baton_kernels.triton_launch import overlaps, wait_then_release
+
 _BLOCK = 1024
 
 
 @triton.jit
-def _gate_kernel(gate_up_ptr, out_ptr, row_stride, width, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+def _gate_kernel(
+    gate_up_ptr,
+    out_ptr,
+    row_stride,
+    width,
+    ACTIVATION: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
     start = gate_up_ptr + row * row_stride
+    if OVERLAP:
+        wait_then_release()
     gate = tl.load(start + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(start + width + columns, mask=inside, other=0.0).to(tl.float32)
     if ACTIVATION == "silu":
@@ -33,5 +45,16 @@ def activation_and_mul_triton(gate_up: torch.Tensor, activation: str) -> torch.T
     out = torch.empty((tokens, width), dtype=gate_up.dtype, device=gate_up.device)
     if tokens:
         grid = (tokens, triton.cdiv(width, _BLOCK))
-        _gate_kernel[grid](gate_up, out, gate_up.stride(0), width, ACTIVATION=activation, BLOCK=_BLOCK, num_warps=4)
+        overlap = overlaps(gate_up.device)
+        _gate_kernel[grid](
+            gate_up,
+            out,
+            gate_up.stride(0),
+            width,
+            ACTIVATION=activation,
+            BLOCK=_BLOCK,
+            OVERLAP=overlap,
+            num_warps=4,
+            launch_pdl=overlap,
+        )
     return out

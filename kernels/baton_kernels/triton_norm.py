@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from baton_kernels.triton_launch import overlaps, wait_then_release
+
 
 @triton.jit
 def _rms_norm_kernel(
@@ -19,12 +21,15 @@ def _rms_norm_kernel(
     eps,
     offset,
     ADD: tl.constexpr,
+    OVERLAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < dim
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32) + offset
+    if OVERLAP:
+        wait_then_release()
     x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         place = residual_ptr + row * residual_stride + columns
@@ -44,7 +49,7 @@ def _launch(
     if rows.shape[0] == 0:
         return out
     added = rows if residual is None else residual.view(-1, dim)
-    block = triton.next_power_of_2(dim)
+    block, overlap = triton.next_power_of_2(dim), overlaps(x.device)
     _rms_norm_kernel[(rows.shape[0],)](
         rows,
         added,
@@ -56,8 +61,10 @@ def _launch(
         eps,
         offset,
         ADD=residual is not None,
+        OVERLAP=overlap,
         BLOCK=block,
         num_warps=min(8, max(1, block // 512)),
+        launch_pdl=overlap,
     )
     return out
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from baton_kernels.rope_kv_write import HeadNorm, rope_kv_write_torch
+from baton_kernels.triton_launch import overlaps, wait_then_release
 
 _HEADS = 8  # per program
 
@@ -45,7 +46,10 @@ def _rope_kv_write_kernel(
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    if OVERLAP:
+        wait_then_release()
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     q_parts = tl.cdiv(q_heads, HEADS)
@@ -120,7 +124,7 @@ def rope_kv_write_triton(
     tokens, width = qkv.shape
     kv_heads, k_dim, v_dim = k_pages.shape[1], k_pages.shape[3], v_pages.shape[3]
     q_heads = (width - kv_heads * (k_dim + v_dim)) // k_dim
-    half = table.shape[1] // 2
+    half, overlap = table.shape[1] // 2, overlaps(qkv.device)
     if tokens:
         _rope_kv_write_kernel[(tokens, triton.cdiv(q_heads, _HEADS) + 2 * triton.cdiv(kv_heads, _HEADS))](
             qkv,
@@ -148,6 +152,8 @@ def rope_kv_write_triton(
             BLOCK_HALF=triton.next_power_of_2(half),
             BLOCK_REST=triton.next_power_of_2(max(1, k_dim - 2 * half)),
             BLOCK_V=triton.next_power_of_2(v_dim),
+            OVERLAP=overlap,
             num_warps=4,
+            launch_pdl=overlap,
         )
     return qkv[:, : q_heads * k_dim].view(tokens, q_heads, k_dim)

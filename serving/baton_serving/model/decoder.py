@@ -10,7 +10,6 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from baton_kernels.activation import ACTIVATION_AND_MUL
 from baton_kernels.linear import LINEAR
@@ -167,6 +166,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.config = config
+        self.kernels = kernels
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device="meta")
         self.layers = nn.ModuleList(DecoderLayer(i, config, kernels, dtype) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config, kernels, dtype)
@@ -195,7 +195,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `CausalModel`."""
         weight = self.embed.weight if self.lm_head is None else self.lm_head.weight
-        logits: torch.Tensor = self.gather_vocab(functional.linear(hidden, weight))
+        logits: torch.Tensor = self.gather_vocab(self.kernels.linear(hidden, weight, None))
         cap = self.config.logits_softcap
         return logits if cap is None else torch.tanh(logits.float() / cap) * cap
 
