@@ -27,6 +27,7 @@ from support.paged_runner import PagedRunner
 from support.tiny_models import DECODER_KINDS, write_tiny_checkpoint
 
 from baton_kernels.activation import ACTIVATION_AND_MUL, ACTIVATIONS, activation_and_mul_torch
+from baton_kernels.linear import LINEAR
 from baton_kernels.paged_attention import (
     DECODE_ATTENTION,
     EXTEND_ATTENTION,
@@ -112,6 +113,14 @@ def check_rope_kv_write() -> Iterator[Finding]:
             label = f"rope_kv_write {name} {q_heads}/{kv_heads} heads of {dim}"
             yield Finding(f"{label}, queries", error_of(out, exact), BARS[dtype])
             yield Finding(f"{label}, pages", error_of(pools[0], pools[1]), BARS[dtype])
+
+
+def check_linear() -> Iterator[Finding]:
+    for rows, outputs, inputs in ((1, 6144, 4096), (1, 4097, 12288), (1, 151936, 4096), (3, 4096, 4096)):
+        x, weight = (torch.randn(n, inputs, device=GPU).to(torch.bfloat16) for n in (rows, outputs))
+        exact = x.double() @ weight.double().T
+        out = LINEAR.select(GPU, x.dtype)(x, weight, None)
+        yield Finding(f"linear {rows}x{inputs} by {outputs}", error_of(out, exact), BARS[x.dtype])
 
 
 def random_rows(pool: KVPool, q_lens: tuple[int, ...], kv_lens: tuple[int, ...], first_page: int) -> PagedRows:
@@ -222,7 +231,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     findings: list[Finding] = []
-    for check in (check_small_ops, check_rope_kv_write, check_pools, check_models):
+    for check in (check_small_ops, check_rope_kv_write, check_linear, check_pools, check_models):
         if arguments.only and arguments.only not in check.__name__:
             continue
         with torch.inference_mode():

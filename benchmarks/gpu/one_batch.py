@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -158,12 +159,14 @@ def _profile(work: Callable[[int], object], steps: int) -> Profile:
 
 
 def _profiles(runner: Runner) -> dict[str, Profile]:
-    profiles = {
-        f"a decode step of {n} rows": _profile(lambda steps, n=n: runner.decode(1024, n, steps), 8) for n in (1, 16, 64)
-    }
+    profiles = {f"a decode step of {n} rows": _profile(partial(runner.decode, 1024, n), 8) for n in (1, 16, 64)}
     for length in (1024, 8192):
-        profiles[f"a prefill of {length} tokens"] = _profile(lambda _, n=length: runner.prefill(1, n), 1)
+        profiles[f"a prefill of {length} tokens"] = _profile(partial(_prefill_once, runner, length), 1)
     return profiles
+
+
+def _prefill_once(runner: Runner, length: int, _: int) -> float:
+    return runner.prefill(1, length)
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from baton_kernels.paged_attention import AttentionSpec, PagedRows
 from baton_kernels.triton_launch import overlaps, wait_then_release
 
 _TILE = 64  # keys per iteration
-_PROGRAMS_PER_SM = 4  # stretches aimed at: two fit on a multiprocessor at a time
-_STAGES = 3  # tiles under way in a program, in 16-bit types
+_PROGRAMS_PER_SM = 8  # stretches aimed at: two fit on a multiprocessor at a time
+_STAGES = 2  # tiles under way in a program, in 16-bit types
 _WARPS = 4
 _MANY_ROWS = 192  # from here on half the warps are faster: enough programs wait for memory at a time
 

@@ -13,7 +13,7 @@ from baton_kernels.linear import linear_torch
 from baton_kernels.triton_launch import overlaps, wait_then_release
 
 _OUTPUTS = 4  # per program
-_INPUTS = 1024  # per iteration
+_INPUTS = 2048  # per iteration
 
 
 @triton.jit
