@@ -20,7 +20,7 @@ from baton_serving.api.state import Service
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.detokenizer import Detokenizer, DetokenizerState
 from baton_serving.runtime.intake import Intake
-from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput
+from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput, TokenBatch
 from baton_serving.runtime.metrics import Metrics
 from baton_serving.runtime.tokenizer_manager import RequestObserver, TokenizerManager
 from baton_serving.sampling.validate import Limits
@@ -50,6 +50,7 @@ class DetokenizerThread:
         inbox: Pull[DetokenizerInput] = Pull(self._context, addresses.detokenizer, DetokenizerInput)
         to_api: Push[ApiInput] = Push(self._context, addresses.api)
         to_scheduler: Push[SchedulerInput] = Push(self._context, addresses.scheduler)
+        self._address = addresses.detokenizer
         self._sockets = (inbox, to_api, to_scheduler)
         self.state = DetokenizerState(tiny_tokenizer().vocabulary, stream_interval)
         self._stopping = threading.Event()
@@ -59,7 +60,10 @@ class DetokenizerThread:
 
     def close(self) -> None:
         self._stopping.set()
+        wake: Push[DetokenizerInput] = Push(self._context, self._address)
+        wake.send(TokenBatch())
         self._thread.join()
+        wake.close()
         for socket in self._sockets:
             socket.close()
         self._context.term()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -69,7 +70,6 @@ class ScriptedScheduler:
         }
         self.stats: dict[str, float] = {"requests_running": 1, "requests_waiting": 2, "pages_in_use": 3}
         self.ticking = True
-        self.quiet = threading.Event()
         self._tick = 0
         self._running: dict[str, _Running] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -89,10 +89,14 @@ class ScriptedScheduler:
         self._to_api.close()
         self._context.term()
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
-        """Wait until a record fulfils `condition`."""
-        with self._changed:
-            assert self._changed.wait_for(condition, seconds), "the scheduler did not get there"
+    async def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+        """Wait until the records fulfil `condition`; the event loop goes on meanwhile."""
+
+        def wait() -> bool:
+            with self._changed:
+                return self._changed.wait_for(condition, seconds)
+
+        assert await asyncio.to_thread(wait), "the scheduler did not get there"
 
     def _run(self) -> None:
         last_state = 0.0
