@@ -85,6 +85,7 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
     _gauge("requests_running", "requests_running", "Requests whose tokens are being decoded."),
     _gauge("requests_prefilling", "requests_prefilling", "Requests whose prompt is partly computed."),
     _gauge("requests_waiting", "requests_waiting", "Requests in the queue, which hold no pages."),
+    _gauge("tokens_waiting", "tokens_waiting", "Prompt tokens that are still to be computed or found in the cache."),
     _gauge("requests_reserved", "requests_reserved", "Requests whose KV is on its way here from a prefill worker."),
     _gauge("token_usage_ratio", "token_usage", "Share of the KV pool in use by running requests, 0 to 1."),
     _gauge("cache_hit_ratio", "cache_hit_rate", "Share of recent prompt tokens found in the radix cache, 0 to 1."),
