@@ -94,6 +94,7 @@ async def pipeline(
     scheduler = ScriptedScheduler(addresses, script)
     manager = TokenizerManager(to_scheduler, inbox, observers)
     manager.start()
+    await manager.control("ready")  # the scheduler's first state has come before this answer
     try:
         yield scheduler, manager, detokenizer
     finally:
@@ -118,8 +119,7 @@ async def api_world(
     reads: Intake | None = None,
 ) -> AsyncIterator[World]:
     """Everything, with a uvicorn server on a free port."""
-    stats: dict[str, float] = {}
-    metrics = Metrics({"model": options.served_model_name}, lambda: stats)
+    metrics = Metrics({"model": options.served_model_name})
     async with pipeline(script, stream_interval, (metrics,)) as (scheduler, manager, detokenizer):
         service = Service(manager, reads or intake(), options, metrics)
         listener = bind("127.0.0.1", 0)

@@ -66,7 +66,8 @@ class ScriptedScheduler:
         self.aborted: list[AbortInput] = []
         self.stopped: list[StopFound] = []
         self.controls: dict[str, Callable[[dict[str, Any]], dict[str, Any] | Failure]] = {
-            "flush_cache": lambda args: {"pages": 7, "idle": True}
+            "flush_cache": lambda args: {"pages": 7, "idle": True},
+            "ready": lambda args: {},
         }
         self.stats: dict[str, float] = {"requests_running": 1, "requests_waiting": 2, "pages_in_use": 3}
         self.ticking = True
@@ -101,14 +102,14 @@ class ScriptedScheduler:
     def _run(self) -> None:
         last_state = 0.0
         while not self._stopping.is_set():
-            self._inbox.socket.poll(1 if self._running else 20)
-            for message in self._inbox.drain():
-                self._take(message)
-            self._step()
             if self.ticking and time.monotonic() - last_state > 0.05:
                 last_state = time.monotonic()
                 self._tick += 1
                 self._to_api.send(WorkerState(tick=self._tick, stats=self.stats))
+            self._inbox.socket.poll(1 if self._running else 20)
+            for message in self._inbox.drain():
+                self._take(message)
+            self._step()
 
     def _take(self, message: SchedulerInput) -> None:
         with self._changed:
