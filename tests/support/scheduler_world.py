@@ -293,9 +293,23 @@ class World:
             ideal, finish = self.ideal(answer.request)
             kind = answer.last.finish.kind if answer.last.finish else ""
             if rid in self.aborted or rid in self.cut or kind == "handoff":
-                assert answer.tokens == ideal[: len(answer.tokens)], (rid, answer.tokens, ideal, answer.last, answer.request.stop_ids,answer.request.min_new)
+                assert answer.tokens == ideal[: len(answer.tokens)], (
+                    rid,
+                    answer.tokens,
+                    ideal,
+                    answer.last,
+                    answer.request.stop_ids,
+                    answer.request.min_new,
+                )
             else:
-                assert answer.tokens == ideal, (rid, answer.tokens, ideal, answer.last, answer.request.stop_ids, answer.request.min_new)
+                assert answer.tokens == ideal, (
+                    rid,
+                    answer.tokens,
+                    ideal,
+                    answer.last,
+                    answer.request.stop_ids,
+                    answer.request.min_new,
+                )
                 assert kind == finish
                 assert answer.last.completion_tokens == len(ideal)
                 self._check_logprobs(answer)
