@@ -15,9 +15,8 @@ _SMOOTHING = 0.8  # weight of the past in the token rate and the hit ratio
 class Figures:
     """Adds to the scheduler's own counts what only the loop knows: rates, steps and the tick."""
 
-    def __init__(self, scheduler: Scheduler, page_size: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Callable[[], float] = time.monotonic) -> None:
         self._scheduler = scheduler
-        self._page_size = page_size
         self._clock = clock
         self._steps = 0
         self._generated = 0
@@ -47,9 +46,9 @@ class Figures:
             self._last = (now, self._generated)
         stats = self._scheduler.stats()
         stats["token_usage"] = stats["pages_in_use"] / max(1, stats["pages_total"])
-        stats["tokens_in_use"] = stats["pages_in_use"] * self._page_size
         stats["cache_hit_rate"] = self._hit_rate
         stats["gen_throughput"] = self._rate
         stats["steps_total"] = self._steps
+        stats["generated_tokens_total"] = self._generated
         stats["tick"] = tick
         return stats

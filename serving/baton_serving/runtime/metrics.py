@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from baton_serving.runtime.messages import Failure
 from baton_serving.runtime.requests import RequestRecord
 
 Kind = Literal["gauge", "counter", "histogram", "info"]
@@ -81,18 +82,58 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
     MetricSpec("baton_prompt_tokens", "counter", "Prompt tokens of requests that ended."),
     MetricSpec("baton_generation_tokens", "counter", "Tokens generated for requests that ended."),
     MetricSpec("baton_cached_tokens", "counter", "Prompt tokens found in the radix cache, of requests that ended."),
-    _gauge("running_requests", "requests_running", "Requests in the running batch."),
-    _gauge("queued_requests", "requests_waiting", "Requests waiting for admission."),
+    _gauge("requests_running", "requests_running", "Requests whose tokens are being decoded."),
+    _gauge("requests_prefilling", "requests_prefilling", "Requests whose prompt is partly computed."),
+    _gauge("requests_waiting", "requests_waiting", "Requests in the queue, which hold no pages."),
+    _gauge("tokens_waiting", "tokens_waiting", "Prompt tokens that are still to be computed or found in the cache."),
+    _gauge("requests_reserved", "requests_reserved", "Requests whose KV is on its way here from a prefill worker."),
     _gauge("token_usage_ratio", "token_usage", "Share of the KV pool in use by running requests, 0 to 1."),
     _gauge("cache_hit_ratio", "cache_hit_rate", "Share of recent prompt tokens found in the radix cache, 0 to 1."),
     _gauge("generation_tokens_per_second", "gen_throughput", "Tokens generated per second, lately."),
     _gauge("kv_pages_total", "pages_total", "Pages of the KV pool."),
     _gauge("kv_pages_free", "pages_free", "Pages that nothing occupies."),
-    _gauge("kv_pages_cached", "pages_cached", "Pages held by the radix cache alone, which may be evicted."),
+    _gauge("kv_pages_cached", "pages_cached", "Pages that the radix cache holds."),
+    _gauge("kv_pages_evictable", "pages_evictable", "Pages of the radix cache that no request uses."),
     _gauge("kv_pages_in_use", "pages_in_use", "Pages held by running requests."),
     _gauge("kv_pages_quarantined", "pages_quarantined", "Pages a remote writer may still reach."),
-    _counter("scheduler_steps", "steps_total", "Steps launched."),
-    _counter("retractions", "retractions_total", "Requests that gave up their pages to be computed again later."),
+    _gauge(
+        "new_token_ratio", "new_token_ratio", "Share of their longest answer that running requests are planned to use."
+    ),
+    _counter("retractions", "retractions_total", "Times that a request gave up its pages to be computed again later."),
+    _counter("scheduler_steps", "steps_total", "Steps that the scheduler booked."),
+    _counter("sampled_tokens", "generated_tokens_total", "Tokens sampled, those of requests that go on included."),
+    _counter("handoff_sent_bytes", "handoff_bytes_sent", "Bytes of KV pages written to other workers."),
+    _counter("handoff_received_bytes", "handoff_bytes_received", "Bytes of KV pages that other workers wrote here."),
+    _counter("handoff_sent_pages", "handoff_pages_sent", "KV pages written to other workers."),
+    _counter("handoff_received_pages", "handoff_pages_received", "KV pages that other workers wrote here."),
+    _counter(
+        "handoff_receive_seconds", "handoff_receive_seconds", "Seconds during which pages were on their way here."
+    ),
+    _counter("handoffs_delivered", "handoff_delivered", "Requests that another worker took over."),
+    _counter("handoffs_arrived", "handoff_arrived", "Requests taken over from another worker."),
+    _counter("handoff_send_failures", "handoff_sends_failed", "Requests that could not be handed over."),
+    _counter("handoff_receive_failures", "handoff_receives_failed", "Requests that did not arrive."),
+    _counter(
+        "handoff_mismatched_pages", "handoff_mismatched_pages", "Pages that arrived with another hash than they left."
+    ),
+    _counter(
+        "handoff_refused_messages",
+        "handoff_refused_messages",
+        "Control messages not acted upon: strange, stale, broken.",
+    ),
+    _gauge(
+        "handoff_source_pages_quarantined",
+        "handoff_source_pages_quarantined",
+        "Pages that a write may still be reading.",
+    ),
+    _gauge("handoff_peers", "handoff_peers", "Workers with which pages can be exchanged now."),
+    _counter("handoff_fences", "handoff_fences", "Times that a peer was cut off by replacing the transfer engines."),
+    _gauge(
+        "handoff_transport_degraded",
+        "handoff_transport_degraded",
+        "1 while a slower transport is in use than was asked for.",
+    ),
+    _gauge("handoff_waiting", "handoff_waiting", "Requests that wait for their prefill worker or for pages here."),
     _gauge("scheduler_tick", "tick", "Turns of the scheduler loop; it moves when idle too."),
 )
 
@@ -120,6 +161,9 @@ class Metrics:
     def started(self, record: RequestRecord) -> None:
         """Nothing is counted before a request ends: counters then agree with each other."""
 
+    def failed(self, failure: Failure) -> None:
+        """The requests that it ends are counted as they end."""
+
     def produced(self, record: RequestRecord, index: int, tokens: int, now: float) -> None:
         last = record.last_output[index]
         if last:
@@ -135,9 +179,9 @@ class Metrics:
         self._observe("baton_request_prompt_tokens", record.prompt_tokens)
         self._observe("baton_request_generation_tokens", record.completion_tokens)
         if timings is not None and timings.scheduled:
-            self._observe("baton_queue_time_seconds", max(0.0, timings.scheduled - request.received))
+            self._observe("baton_queue_time_seconds", timings.scheduled - timings.received)
         if timings is not None and timings.first_token and not request.stream:
-            self._observe("baton_time_to_first_token_seconds", max(0.0, timings.first_token - request.received))
+            self._observe("baton_time_to_first_token_seconds", timings.first_token - timings.received)
         self._counters["baton_requests"].labels(record.outcome, request.route).inc()
         self._counters["baton_prompt_tokens"].inc(record.prompt_tokens)
         self._counters["baton_generation_tokens"].inc(record.completion_tokens)

@@ -101,7 +101,7 @@ class Tokenizer:
             "continue_final_message": chat.continue_final_message,
         }
         messages: list[Any] = [dict(message) for message in chat.messages]
-        tools = None if chat.tools is None else [dict(tool) for tool in chat.tools]
+        tools: Any = None if chat.tools is None else [dict(tool) for tool in chat.tools]
         return self._hf.apply_chat_template(messages, tools, **options)
 
     async def encode_soon(self, text: str, *, add_special_tokens: bool = True) -> list[int]:

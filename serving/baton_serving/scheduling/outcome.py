@@ -6,10 +6,9 @@ from baton_serving.errors import InternalError, InvalidRequest
 from baton_serving.kv.layout import NULL_PAGE
 from baton_serving.scheduling.builder import Flight
 from baton_serving.scheduling.events import ChunkReady, Failure, Finish, TokenOutput
-from baton_serving.scheduling.request import PLANNED_STATES, Request, State
+from baton_serving.scheduling.request import Request, State
 from baton_serving.scheduling.roster import Roster
 from baton_serving.scheduling.step import PageWrite, StepResult, TokenLogprobs
-
 
 NOT_A_NUMBER = Failure(InternalError.code, "the model computed values that are not numbers for this request")
 PROCESSOR_FAILED = Failure(
@@ -35,11 +34,11 @@ class OutcomeBook:
         roster.committed = plan.step
         for node in flight.pinned:
             self._kv.unpin(node)
-        broken = {row: NOT_A_NUMBER for row in result.nan_rows} | {row: PROCESSOR_FAILED for row in result.failed_rows}
+        broken = dict.fromkeys(result.nan_rows, NOT_A_NUMBER) | dict.fromkeys(result.failed_rows, PROCESSOR_FAILED)
         windowed = bool(self._kv.windowed)
         rows = zip(flight.requests, plan.starts, plan.lengths, plan.extend, plan.sample, result.tokens, strict=True)
         for row, (request, start, length, extend, sample, token) in enumerate(rows):
-            if request.state not in PLANNED_STATES:
+            if request.ended:
                 continue
             if row in broken:
                 roster.end(request, failure=broken[row])
@@ -110,7 +109,6 @@ class OutcomeBook:
         if request.unpublished and (last or not goes_on):
             request.unpublished = False
             roster.unpublished.remove(request)
-        roster.pages_returned = True
         if last and not request.timings.prefilled:
             request.timings.prefilled = roster.clock()
         if request.handoff and request.state is not State.RETRACTING:
@@ -131,7 +129,6 @@ class OutcomeBook:
     def _slide(self, request: Request) -> None:
         """Let window pages go that fell out of sight, here and in the executors' tables."""
         start, end = self._kv.slide(request.page_list, request.kv)
-        self._roster.pages_returned = True
         for group in self._kv.windowed:
             write = PageWrite(request.slot, group, start, [NULL_PAGE] * (end - start))
             self._roster.outgoing.page_writes.append(write)

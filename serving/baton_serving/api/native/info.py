@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Final
 
@@ -86,14 +87,20 @@ async def server_info(request: Request) -> Response:
 
 async def get_load(request: Request) -> Response:
     """What waits and runs here, one entry per data-parallel rank."""
-    stats = service_of(request).manager.stats
-    running, waiting = int(stats.get("requests_running", 0)), int(stats.get("requests_waiting", 0))
-    tokens = int(stats.get("tokens_in_use", 0))
+    service = service_of(request)
+    stats = service.manager.stats
+    running, waiting = _figure(stats, "requests_running"), _figure(stats, "requests_waiting")
+    running += _figure(stats, "requests_prefilling")
+    tokens = _figure(stats, "pages_in_use") * service.options.page_size
     return _json([{"dp_rank": 0, "num_reqs": running + waiting, "num_waiting_reqs": waiting, "num_tokens": tokens}])
 
 
 async def metrics(request: Request) -> Response:
     return Response(service_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _figure(stats: Mapping[str, float], name: str) -> int:
+    return int(stats.get(name, 0))
 
 
 def _json(value: object) -> Response:

@@ -63,4 +63,6 @@ def finish_reason(output: ChoiceOutput) -> str | None:
     finish = output.tokens.finish
     if finish is not None and finish.kind == "abort":
         raise Cancelled("the request was aborted")
-    return None if finish is None else finish.kind
+    if finish is None:
+        return None
+    return "length" if finish.kind == "handoff" else finish.kind  # a prefill leg: nobody reads its answer

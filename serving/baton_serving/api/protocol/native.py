@@ -10,7 +10,7 @@ from baton_serving.api.protocol.common import CommonFields
 
 
 class GenerateBody(CommonFields, kw_only=True):
-    """`/generate`: either `text` or `input_ids`; a list of either is a batch, and lists elsewhere have an item for each."""
+    """`/generate`: either `text` or `input_ids`; a list of either is a batch, lists elsewhere have an item for each."""
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
