@@ -106,9 +106,7 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
     _counter("handoff_received_bytes", "handoff_bytes_received", "Bytes of KV pages that other workers wrote here."),
     _counter("handoff_sent_pages", "handoff_pages_sent", "KV pages written to other workers."),
     _counter("handoff_received_pages", "handoff_pages_received", "KV pages that other workers wrote here."),
-    _counter(
-        "handoff_receive_seconds", "handoff_receive_seconds", "Seconds during which pages were on their way here."
-    ),
+    _counter("handoff_receive_seconds", "handoff_receive_seconds", "Seconds that pages were on their way here."),
     _counter("handoffs_delivered", "handoff_delivered", "Requests that another worker took over."),
     _counter("handoffs_arrived", "handoff_arrived", "Requests taken over from another worker."),
     _counter("handoff_send_failures", "handoff_sends_failed", "Requests that could not be handed over."),
@@ -119,19 +117,19 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
     _counter(
         "handoff_refused_messages",
         "handoff_refused_messages",
-        "Control messages not acted upon: strange, stale, broken.",
+        "Control messages refused: strange, stale or broken.",
     ),
     _gauge(
         "handoff_source_pages_quarantined",
         "handoff_source_pages_quarantined",
-        "Pages that a write may still be reading.",
+        "Pages that a write may still read.",
     ),
     _gauge("handoff_peers", "handoff_peers", "Workers with which pages can be exchanged now."),
     _counter("handoff_fences", "handoff_fences", "Times that a peer was cut off by replacing the transfer engines."),
     _gauge(
         "handoff_transport_degraded",
         "handoff_transport_degraded",
-        "1 while a slower transport is in use than was asked for.",
+        "1 while a slower transport than asked for is used.",
     ),
     _gauge("handoff_waiting", "handoff_waiting", "Requests that wait for their prefill worker or for pages here."),
     _gauge("scheduler_tick", "tick", "Turns of the scheduler loop; it moves when idle too."),
