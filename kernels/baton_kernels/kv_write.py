@@ -2,8 +2,8 @@
 
 Contract: `k` is `[tokens, kv_heads, k_dim]`, `v` is `[tokens, kv_heads, v_dim]`, last dimension contiguous. `k_pages`
 and `v_pages` are strided views `[pages, kv_heads, page_size, dim]` of the pool, written in place and rounded to its
-dtype; an 8-bit float saturates at its largest value. Token i goes to page `pages[i]`, slot `offsets[i]` (both integer `[tokens]`). Two tokens never share a place,
-except in the null page, whose content nobody reads.
+dtype; an 8-bit float saturates at its largest value. Token i goes to page `pages[i]`, slot `offsets[i]` (both integer
+`[tokens]`). Two tokens never share a place, except in the null page, whose content nobody reads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def kv_write_torch(
         if target.dtype.itemsize == 1:
             # Indexed writes know no 8-bit floats: write their bytes.
             largest = torch.finfo(target.dtype).max
-            target.view(torch.uint8)[pages, :, offsets] = new.clamp(-largest, largest).to(target.dtype).view(torch.uint8)
+            target.view(torch.uint8)[pages, :, offsets] = (
+                new.clamp(-largest, largest).to(target.dtype).view(torch.uint8)
+            )
         else:
             target[pages, :, offsets] = new.to(target.dtype)
 

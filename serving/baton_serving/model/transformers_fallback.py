@@ -200,7 +200,7 @@ def _take_apart(module: PreTrainedModel, config: PretrainedConfig) -> tuple[Tran
     probe = _Probe()
     with torch.inference_mode():
         whole = _run(module, tokens, tokens, _Probe()).logits[0].float()
-        stack = module.get_decoder()  # type: ignore[no-untyped-call]
+        stack = module.get_decoder()
         output = _run(stack, tokens, tokens, probe)
         layers = _layer_calls(probe.calls, config)
         name = next(name for name, child in module.named_modules() if child is stack)
