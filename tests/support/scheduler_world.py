@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from typing import Any
 
 from support.kv_model import VOCABULARY, History, KVModel
 
@@ -85,7 +86,7 @@ class World:
         handoff: bool = False,
         priority: int = 0,
         eos: int | None = None,
-        **params: object,
+        **params: Any,
     ) -> Request:
         logprobs = None if logprob_start is None else LogprobOptions(start=logprob_start)
         return Request(
@@ -293,9 +294,23 @@ class World:
             ideal, finish = self.ideal(answer.request)
             kind = answer.last.finish.kind if answer.last.finish else ""
             if rid in self.aborted or rid in self.cut or kind == "handoff":
-                assert answer.tokens == ideal[: len(answer.tokens)], (rid, answer.tokens, ideal, answer.last, answer.request.stop_ids,answer.request.min_new)
+                assert answer.tokens == ideal[: len(answer.tokens)], (
+                    rid,
+                    answer.tokens,
+                    ideal,
+                    answer.last,
+                    answer.request.stop_ids,
+                    answer.request.min_new,
+                )
             else:
-                assert answer.tokens == ideal, (rid, answer.tokens, ideal, answer.last, answer.request.stop_ids, answer.request.min_new)
+                assert answer.tokens == ideal, (
+                    rid,
+                    answer.tokens,
+                    ideal,
+                    answer.last,
+                    answer.request.stop_ids,
+                    answer.request.min_new,
+                )
                 assert kind == finish
                 assert answer.last.completion_tokens == len(ideal)
                 self._check_logprobs(answer)

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from baton_serving.runtime.messages import Failure
 from baton_serving.runtime.requests import RequestRecord
 
 Kind = Literal["gauge", "counter", "histogram", "info"]
@@ -84,6 +85,7 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
     _gauge("requests_running", "requests_running", "Requests whose tokens are being decoded."),
     _gauge("requests_prefilling", "requests_prefilling", "Requests whose prompt is partly computed."),
     _gauge("requests_waiting", "requests_waiting", "Requests in the queue, which hold no pages."),
+    _gauge("tokens_waiting", "tokens_waiting", "Prompt tokens that are still to be computed or found in the cache."),
     _gauge("requests_reserved", "requests_reserved", "Requests whose KV is on its way here from a prefill worker."),
     _gauge("token_usage_ratio", "token_usage", "Share of the KV pool in use by running requests, 0 to 1."),
     _gauge("cache_hit_ratio", "cache_hit_rate", "Share of recent prompt tokens found in the radix cache, 0 to 1."),
@@ -126,6 +128,9 @@ class Metrics:
 
     def started(self, record: RequestRecord) -> None:
         """Nothing is counted before a request ends: counters then agree with each other."""
+
+    def failed(self, failure: Failure) -> None:
+        """The requests that it ends are counted as they end."""
 
     def produced(self, record: RequestRecord, index: int, tokens: int, now: float) -> None:
         last = record.last_output[index]

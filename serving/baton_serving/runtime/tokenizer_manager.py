@@ -53,6 +53,10 @@ class RequestObserver(Protocol):
 
     def finished(self, record: RequestRecord) -> None: ...
 
+    def failed(self, failure: Failure) -> None:
+        """The worker failed; open requests are about to end with `failure`."""
+        ...
+
 
 class _OpenRequest:
     """A request between admission and its terminal reply, with what its reader has not taken yet.
@@ -132,7 +136,7 @@ class TokenizerManager:
 
     async def close(self) -> None:
         """Fail what is open and stop reading. The sockets stay the caller's."""
-        self.fail_all(Failure("unavailable", "the worker is shutting down"))
+        self._end_all(Failure("unavailable", "the worker is shutting down"))
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.wait([self._reader])
@@ -203,6 +207,12 @@ class TokenizerManager:
 
         For when a child process died. From another thread: `loop.call_soon_threadsafe(manager.fail_all, failure)`.
         """
+        if self._dead is None:
+            for observer in self._observers:
+                observer.failed(failure)
+            self._end_all(failure)
+
+    def _end_all(self, failure: Failure) -> None:
         error = error_from_code(failure.code, failure.message, failure.param)
         self._dead = error
         for opened in self._open.values():

@@ -11,6 +11,7 @@ import zmq
 from baton_serving.config import ResolvedConfig
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.detokenizer import detokenizer_main
+from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.intake import Intake
 from baton_serving.runtime.messages import ApiInput, SchedulerInput
 from baton_serving.runtime.process import Child, ChildWatch, stop_all
@@ -34,8 +35,9 @@ class Worker:
     Its sockets are bound before any child starts, so nothing that a child sends is lost.
     """
 
-    def __init__(self, config: ResolvedConfig) -> None:
+    def __init__(self, config: ResolvedConfig, identity: Identity) -> None:
         self.config = config
+        self.identity = identity
         self._addresses = Addresses.create(config.tp_size)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.inbox: Pull[ApiInput] = Pull(self._context, self._addresses.api, ApiInput)
@@ -59,7 +61,9 @@ class Worker:
         interval = self.config.given.runtime.stream_interval
         self._children.append(Child("detokenizer", detokenizer_main, level, self._addresses, source, interval))
         for tp_rank in range(self.config.tp_size):
-            self._children.append(Child(f"rank{tp_rank}", rank_main, self.config, tp_rank, self._addresses))
+            self._children.append(
+                Child(f"rank{tp_rank}", rank_main, self.config, self.identity, tp_rank, self._addresses)
+            )
         facts = [child.wait_ready() for child in self._children]
         return WorkerFacts(self.config, RankFacts.from_plain(facts[1]))
 

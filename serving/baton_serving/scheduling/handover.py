@@ -62,6 +62,8 @@ class Handover:
         kv_tokens = len(request.prompt) + max(0, len(output) - 1)
         if kv_tokens > request.page_list.capacity:
             raise InvalidRequest(f"request {rid} reserved {request.page_list.capacity} tokens and brings {kv_tokens}")
+        if not output and request.limit > 0:
+            raise InvalidRequest(f"request {rid} was computed elsewhere, but brings no first token")
         request.pinned_by_peer = False
         request.output = list(output)
         request.sent = len(output) - unsent

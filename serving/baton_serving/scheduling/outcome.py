@@ -6,7 +6,7 @@ from baton_serving.errors import InternalError, InvalidRequest
 from baton_serving.kv.layout import NULL_PAGE
 from baton_serving.scheduling.builder import Flight
 from baton_serving.scheduling.events import ChunkReady, Failure, Finish, TokenOutput
-from baton_serving.scheduling.request import PLANNED_STATES, Request, State
+from baton_serving.scheduling.request import Request, State
 from baton_serving.scheduling.roster import Roster
 from baton_serving.scheduling.step import PageWrite, StepResult, TokenLogprobs
 
@@ -38,7 +38,7 @@ class OutcomeBook:
         windowed = bool(self._kv.windowed)
         rows = zip(flight.requests, plan.starts, plan.lengths, plan.extend, plan.sample, result.tokens, strict=True)
         for row, (request, start, length, extend, sample, token) in enumerate(rows):
-            if request.state not in PLANNED_STATES:
+            if request.ended:
                 continue
             if row in broken:
                 roster.end(request, failure=broken[row])
@@ -109,7 +109,6 @@ class OutcomeBook:
         if request.unpublished and (last or not goes_on):
             request.unpublished = False
             roster.unpublished.remove(request)
-        roster.pages_returned = True
         if last and not request.timings.prefilled:
             request.timings.prefilled = roster.clock()
         if request.handoff and request.state is not State.RETRACTING:
@@ -130,7 +129,6 @@ class OutcomeBook:
     def _slide(self, request: Request) -> None:
         """Let window pages go that fell out of sight, here and in the executors' tables."""
         start, end = self._kv.slide(request.page_list, request.kv)
-        self._roster.pages_returned = True
         for group in self._kv.windowed:
             write = PageWrite(request.slot, group, start, [NULL_PAGE] * (end - start))
             self._roster.outgoing.page_writes.append(write)

@@ -6,7 +6,7 @@ before), then the policy, then arrival.
 
 from __future__ import annotations
 
-import random
+import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ def static_key(policy: str, seed: int) -> StaticKey:
         return (-waiting.priority, not waiting.retracted, -waiting.max_new_tokens, waiting.arrival)
 
     def shuffled(waiting: Waiting) -> tuple[float, ...]:
-        draw = random.Random(f"{seed} {waiting.arrival}").random()
+        draw = zlib.crc32(f"{seed} {waiting.arrival}".encode())
         return (-waiting.priority, not waiting.retracted, draw, waiting.arrival)
 
     return {"lof": longest_output, "random": shuffled}.get(policy, arrival)

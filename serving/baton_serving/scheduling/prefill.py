@@ -36,6 +36,7 @@ class PrefillPlanner:
         if budget <= 0 or not roster.slots:
             return
         roster.pages_returned = False
+        promised = self._promised([*roster.active, *roster.reserved])
         for request in roster.queue.order(self._kv):
             if budget <= 0 or not roster.slots:
                 roster.pages_returned = True
@@ -43,7 +44,7 @@ class PrefillPlanner:
             if self._waits_for_prefix(request):
                 roster.pages_returned = True
                 continue
-            taken = self._try_admit(builder, request, budget)
+            taken = self._try_admit(builder, request, budget, promised)
             if taken is None:
                 self._retry_at = builder.step + RETRY_STEPS
                 return
@@ -51,19 +52,24 @@ class PrefillPlanner:
                 roster.pages_returned = True
                 return
             budget -= taken
+            promised += self._promised([request])
 
-    def _try_admit(self, builder: StepBuilder, request: Request, budget: int) -> int | None:
-        """Admit and plan the first chunk; its tokens, 0 when this step has no room for it, None when pages lack."""
+    def _try_admit(self, builder: StepBuilder, request: Request, budget: int, promised: int) -> int | None:
+        """Admit and plan the first chunk; its tokens, 0 when this step has no room for it, None when pages lack.
+
+        `promised` pages are expected to be needed by others.
+        """
         kv = self._kv
         hit = kv.match(request.namespace, request.goal_key, request.prefix_limit)
         request.held = held = kv.open(request.rid, request.namespace, hit)
         tail: Node | None = hit.tail
         if tail is not None:
             kv.pin(tail)
-        if not self._fits(request) and tail is not None:
+        fits = self._fits(request, promised)
+        if not fits and tail is not None:
             kv.unpin(tail)
             tail = None
-        fits = self._fits(request)
+            fits = self._fits(request, promised)
         request.computed = held.capacity + (hit.tail_tokens if tail is not None else 0)
         if not fits or not self._chunk_length(builder, request, budget):
             if tail is not None:
@@ -87,25 +93,28 @@ class PrefillPlanner:
         if request.cached < 0:
             request.cached = min(request.computed, len(request.prompt))
             request.timings.scheduled = roster.clock()
+            roster.prompt_tokens += len(request.prompt)
+            roster.cached_tokens += request.cached
         roster.prefilling.append(request)
         if self._share:
             request.unpublished = True
             roster.unpublished.append(request)
 
-    def _fits(self, request: Request) -> bool:
+    def _promised(self, requests: list[Request]) -> int:
+        """Pages that admitted requests are expected to need still."""
+        estimate, ratio = self._roster.estimate, self._roster.ratio.value
+        return sum(estimate.future(request, ratio) for request in requests)
+
+    def _fits(self, request: Request, promised: int) -> bool:
         """Whether the pages are there for all of the request and for what others will need meanwhile.
 
         A request that is alone is let in when its first token can be had: there is nobody to wait for.
         """
         roster = self._roster
-        active = roster.active
-        output = min(request.limit - len(request.output), CLIPPED_NEW_TOKENS) if active else 1
-        need = roster.estimate.growth(request.page_list, min(request.goal + output, roster.max_tokens))
-        available = self._kv.available
-        if need > available:
-            return False
-        others = [*active, *roster.reserved]
-        return need + sum(roster.estimate.future(other, roster.ratio.value) for other in others) <= available
+        alone = not (roster.running or roster.prefilling or roster.joining)
+        output = 1 if alone else min(request.limit - len(request.output), CLIPPED_NEW_TOKENS)
+        tokens = min(request.goal + output, roster.max_tokens)
+        return roster.estimate.growth(request.page_list, tokens) + promised <= self._kv.available
 
     def _chunk_length(self, builder: StepBuilder, request: Request, budget: int) -> int:
         """How many tokens of the request to compute in this step: all that remain, or up to a page boundary."""

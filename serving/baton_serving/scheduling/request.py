@@ -76,8 +76,6 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.LEAVING, Event.DROP): State.GONE,
 }
 
-PLANNED_STATES = frozenset({State.PREFILL, State.DECODE, State.RETRACTING, State.STOPPING})
-
 
 class Request:
     """A request and where it stands.
@@ -94,6 +92,7 @@ class Request:
         "blocker_pages",
         "cached",
         "computed",
+        "ended",
         "ended_badly",
         "eos_ids",
         "goal",
@@ -170,6 +169,7 @@ class Request:
         self.retracted = False
         self.announced = 0  # pages announced to the handoff
         self.pinned_by_peer = False  # a peer may still read or write its pages
+        self.ended = False  # its terminal output is out
         self.ended_badly = False  # its KV may be unsound
         self.unpublished = False  # its prompt is on its way into the tree
         self.blocker: Request | None = None  # computes a prefix that this one waits for …

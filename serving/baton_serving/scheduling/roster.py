@@ -44,6 +44,8 @@ class Roster:
         self.outputs: list[TokenOutput] = []
         self.handoffs: list[HandoffEvent] = []
         self.retractions = 0
+        self.prompt_tokens = 0  # of admitted requests …
+        self.cached_tokens = 0  # … and how many of them came from the tree
         self.pages_returned = True  # something may be admitted now that could not before
 
     @property
@@ -68,6 +70,7 @@ class Roster:
                 timings=request.timings,
             )
         )
+        request.ended = True
         request.ended_badly = failure is not None
         self._detach(request)
         request.advance(Event.END)
@@ -162,7 +165,8 @@ class Roster:
 
     def _drop(self, request: Request) -> None:
         request.advance(Event.DROP)
-        self.requests.pop(request.rid, None)
+        if self.requests.get(request.rid) is request:  # the name may be in use again
+            del self.requests[request.rid]
         self._give_back(request)
 
     def _requeue(self, request: Request) -> None:

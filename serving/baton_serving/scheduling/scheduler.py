@@ -26,7 +26,7 @@ from baton_serving.scheduling.events import Failure, Finish, HandoffEvent, Reser
 from baton_serving.scheduling.handover import Handover
 from baton_serving.scheduling.outcome import OutcomeBook
 from baton_serving.scheduling.prefill import PrefillPlanner
-from baton_serving.scheduling.request import Event, Request, State
+from baton_serving.scheduling.request import Event, Request
 from baton_serving.scheduling.roster import Roster
 from baton_serving.scheduling.step import StepPlan, StepResult, TokenLogprobs
 
@@ -89,7 +89,7 @@ class Scheduler:
         committed. Pages that a peer may touch stay until `handoff_done` or `release_reservation`.
         """
         request = self._roster.requests.get(rid)
-        if request is not None and request.state is not State.LEAVING:
+        if request is not None and not request.ended:
             self._roster.end(request, None if failure else Finish("abort", reason), failure)
             self._roster.settle()
         return self._roster.next_step
@@ -102,7 +102,7 @@ class Scheduler:
     def stop_found(self, rid: str, completion_tokens: int) -> None:
         """A stop string ends the request after `completion_tokens` tokens; no effect on an unknown or ended one."""
         request = self._roster.requests.get(rid)
-        if request is not None and request.state is not State.LEAVING:
+        if request is not None and not request.ended:
             request.sent = completion_tokens
             self._roster.end(request, Finish("stop"))
             self._roster.settle()
@@ -187,8 +187,8 @@ class Scheduler:
     def extract(self, rid: str) -> bool:
         """Stop a running request between two steps; its snapshot comes with `take_handoffs` once it stands still.
 
-        False when it is about to end by length or to be handed over anyway. It may still end in its last launched step; then there is an
-        output instead of a snapshot. Raises NotFound, or InvalidRequest when it is not decoding.
+        False when it is about to end by length or to be handed over anyway. It may still end in its last launched
+        step; then there is an output instead of a snapshot. Raises NotFound, or InvalidRequest when it is not decoding.
         """
         return self._handover.extract(rid)
 
@@ -261,8 +261,11 @@ class Scheduler:
             "requests_waiting": len(roster.queue),
             "requests_running": len(roster.running),
             "requests_prefilling": len(roster.prefilling),
+            "tokens_waiting": sum(r.goal - r.computed for queue in (roster.queue, roster.prefilling) for r in queue),
             "requests_reserved": len(roster.reserved),
             "retractions_total": roster.retractions,
+            "prompt_tokens_total": roster.prompt_tokens,
+            "cached_tokens_total": roster.cached_tokens,
             "pages_total": pool.total,
             "pages_free": pool.free,
             "pages_cached": pool.cached,
