@@ -151,7 +151,7 @@ async def _drain(manager: TokenizerManager) -> None:
         async with asyncio.timeout(DRAIN_SECONDS):
             await manager.wait_idle()
     except TimeoutError:
-        manager.fail_all(Failure(Unavailable.code, "the worker is shutting down"))
+        manager.end_all(Failure(Unavailable.code, "the worker is shutting down"))
 
 
 def _app_options(config: ResolvedConfig, facts: WorkerFacts) -> AppOptions:

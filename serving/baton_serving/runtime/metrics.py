@@ -90,7 +90,7 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
     _gauge("token_usage_ratio", "token_usage", "Share of the KV pool in use by running requests, 0 to 1."),
     _gauge("cache_hit_ratio", "cache_hit_rate", "Share of recent prompt tokens found in the radix cache, 0 to 1."),
     _gauge("generation_tokens_per_second", "gen_throughput", "Tokens generated per second, lately."),
-    _gauge("kv_pages_total", "pages_total", "Pages of the KV pool."),
+    _gauge("kv_pages", "pages_total", "Pages of the KV pool."),
     _gauge("kv_pages_free", "pages_free", "Pages that nothing occupies."),
     _gauge("kv_pages_cached", "pages_cached", "Pages that the radix cache holds."),
     _gauge("kv_pages_evictable", "pages_evictable", "Pages of the radix cache that no request uses."),
