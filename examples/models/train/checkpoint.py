@@ -30,7 +30,7 @@ class Checkpoint:
         stored = LlamaForCausalLM(model.config).bfloat16()
         stored.load_state_dict(model.state_dict())
         config = model.config
-        stored.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        stored.generation_config = GenerationConfig(
             bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
         )
         stored.save_pretrained(path)

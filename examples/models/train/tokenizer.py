@@ -49,7 +49,7 @@ def train_tokenizer(seed: int, signature: str) -> Tokenizer:
 
 def for_transformers(tokenizer: Tokenizer, context: int) -> PreTrainedTokenizerFast:
     """The same tokenizer in transformers' form, to be saved beside the weights."""
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=END_OF_TURN,
