@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from typing import Any
 
 import msgspec
 from handoff_harness import BIG, Cluster, Worker
@@ -33,14 +34,10 @@ def watch(worker: Worker) -> None:
             say(type(event).__name__, event)
 
 
-def spans(pages: list[int], first: int = 0) -> list[PageSpan]:
-    return [PageSpan(0, first, pages)]
-
-
 def main() -> None:
     backend, name = sys.argv[1:]
     cluster = Cluster(backend)
-    worker = cluster.worker(name, layout=BIG, pages=320)
+    worker = cluster.worker(name, layout=BIG, pages=256)
     worker.fill(77)
     service = worker.service
     threading.Thread(target=watch, args=(worker,), daemon=True).start()
@@ -57,32 +54,24 @@ def main() -> None:
     threading.Thread(target=beat, daemon=True).start()
     for line in sys.stdin:
         method, *arguments = json.loads(line)
-        match method:
-            case "meet":
-                cluster.registry[arguments[0]] = PeerAddress(arguments[1], arguments[2])
-            case "open":
-                service.open(*arguments)
-            case "started":
-                service.started(*arguments)
-            case "chunk":
-                service.chunk_ready(arguments[0], spans(arguments[1], arguments[2]))
-            case "finish":
-                service.finish(arguments[0], arguments[1].encode())
-            case "expect":
-                service.expect(*arguments)
-            case "announce":
-                service.announce(arguments[0], spans(arguments[1]), 0)
-            case "stats":
-                say("stats", service.stats())
-            case "scribble":
-                for page in arguments[0]:
-                    worker.pools[0].pages[page] = arguments[1]
-                say("scribbled", None)
-            case "quit":
-                stop.set()
-                cluster.close()
-                say("bye", None)
-                return
+        obey(worker, cluster, method, arguments)
+
+
+def obey(worker: Worker, cluster: Cluster, method: str, arguments: list[Any]) -> None:
+    service = worker.service
+    match method:
+        case "meet":
+            cluster.registry[arguments[0]] = PeerAddress(arguments[1], arguments[2])
+        case "open" | "started" | "expect":
+            getattr(service, method)(*arguments)
+        case "chunk":
+            service.chunk_ready(arguments[0], [PageSpan(0, arguments[2], arguments[1])])
+        case "finish":
+            service.finish(arguments[0], arguments[1].encode())
+        case "announce":
+            service.announce(arguments[0], [PageSpan(0, 0, arguments[1])], 0)
+        case "stats":
+            say("stats", service.stats())
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from handoff_harness import BIG, ChildWorker, Cluster, Worker, eventually
+from handoff_harness import BIG, ChildWorker, Cluster, Worker, content, eventually
 
 from baton_serving.handoff.events import Arrived, Begun, Delivered, ReceiveFailed, ReceiveQuiet, SendFailed, SendQuiet
 from baton_serving.handoff.protocol import PageSpan
 from baton_serving.handoff.rim import Limits
 
-PAGES = list(range(1, 301))  # 150 MiB
+PAGES = list(range(1, 251))  # 125 MiB
 LIMITS = Limits(lease=2.0)
 
 Spawn = Callable[[str], ChildWorker]
@@ -43,15 +43,10 @@ def spawn(cluster: Cluster) -> Iterator[Spawn]:
 
 
 def here(cluster: Cluster, name: str, fill: int = 0) -> Worker:
-    worker = cluster.worker(name, layout=BIG, pages=320, limits=LIMITS)
+    worker = cluster.worker(name, layout=BIG, pages=256, limits=LIMITS)
     if fill:
         worker.fill(fill)
     return worker
-
-
-def content(seed: int, page_bytes: int) -> np.ndarray:  # type: ignore[type-arg]
-    """What a worker of 320 pages filled with this seed holds."""
-    return np.random.default_rng(seed).integers(1, 255, size=(319, page_bytes), dtype=np.uint8)
 
 
 def receive_from(child: ChildWorker, receiver: Worker, transfer: str, pages: list[int]) -> None:
@@ -69,7 +64,7 @@ def whole_from(child: ChildWorker, receiver: Worker, transfer: str) -> None:
     child.call("chunk", transfer, [11, 12, 13], 0)
     child.call("finish", transfer, "s")
     receiver.wait(Arrived, transfer)
-    expected = content(77, receiver.pools[0].pages.shape[1])[[10, 11, 12]]
+    expected = content(77, 255, receiver.pools[0].pages.shape[1])[[10, 11, 12]]
     np.testing.assert_array_equal(receiver.pools[0].pages[[5, 6, 7]], expected)
 
 
