@@ -118,3 +118,9 @@ ERRORS_BY_CODE: dict[str, type[BatonError]] = {
         InternalError,
     )
 }
+
+
+def error_from_code(code: str, message: str, param: str | None = None) -> BatonError:
+    """The error that another process described by its code; an unknown code is a fault of ours."""
+    cls = ERRORS_BY_CODE.get(code, InternalError)
+    return InvalidRequest(message, param) if cls is InvalidRequest else cls(message)

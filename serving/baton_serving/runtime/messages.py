@@ -1,7 +1,8 @@
 """Messages between a worker's processes: typed, msgpack, one union per socket, no pickle.
 
-API process ──SchedulerInput──▶ scheduler rank 0 ──DetokenizerInput──▶ detokenizer ──ApiInput──▶ API process
-                                     ▲────────────── StopFound ───────────┘
+API process ──SchedulerInput──▶ scheduler rank 0 ──DetokenizerInput──▶ detokenizer ──TextBatch──▶ API process
+     ▲                               │    ▲────────────── StopFound ───────────┘
+     └── ControlReply, WorkerState ──┘
 """
 
 from __future__ import annotations
@@ -11,21 +12,36 @@ from typing import Any
 import msgspec
 
 from baton_serving.sampling.params import SamplingParams
-from baton_serving.scheduling.step import TokenLogprobs
+from baton_serving.scheduling.events import Failure, Finish, Timings, TokenOutput
+from baton_serving.scheduling.request import LogprobOptions
+
+__all__ = [
+    "AbortInput",
+    "ApiInput",
+    "ControlInput",
+    "ControlReply",
+    "DetokenizerInput",
+    "Failure",
+    "Finish",
+    "GenerateInput",
+    "HandoffTicket",
+    "LogprobOptions",
+    "SchedulerInput",
+    "StopFound",
+    "StreamState",
+    "TextBatch",
+    "TextOutput",
+    "Timings",
+    "TokenBatch",
+    "TokenOutput",
+    "WorkerState",
+]
 
 PROTOCOL_VERSION = 1
 
 
 class Message(msgspec.Struct, tag=True, kw_only=True, omit_defaults=True):
     """Base of all messages; the tag is the class name."""
-
-
-class LogprobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`start` is the first prompt position whose log-probability is wanted (-1: output only)."""
-
-    start: int = -1
-    top: int = 0
-    token_ids: tuple[int, ...] = ()
 
 
 class HandoffTicket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -43,17 +59,21 @@ class HandoffTicket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class GenerateInput(Message):
     """One choice of one request, tokenized and validated. `rid` is unique per choice.
 
-    `deadline` is seconds on the monotonic clock or 0. `received` is unix time in seconds.
+    `output_ids` are tokens of the answer that another worker has already sent: generation goes on after them, and
+    penalties, seeds, limits and `completion_tokens` count them. `deadline` is seconds on the monotonic clock or 0.
+    `received` is unix time in seconds.
     """
 
     rid: str
     input_ids: list[int]
     params: SamplingParams
+    output_ids: list[int] = []
     stream: bool = False
     logprobs: LogprobOptions | None = None
     priority: int = 0
     handoff: HandoffTicket | None = None
     received: float = 0.0
+    deadline: float = 0.0
     trace: str = ""
 
 
@@ -79,58 +99,18 @@ class ControlInput(Message):
     args: dict[str, Any] = {}
 
 
-class Finish(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a request ended well: `kind` is "stop", "length" or "abort"; `matched` the token id or string found."""
-
-    kind: str
-    matched: int | str | None = None
-
-
-class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a request ended badly: `code` is one of `errors.ERRORS_BY_CODE`."""
-
-    code: str
-    message: str
-    param: str | None = None
-
-
-class Timings(msgspec.Struct, omit_defaults=True):
-    """Unix times in seconds at which a request passed each stage (0: not passed)."""
-
-    received: float = 0.0
-    queued: float = 0.0
-    scheduled: float = 0.0
-    prefilled: float = 0.0
-    transfer_started: float = 0.0
-    transferred: float = 0.0
-    first_token: float = 0.0
-    finished: float = 0.0
-    transfer_bytes: int = 0
-    transfer_pages: int = 0
-
-
-class TokenOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """New tokens of one request. Exactly one output of a request carries `finish` or `failure`, and it is the last."""
-
-    rid: str
-    token_ids: list[int] = []
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    logprobs: list[TokenLogprobs] = []
-    prompt_logprobs: list[TokenLogprobs] | None = None
-    finish: Finish | None = None
-    failure: Failure | None = None
-    timings: Timings | None = None
-
-
 class StreamState(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What the detokenizer must know of a request before its first output."""
+    """What the detokenizer must know of a request before its first output.
+
+    `prompt_tail` is the last few prompt tokens: a character may begin there. `output_ids` are those of the
+    `GenerateInput`: replayed without being sent again, so that a character or stop string begun in them goes on.
+    """
 
     rid: str
     prompt_tail: list[int]
     params: SamplingParams
     stream: bool
+    output_ids: list[int] = []
 
 
 class TokenBatch(Message):
@@ -165,7 +145,8 @@ class ControlReply(Message):
 class WorkerState(Message):
     """Scheduler → API, a few times a second and whenever something changed: the loop's tick and the pools.
 
-    `tick` counts loop turns and ticks when idle too. `stats` holds gauges and counters for `/metrics`.
+    `tick` counts loop turns and ticks when idle too. `stats` holds gauges and counters for `/metrics`, named in
+    `runtime.metrics`. `busy_until` (seconds on the monotonic clock) declares an operation that stops the ticking.
     """
 
     tick: int
@@ -174,5 +155,5 @@ class WorkerState(Message):
 
 
 SchedulerInput = GenerateInput | AbortInput | StopFound | ControlInput
-DetokenizerInput = TokenBatch | ControlReply | WorkerState
+DetokenizerInput = TokenBatch
 ApiInput = TextBatch | ControlReply | WorkerState

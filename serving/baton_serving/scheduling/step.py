@@ -9,21 +9,9 @@ from __future__ import annotations
 
 import msgspec
 
-from baton_serving.sampling.params import SamplingParams
-
-
-class SlotSetup(msgspec.Struct, array_like=True):
-    """Sent once when a request gets a slot (first admission, resumption, arrival from a peer).
-
-    `prompt` feeds the repetition penalty and is empty when nothing needs it; `output` are the tokens already
-    generated: the last is the input of the next decode row, and their count keys the random numbers.
-    """
-
-    slot: int
-    params: SamplingParams
-    prompt: list[int]
-    output: list[int]
-    eos_token_ids: list[int] = []
+from baton_serving.sampling.params import LogprobRow as LogprobRow
+from baton_serving.sampling.params import SlotSetup as SlotSetup
+from baton_serving.sampling.params import TokenLogprobs as TokenLogprobs
 
 
 class PageWrite(msgspec.Struct, array_like=True):
@@ -33,18 +21,6 @@ class PageWrite(msgspec.Struct, array_like=True):
     group: int
     start: int
     pages: list[int]
-
-
-class LogprobRow(msgspec.Struct, array_like=True):
-    """Log-probabilities wanted of one row: `top` alternatives per token, `token_ids` always reported besides.
-
-    `prompt_from` is the first position of this step's input tokens whose own log-probability is wanted (-1: none).
-    """
-
-    row: int
-    top: int
-    prompt_from: int = -1
-    token_ids: list[int] = []
 
 
 class StepPlan(msgspec.Struct, array_like=True):
@@ -68,20 +44,15 @@ class StepPlan(msgspec.Struct, array_like=True):
         return len(self.slots)
 
 
-class TokenLogprobs(msgspec.Struct, array_like=True):
-    """Log-probability of one token, the best alternatives (id, logprob) in falling order, and the asked-for ids."""
-
-    token_id: int
-    logprob: float
-    top: list[tuple[int, float]] = []
-    chosen: list[tuple[int, float]] = []
-
-
 class StepResult(msgspec.Struct, array_like=True):
-    """`tokens[i]` is the token sampled for row i, or -1. Log-probabilities by row, for the rows that asked."""
+    """`tokens[i]` is the token sampled for row i, or -1. Log-probabilities by row, for the rows that asked.
+
+    `failed_rows` are rows whose custom logit processor failed; `nan_rows` those whose logits held a NaN.
+    """
 
     step: int
     tokens: list[int]
     logprobs: dict[int, TokenLogprobs] = {}
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     nan_rows: list[int] = []
+    failed_rows: list[int] = []

@@ -1,0 +1,124 @@
+"""What the registry knows of a worker: facts fixed at its start, what it reports, and what watchers are told."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Role(StrEnum):
+    """A preference, not a wall: any worker can run a request whole."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    BOTH = "both"
+
+
+class State(StrEnum):
+    """`STALLED` is the server's verdict on a ready worker whose scheduler stands still; a worker never reports it."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STALLED = "stalled"
+
+
+class Departure(StrEnum):
+    """Why a worker is gone: it said so, its stream broke, or its lease ran out."""
+
+    LEFT = "left"
+    BROKEN = "broken"
+    EXPIRED = "expired"
+
+
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts that hold for the life of one worker process.
+
+    `incarnation` is new on every start and compared whole; `epoch`, the unix time of the start in nanoseconds, orders
+    the incarnations of one `id`. `control` is the ZeroMQ endpoint of the handoff. `keys` are further names it answers
+    to in look-ups, such as the `host:port` by which a router calls a prefill worker's bootstrap. `detail` is opaque.
+    """
+
+    id: str
+    incarnation: str
+    epoch: int
+    role: Role
+    http_url: str
+    grpc_url: str = ""
+    control: str = ""
+    keys: tuple[str, ...] = ()
+    model: str = ""
+    weight_digest: str = ""
+    engine_digest: str = ""
+    tp_size: int = 1
+    pp_size: int = 1
+    page_size: int = 0
+    dtype: str = ""
+    max_total_tokens: int = 0
+    detail: bytes = b""
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy a worker is: requests running, uncached prompt tokens waiting, KV pages free and in all."""
+
+    running: int = 0
+    queued_tokens: int = 0
+    free_pages: int = 0
+    total_pages: int = 0
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The changing part of an entry, as watchers see it."""
+
+    state: State = State.STARTING
+    load: Load = Load()
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True):
+    """One heartbeat. `tick` counts turns of the scheduler loop, which turns when idle too.
+
+    A worker that knows its next turn will be long says so first: `busy_seconds` from now the tick may stand still.
+    """
+
+    state: State = State.STARTING
+    load: Load = Load()
+    tick: int = 0
+    busy_seconds: float = 0.0
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A live worker as watchers and look-ups see it."""
+
+    worker: Worker
+    status: Status
+
+    @property
+    def ready(self) -> bool:
+        return self.status.state is State.READY
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Every live worker at `revision` of the server run `instance`.
+
+    While `warming`, a worker missing here may be alive and not back yet.
+    """
+
+    instance: str
+    revision: int
+    warming: bool
+    entries: tuple[Entry, ...]
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
+    """What turns a view at revision `base` into the one at `revision`: apply removals, then joins, then changes.
+
+    An id in `joined` replaces whatever the view holds under it. `removed` and `changed` map ids.
+    """
+
+    base: int
+    revision: int
+    warming: bool
+    joined: tuple[Entry, ...] = ()
+    changed: dict[str, Status] = {}
+    removed: dict[str, Departure] = {}

@@ -1,0 +1,87 @@
+"""Plain HTTP for people and probes: `/workers`, `/health`, `/metrics`."""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+
+from baton_bootstrap.auth import HEADER, admits
+from baton_bootstrap.metrics import Metrics
+from baton_bootstrap.records import Entry
+from baton_bootstrap.registry import Registry
+
+
+class WorkerRow(msgspec.Struct):
+    """One line of `/workers`; `heard` is the seconds since the last heartbeat."""
+
+    id: str
+    incarnation: str
+    role: str
+    state: str
+    model: str
+    weights: str
+    engine: str
+    url: str
+    keys: tuple[str, ...]
+    tp: int
+    pp: int
+    running: int
+    queued_tokens: int
+    free_pages: int
+    total_pages: int
+    tick: int
+    heard: float
+
+
+class WorkerList(msgspec.Struct):
+    instance: str
+    revision: int
+    warming: bool
+    workers: list[WorkerRow]
+
+
+def create_app(registry: Registry, metrics: Metrics, token: str | None = None) -> FastAPI:
+    """`/workers` asks for the shared token when there is one; probes never do."""
+    app = FastAPI(title="Baton bootstrap server", openapi_url=None)
+
+    @app.get("/workers")
+    async def workers(request: Request) -> Response:
+        if not admits(token, request.headers.get(HEADER)):
+            return Response("the shared token is missing or wrong\n", status_code=401)
+        rows = [_row(entry, tick, heard) for entry, tick, heard in registry.entries()]
+        rows.sort(key=lambda row: (row.role, row.id))
+        listing = WorkerList(registry.instance, registry.revision, registry.warming, rows)
+        return Response(msgspec.json.encode(listing), media_type="application/json")
+
+    @app.get("/health")
+    async def health() -> dict[str, object]:
+        return {"status": "warming" if registry.warming else "ok", "workers": len(registry)}
+
+    @app.get("/metrics")
+    async def metrics_text() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return app
+
+
+def _row(entry: Entry, tick: int, heard: float) -> WorkerRow:
+    worker, load = entry.worker, entry.status.load
+    return WorkerRow(
+        id=worker.id,
+        incarnation=worker.incarnation,
+        role=worker.role,
+        state=entry.status.state,
+        model=worker.model,
+        weights=worker.weight_digest,
+        engine=worker.engine_digest,
+        url=worker.http_url,
+        keys=worker.keys,
+        tp=worker.tp_size,
+        pp=worker.pp_size,
+        running=load.running,
+        queued_tokens=load.queued_tokens,
+        free_pages=load.free_pages,
+        total_pages=load.total_pages,
+        tick=tick,
+        heard=round(heard, 3),
+    )

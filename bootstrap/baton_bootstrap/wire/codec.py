@@ -1,0 +1,184 @@
+"""Records to and from protobuf messages. What does not decode raises `Refused`, naming the field."""
+
+from __future__ import annotations
+
+from baton_bootstrap.errors import Refused
+from baton_bootstrap.records import (
+    Beat,
+    Delta,
+    Departure,
+    Entry,
+    Load,
+    Role,
+    Snapshot,
+    State,
+    Status,
+    Worker,
+)
+from baton_bootstrap.wire.generated import registry_pb2 as pb
+
+MAX_BUSY_SECONDS = 3600.0
+
+_ROLES = {Role.PREFILL: pb.ROLE_PREFILL, Role.DECODE: pb.ROLE_DECODE, Role.BOTH: pb.ROLE_BOTH}
+_STATES = {
+    State.STARTING: pb.STATE_STARTING,
+    State.READY: pb.STATE_READY,
+    State.DRAINING: pb.STATE_DRAINING,
+    State.STALLED: pb.STATE_STALLED,
+}
+_DEPARTURES = {
+    Departure.LEFT: pb.DEPARTURE_LEFT,
+    Departure.BROKEN: pb.DEPARTURE_BROKEN,
+    Departure.EXPIRED: pb.DEPARTURE_EXPIRED,
+}
+_ROLES_BACK: dict[int, Role] = {number: role for role, number in _ROLES.items()}
+_STATES_BACK: dict[int, State] = {number: state for state, number in _STATES.items()}
+_DEPARTURES_BACK: dict[int, Departure] = {number: reason for reason, number in _DEPARTURES.items()}
+
+
+def worker_to_wire(worker: Worker) -> pb.Worker:
+    return pb.Worker(
+        id=worker.id,
+        incarnation=worker.incarnation,
+        epoch=worker.epoch,
+        role=_ROLES[worker.role],
+        http_url=worker.http_url,
+        grpc_url=worker.grpc_url,
+        control=worker.control,
+        keys=worker.keys,
+        model=worker.model,
+        weight_digest=worker.weight_digest,
+        engine_digest=worker.engine_digest,
+        tp_size=worker.tp_size,
+        pp_size=worker.pp_size,
+        page_size=worker.page_size,
+        dtype=worker.dtype,
+        max_total_tokens=worker.max_total_tokens,
+        detail=worker.detail,
+    )
+
+
+def worker_from_wire(message: pb.Worker) -> Worker:
+    role = _ROLES_BACK.get(message.role)
+    if role is None:
+        raise Refused(f"worker.role is {message.role}; write one of {', '.join(_ROLES)}")
+    return Worker(
+        id=message.id,
+        incarnation=message.incarnation,
+        epoch=message.epoch,
+        role=role,
+        http_url=message.http_url,
+        grpc_url=message.grpc_url,
+        control=message.control,
+        keys=tuple(message.keys),
+        model=message.model,
+        weight_digest=message.weight_digest,
+        engine_digest=message.engine_digest,
+        tp_size=message.tp_size,
+        pp_size=message.pp_size,
+        page_size=message.page_size,
+        dtype=message.dtype,
+        max_total_tokens=message.max_total_tokens,
+        detail=message.detail,
+    )
+
+
+def beat_to_wire(beat: Beat) -> pb.Beat:
+    return pb.Beat(
+        state=_STATES[beat.state],
+        load=_load_to_wire(beat.load),
+        tick=beat.tick,
+        busy_seconds=beat.busy_seconds,
+    )
+
+
+def beat_from_wire(message: pb.Beat) -> Beat:
+    """A worker does not judge itself stalled; such a beat is refused."""
+    state = _state_from_wire(message.state)
+    if state is State.STALLED:
+        raise Refused("beat.state is stalled; that is the server's verdict, report starting, ready or draining")
+    if not 0 <= message.busy_seconds <= MAX_BUSY_SECONDS:
+        raise Refused(f"beat.busy_seconds is {message.busy_seconds}; it must lie between 0 and {MAX_BUSY_SECONDS}")
+    return Beat(state=state, load=_load_from_wire(message.load), tick=message.tick, busy_seconds=message.busy_seconds)
+
+
+def status_to_wire(status: Status) -> pb.Status:
+    return pb.Status(state=_STATES[status.state], load=_load_to_wire(status.load))
+
+
+def status_from_wire(message: pb.Status) -> Status:
+    return Status(state=_state_from_wire(message.state), load=_load_from_wire(message.load))
+
+
+def entry_to_wire(entry: Entry) -> pb.Entry:
+    return pb.Entry(worker=worker_to_wire(entry.worker), status=status_to_wire(entry.status))
+
+
+def entry_from_wire(message: pb.Entry) -> Entry:
+    return Entry(worker=worker_from_wire(message.worker), status=status_from_wire(message.status))
+
+
+def snapshot_to_wire(snapshot: Snapshot, quiet_seconds: float) -> pb.Snapshot:
+    return pb.Snapshot(
+        instance=snapshot.instance,
+        revision=snapshot.revision,
+        warming=snapshot.warming,
+        quiet_seconds=quiet_seconds,
+        entries=[entry_to_wire(entry) for entry in snapshot.entries],
+    )
+
+
+def snapshot_from_wire(message: pb.Snapshot) -> Snapshot:
+    return Snapshot(
+        instance=message.instance,
+        revision=message.revision,
+        warming=message.warming,
+        entries=tuple(entry_from_wire(entry) for entry in message.entries),
+    )
+
+
+def delta_to_wire(delta: Delta) -> pb.Delta:
+    return pb.Delta(
+        base=delta.base,
+        revision=delta.revision,
+        warming=delta.warming,
+        joined=[entry_to_wire(entry) for entry in delta.joined],
+        changed=[pb.StatusChange(id=key, status=status_to_wire(status)) for key, status in delta.changed.items()],
+        removed=[pb.Removal(id=key, reason=_DEPARTURES[reason]) for key, reason in delta.removed.items()],
+    )
+
+
+def delta_from_wire(message: pb.Delta) -> Delta:
+    return Delta(
+        base=message.base,
+        revision=message.revision,
+        warming=message.warming,
+        joined=tuple(entry_from_wire(entry) for entry in message.joined),
+        changed={change.id: status_from_wire(change.status) for change in message.changed},
+        removed={removal.id: _DEPARTURES_BACK[removal.reason] for removal in message.removed},
+    )
+
+
+def _state_from_wire(number: int) -> State:
+    state = _STATES_BACK.get(number)
+    if state is None:
+        raise Refused(f"state is {number}; write one of starting, ready, draining")
+    return state
+
+
+def _load_to_wire(load: Load) -> pb.Load:
+    return pb.Load(
+        running=load.running,
+        queued_tokens=load.queued_tokens,
+        free_pages=load.free_pages,
+        total_pages=load.total_pages,
+    )
+
+
+def _load_from_wire(message: pb.Load) -> Load:
+    return Load(
+        running=message.running,
+        queued_tokens=message.queued_tokens,
+        free_pages=message.free_pages,
+        total_pages=message.total_pages,
+    )

@@ -1,0 +1,103 @@
+"""Causal attention of new tokens over KV pages: the contract, a plain reference, and the implementations.
+
+Attention is planned once per step and KV group (`PagedAttention.plan`), then run once per layer. The keys and values
+of the new tokens are already in their pages when it runs. There are two tables because prefill and decode back ends
+are chosen apart: EXTEND takes rows of any number of new tokens, DECODE rows of exactly one.
+
+Contract of `run`: `q` is `[tokens, q_heads, k_dim]`, the rows' new tokens one after the other, any strides with a
+contiguous last dimension; `k_pages` and `v_pages` are strided views `[pages, kv_heads, page_size, dim]` of the pool in
+which the pair (page, head) has one uniform stride and a (page, head) cell is contiguous. The result is
+`[tokens, q_heads, v_dim]` in q's dtype. Query head h reads kv-head `h // (q_heads / kv_heads)`. New token j of a row
+with `kv_len` tokens and `q_len` new ones stands at position `p = kv_len - q_len + j` and sees positions
+`max(0, p - window + 1) .. p`. Scores are `scale * q·k`, then `softcap * tanh(score / softcap)` if a softcap is set.
+Values at positions outside a row never reach the result, not even NaN left behind by an earlier owner of a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from baton_kernels.registry import Implementation, Op
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """What stays the same over all steps for the layers of one KV group on one rank.
+
+    `window` is the number of most recent tokens a query sees, itself included (None: all). `dtype` is that of the
+    queries, `kv_dtype` that of the pool.
+    """
+
+    q_heads: int
+    kv_heads: int
+    k_dim: int
+    v_dim: int
+    page_size: int
+    scale: float
+    dtype: torch.dtype
+    kv_dtype: torch.dtype
+    device: torch.device
+    window: int | None = None
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class PagedRows:
+    """The rows of one step that one back end attends to.
+
+    `q_lens` and `kv_lens` are on the host, new tokens and tokens altogether of each row. `page_table` is integer
+    `[rows, at least ceil(max(kv_lens) / page_size)]` on the device: entry p holds tokens from `p * page_size` on.
+    Entries that no query of the row can see may be anything.
+    """
+
+    q_lens: tuple[int, ...]
+    kv_lens: tuple[int, ...]
+    page_table: torch.Tensor
+
+
+class PlannedAttention(Protocol):
+    def run(self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor) -> torch.Tensor: ...
+
+
+class PagedAttention(Protocol):
+    """One back end for one KV group. A plan is valid until the next call of `plan`."""
+
+    def plan(self, rows: PagedRows) -> PlannedAttention: ...
+
+
+PagedAttentionFactory = Callable[[AttentionSpec], PagedAttention]
+
+
+def paged_attention_reference(
+    q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, rows: PagedRows, spec: AttentionSpec
+) -> torch.Tensor:
+    """The contract spelled out token by token in q's dtype: slow, for tests."""
+    group = spec.q_heads // spec.kv_heads
+    results = []
+    start = 0
+    for row, (q_len, kv_len) in enumerate(zip(rows.q_lens, rows.kv_lens, strict=True)):
+        for j in range(q_len):
+            last = kv_len - q_len + j
+            first = 0 if spec.window is None else max(0, last - spec.window + 1)
+            seen = torch.arange(first, last + 1, device=q.device)
+            pages = rows.page_table[row, seen // spec.page_size].long()
+            keys = k_pages[pages, :, seen % spec.page_size].to(q.dtype).repeat_interleave(group, dim=1)
+            values = v_pages[pages, :, seen % spec.page_size].to(q.dtype).repeat_interleave(group, dim=1)
+            scores = torch.einsum("hd,khd->hk", q[start + j], keys) * spec.scale
+            if spec.softcap is not None:
+                scores = spec.softcap * torch.tanh(scores / spec.softcap)
+            results.append(torch.einsum("hk,khd->hd", torch.softmax(scores, dim=-1), values))
+        start += q_len
+    return torch.stack(results) if results else q.new_empty(0, spec.q_heads, spec.v_dim)
+
+
+EXTEND_ATTENTION: Op[PagedAttentionFactory] = Op(
+    "extend_attention", (Implementation("torch_native", "baton_kernels.paged_attention_torch:TorchExtendAttention"),)
+)
+DECODE_ATTENTION: Op[PagedAttentionFactory] = Op(
+    "decode_attention", (Implementation("torch_native", "baton_kernels.paged_attention_torch:TorchDecodeAttention"),)
+)

@@ -1,0 +1,71 @@
+"""From a fused QKV projection to rotated queries and written pages: q/k norm, RoPE and KV write as one op.
+
+Contract: `qkv` is `[tokens, (q_heads + kv_heads) * k_dim + kv_heads * v_dim]`, contiguous rows, queries first, then
+keys, then values; it may be overwritten. The result is the queries `[tokens, q_heads, k_dim]` in qkv's dtype, possibly
+a view of `qkv`. `q_norm` and `k_norm` are RMSNorm weights `[k_dim]` over each head, or both None. `positions` and
+`table` are as in `rope`, and the pages as in `kv_write`; `kv_heads`, `k_dim` and `v_dim` come from the pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from baton_kernels.kv_write import kv_write_torch
+from baton_kernels.registry import Implementation, Op
+from baton_kernels.rms_norm import rms_norm_torch
+from baton_kernels.rope import rotate_heads
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """RMSNorm over each query and key head; see `rms_norm` for `eps` and `offset`."""
+
+    q_weight: torch.Tensor
+    k_weight: torch.Tensor
+    eps: float
+    offset: float = 0.0
+
+
+class RopeKVWrite(Protocol):
+    def __call__(
+        self,
+        qkv: torch.Tensor,
+        norm: HeadNorm | None,
+        positions: torch.Tensor,
+        table: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        pages: torch.Tensor,
+        offsets: torch.Tensor,
+    ) -> torch.Tensor: ...
+
+
+def rope_kv_write_torch(
+    qkv: torch.Tensor,
+    norm: HeadNorm | None,
+    positions: torch.Tensor,
+    table: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    pages: torch.Tensor,
+    offsets: torch.Tensor,
+) -> torch.Tensor:
+    kv_heads, k_dim, v_dim = k_pages.shape[1], k_pages.shape[3], v_pages.shape[3]
+    v_width = kv_heads * v_dim
+    heads, v = torch.split(qkv, [qkv.shape[-1] - v_width, v_width], dim=-1)
+    heads, v = heads.view(len(qkv), -1, k_dim), v.view(len(qkv), kv_heads, v_dim)
+    q, k = heads[:, :-kv_heads], heads[:, -kv_heads:]
+    if norm is not None:
+        q.copy_(rms_norm_torch(q, norm.q_weight, norm.eps, norm.offset))
+        k.copy_(rms_norm_torch(k, norm.k_weight, norm.eps, norm.offset))
+    rotate_heads(heads, positions, table)
+    kv_write_torch(k, v, k_pages, v_pages, pages, offsets)
+    return q
+
+
+ROPE_KV_WRITE: Op[RopeKVWrite] = Op(
+    "rope_kv_write", (Implementation("torch", "baton_kernels.rope_kv_write:rope_kv_write_torch"),)
+)

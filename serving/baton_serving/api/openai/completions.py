@@ -1,0 +1,166 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from baton_serving.api.extras import generate_request, origin_of
+from baton_serving.api.http import sse
+from baton_serving.api.http.answer import answer
+from baton_serving.api.http.body import read_json, typed
+from baton_serving.api.openai.logprobs import CompletionLogprobsBuilder
+from baton_serving.api.openai.render import ResponseHead, check_model, check_top, finish_reason, response_head
+from baton_serving.api.protocol.openai import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+    Usage,
+)
+from baton_serving.api.state import service_of
+from baton_serving.errors import InvalidRequest
+from baton_serving.runtime.detokenizer import replayed_text
+from baton_serving.runtime.messages import LogprobOptions
+from baton_serving.runtime.requests import ChoiceOutput, GenerateRequest
+from baton_serving.runtime.vocabulary import Vocabulary
+from baton_serving.sampling.validate import COMPLETIONS
+
+
+async def completions(request: Request) -> Response:
+    """Continue one or several prompts, whole or as a stream."""
+    service = service_of(request)
+    values = await read_json(request, service.options.max_body_bytes)
+    fields = typed(values, CompletionRequest)
+    check_model(fields.model, service.options)
+    _refuse_unsupported(fields, values.get("n"))
+    only_prompt = bool(fields.echo) and values.get("max_tokens") == 0
+    if only_prompt:
+        values = {**values, "max_tokens": 1}
+    texts = _prompts(fields.prompt)
+    prompts, choices = await service.intake.choices(texts, [values] * len(texts), COMPLETIONS)
+    logprobs = _logprob_options(fields)
+    choices = [replace(choice, logprobs=logprobs) for choice in choices]
+    stream = bool(fields.stream)
+    generate = generate_request(origin_of(request), fields, service.intake, prompts, choices, stream=stream)
+    head = response_head("cmpl", generate, fields, fields.stream_options, service.options)
+    echoes = [_echo(text, service.intake.vocabulary) for text in texts] if fields.echo else None
+    renderer = CompletionRenderer(head, generate, service.intake.vocabulary, echoes, only_prompt=only_prompt)
+    return await answer(request, service.manager.generate(generate), renderer, stream=stream)
+
+
+class CompletionRenderer:
+    """The completion formats. `echoes` are the prompts' texts when they are to be repeated.
+
+    `only_prompt`: the answer's one token was generated for the prompt's log-probabilities alone and is not shown.
+    """
+
+    def __init__(
+        self,
+        head: ResponseHead,
+        request: GenerateRequest,
+        vocabulary: Vocabulary,
+        echoes: Sequence[str] | None,
+        *,
+        only_prompt: bool,
+    ) -> None:
+        self._head = head
+        self._request = request
+        self._vocabulary = vocabulary
+        self._echoes = echoes
+        self._only_prompt = only_prompt
+        self._logprobs: dict[int, CompletionLogprobsBuilder] = {}
+        self._begun: set[int] = set()
+
+    def event(self, output: ChoiceOutput) -> bytes:
+        reason = finish_reason(output)
+        self._head.usage.add(output.index, output.tokens)
+        first = output.index not in self._begun
+        self._begun.add(output.index)
+        choice = self._choice(output, reason, echo=first and not self._head.resumed)
+        return sse.event(self._message([choice]), output)
+
+    def end(self) -> bytes:
+        if not self._head.include_usage:
+            return b""
+        return sse.event(self._message([], self._head.usage.usage()))
+
+    def whole(self, answers: list[ChoiceOutput]) -> bytes:
+        usage = self._head.usage.of((answer.index, answer.tokens) for answer in answers)
+        choices = [self._whole_choice(answer) for answer in answers]
+        return msgspec.json.encode(self._message(choices, usage))
+
+    def _whole_choice(self, output: ChoiceOutput) -> CompletionChoice:
+        choice = self._choice(output, finish_reason(output), echo=True)
+        earlier = self._earlier_text(output.index)
+        if earlier:
+            at = len(self._echoes[self._request.choices[output.index].prompt]) if self._echoes is not None else 0
+            choice.text = choice.text[:at] + earlier + choice.text[at:]
+        return choice
+
+    def _choice(self, output: ChoiceOutput, reason: str | None, *, echo: bool) -> CompletionChoice:
+        wanted = self._request.choices[output.index]
+        prompt = self._echoes[wanted.prompt] if self._echoes is not None and echo else ""
+        text = prompt if self._only_prompt else prompt + output.text
+        logprobs = None if wanted.logprobs is None else self._token_logprobs(output, echo=echo)
+        return CompletionChoice(output.index, text, logprobs, reason)
+
+    def _token_logprobs(self, output: ChoiceOutput, *, echo: bool) -> CompletionLogprobs:
+        builder = self._logprobs.get(output.index)
+        if builder is None:
+            builder = CompletionLogprobsBuilder(self._vocabulary, len(self._earlier_text(output.index)))
+            self._logprobs[output.index] = builder
+        answer = [] if self._only_prompt else output.tokens.logprobs
+        if self._echoes is None or not echo:
+            return builder.build(answer)
+        prompt = self._request.prompts[self._request.choices[output.index].prompt]
+        return builder.build([*(output.tokens.prompt_logprobs or []), *answer], first_token=prompt[0])
+
+    def _earlier_text(self, index: int) -> str:
+        choice = self._request.choices[index]
+        prompt = self._request.prompts[choice.prompt]
+        return replayed_text(self._vocabulary, prompt, choice.params, choice.output_ids)
+
+    def _message(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
+        head = self._head
+        return Completion(head.id, head.created, head.model, choices, head.system_fingerprint, usage)
+
+
+def _logprob_options(fields: CompletionRequest) -> LogprobOptions | None:
+    if fields.logprobs is None:
+        return None
+    top = check_top(fields.logprobs, "logprobs")
+    return LogprobOptions(start=0 if fields.echo else -1, top=top)
+
+
+def _refuse_unsupported(fields: CompletionRequest, n: object) -> None:
+    """What would be broken if it were ignored."""
+    if fields.suffix:
+        raise InvalidRequest("suffix is not supported: put the text before the gap into prompt", param="suffix")
+    if fields.best_of is not None and fields.best_of != (n if isinstance(n, int) else 1):
+        raise InvalidRequest("best_of must equal n: answers are not ranked", param="best_of")
+
+
+def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """The prompts, from any of the four ways to write them."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InvalidRequest("prompt is empty: send some text", param="prompt")
+    ids = [item for item in prompt if isinstance(item, int)]
+    if ids:
+        if len(ids) != len(prompt):
+            raise InvalidRequest("prompt mixes token ids with other items: send one kind", param="prompt")
+        return [ids]
+    return [item for item in prompt if not isinstance(item, int)]
+
+
+def _echo(prompt: str | list[int], vocabulary: Vocabulary) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    decoder = vocabulary.decoder((), skip_special_tokens=False)
+    return "".join([decoder.feed(token_id) for token_id in prompt])

@@ -1,0 +1,68 @@
+"""What the chat and completion formats have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from baton_serving.api.openai.usage import UsageCounter
+from baton_serving.api.options import AppOptions
+from baton_serving.api.protocol.common import CommonFields
+from baton_serving.api.protocol.openai import StreamOptions
+from baton_serving.errors import Cancelled, InvalidRequest, NotFound
+from baton_serving.runtime.requests import ChoiceOutput, GenerateRequest
+
+
+@dataclass
+class ResponseHead:
+    """The fields that all events of one response share, and its running token counts."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    include_usage: bool
+    usage: UsageCounter
+    resumed: bool = field(default=False)
+
+
+def response_head(
+    prefix: str,
+    request: GenerateRequest,
+    fields: CommonFields,
+    stream_options: StreamOptions | None,
+    options: AppOptions,
+) -> ResponseHead:
+    resume = fields.baton_resume
+    return ResponseHead(
+        id=(resume.id if resume is not None else None) or f"{prefix}-{request.rid}",
+        created=(resume.created if resume is not None else None) or int(request.received),
+        model=options.served_model_name,
+        system_fingerprint=options.weight_digest,
+        include_usage=bool(stream_options is not None and stream_options.include_usage),
+        usage=UsageCounter(request, report_cached=options.enable_cache_report),
+        resumed=resume is not None,
+    )
+
+
+def check_model(model: str | None, options: AppOptions) -> None:
+    """Refuse a model this worker does not serve. None, "" and "default" mean whatever it serves."""
+    if model not in (None, "", "default", options.served_model_name):
+        raise NotFound(f"the model {model!r} is not served here, {options.served_model_name!r} is")
+
+
+def check_top(value: int | None, name: str, limit: int = 20) -> int:
+    if value is None:
+        return 0
+    if not 0 <= value <= limit:
+        raise InvalidRequest(f"{name} must be between 0 and {limit}", param=name)
+    return value
+
+
+def finish_reason(output: ChoiceOutput) -> str | None:
+    """OpenAI's word for why the choice ended. Raises Cancelled when it was aborted: the answer is not whole."""
+    finish = output.tokens.finish
+    if finish is not None and finish.kind == "abort":
+        raise Cancelled("the request was aborted")
+    if finish is None:
+        return None
+    return "length" if finish.kind == "handoff" else finish.kind  # a prefill leg: nobody reads its answer

@@ -1,0 +1,33 @@
+"""What the API of a worker says about itself and how it guards itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024  # a million token ids in JSON take 7 MB
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """Facts and switches of one worker's API.
+
+    `weight_digest` is the content digest of what is served (`system_fingerprint`), `weight_version` a label for people.
+    `server_args` are the flags in force, shown by `/server_info`. `stream_output` makes the native route stream
+    disjoint pieces; else each event holds all text so far. `page_size` is in tokens, `created` in unix time.
+    """
+
+    served_model_name: str
+    model_path: str
+    tokenizer_path: str
+    weight_digest: str = ""
+    weight_version: str = "default"
+    api_key: str | None = None
+    enable_cache_report: bool = False
+    stream_output: bool = False
+    max_body_bytes: int = MAX_BODY_BYTES
+    server_args: Mapping[str, object] = field(default_factory=dict)
+    page_size: int = 1
+    created: int = field(default_factory=lambda: int(time.time()))

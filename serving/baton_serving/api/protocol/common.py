@@ -1,0 +1,36 @@
+"""Fields that every generating route accepts besides its own."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class HandoffFields(msgspec.Struct):
+    """What Baton's gateway sends to both legs of a request; see `messages.HandoffTicket`."""
+
+    transfer_id: str
+    peer: str = ""
+    attempt: int = 0
+
+
+class ResumeFields(msgspec.Struct):
+    """A stream that moves here: per choice the tokens that its client already has.
+
+    `id` and `created` are those of the stream so far, so that its events stay alike.
+    """
+
+    output_ids: list[list[int]]
+    id: str | None = None
+    created: int | None = None
+
+
+class CommonFields(msgspec.Struct, kw_only=True):
+    """`bootstrap_*` are how SGLang's router names the prefill leg: one value, or one per choice."""
+
+    rid: str | None = None
+    priority: int | None = None
+    bootstrap_host: str | list[str | None] | None = None
+    bootstrap_port: int | list[int | None] | None = None
+    bootstrap_room: int | list[int | None] | None = None
+    baton_handoff: HandoffFields | None = None
+    baton_resume: ResumeFields | None = None

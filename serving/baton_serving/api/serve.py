@@ -1,0 +1,184 @@
+"""`baton serve`: the API process of a worker, from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import signal
+import socket
+from pathlib import Path
+
+from baton_bootstrap.announce import announce
+from baton_serving import logs
+from baton_serving.api.app import create_app
+from baton_serving.api.options import AppOptions
+from baton_serving.api.server import bind, http_server
+from baton_serving.api.state import Service
+from baton_serving.config import ResolvedConfig, ServerConfig
+from baton_serving.errors import InternalError, Unavailable
+from baton_serving.runtime.crash_dump import CrashDump
+from baton_serving.runtime.facts import resolve_here
+from baton_serving.runtime.identity import Identity
+from baton_serving.runtime.messages import Failure
+from baton_serving.runtime.metrics import Metrics
+from baton_serving.runtime.registration import Registration, worker_record
+from baton_serving.runtime.request_log import RequestLog
+from baton_serving.runtime.requests import Choice, GenerateRequest
+from baton_serving.runtime.tokenizer_manager import RequestObserver, TokenizerManager
+from baton_serving.runtime.vocabulary import NO_VOCABULARY
+from baton_serving.runtime.worker import Worker, WorkerFacts, load_intake
+from baton_serving.sampling.params import SamplingParams
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 25.0  # below Kubernetes' default grace period of 30
+
+
+def serve(config: ServerConfig) -> int:
+    """Serve until SIGTERM or SIGINT, or until a child dies. Returns the exit status: 0, or 1 after a death.
+
+    Raises ConfigError, before anything slow where that is possible, for what the caller must change.
+    """
+    logs.configure("api", config.logging.log_level, config.logging.log_level_http or "warning")
+    with bind(config.http.host, config.http.port) as listener:
+        resolved = resolve_here(config)
+        host, port = listener.getsockname()[:2]
+        with Worker(resolved, Identity.fresh(host, port)) as worker:
+            facts = worker.start()
+            api = _ApiProcess(worker, facts, listener)
+            return asyncio.run(api.run())
+
+
+class _ApiProcess:
+    """What lives on the API process's event loop."""
+
+    def __init__(self, worker: Worker, facts: WorkerFacts, listener: socket.socket) -> None:
+        self._worker = worker
+        self._facts = facts
+        self._config = worker.config
+        self._listener = listener
+        self._stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop
+        self._status = 0
+        self._intake, self._tokenizer = load_intake(self._config, facts)
+        self._options = _app_options(self._config, facts)
+        labels = {
+            "model": self._options.served_model_name,
+            "weight_digest": self._options.weight_digest,
+            "role": self._config.given.disaggregation.disaggregation_mode,
+        }
+        self._metrics = Metrics(labels, lambda: self._manager.stats)
+        self._manager = TokenizerManager(worker.to_scheduler, worker.inbox, self._observers())
+
+    async def run(self) -> int:
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stopping.set)
+        self._worker.watch(self._child_died_soon)
+        self._manager.start()
+        app = create_app(Service(self._manager, self._intake, self._options, self._metrics))
+        server = http_server(app, self._config.log_level_http)
+        if not self._config.given.http.skip_server_warmup:
+            await _warm_up(self._manager)
+        serving = asyncio.create_task(server.serve(sockets=[self._listener]))
+        registration = await self._register()
+        self._announce()
+        await asyncio.wait([asyncio.create_task(self._stopping.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
+        if registration is not None:
+            registration.drain()
+        await _drain(self._manager)
+        server.should_exit = True
+        await serving
+        if registration is not None:
+            await registration.close()
+        await self._manager.close()
+        if self._tokenizer is not None:
+            self._tokenizer.close()
+        return self._status
+
+    def _observers(self) -> list[RequestObserver]:
+        observers: list[RequestObserver] = [self._metrics]
+        given = self._config.given.logging
+        if given.log_requests:
+            vocabulary = NO_VOCABULARY if self._tokenizer is None else self._tokenizer.vocabulary
+            observers.append(RequestLog(given.log_requests_level, vocabulary))
+        if given.crash_dump_folder is not None:
+            observers.append(CrashDump(Path(given.crash_dump_folder), self._options.server_args))
+        return observers
+
+    async def _register(self) -> Registration | None:
+        if not self._config.bootstrap_addrs:
+            return None
+        host, port = self._listener.getsockname()[:2]
+        record = worker_record(self._config, self._worker.identity, self._facts.rank, host, port)
+        registration = Registration(self._config, record, self._manager)
+        await registration.start()
+        return registration
+
+    def _child_died_soon(self, name: str, exit_code: int | None) -> None:
+        """From the watching thread."""
+        self._loop.call_soon_threadsafe(self._child_died, name, exit_code)
+
+    def _child_died(self, name: str, exit_code: int | None) -> None:
+        if self._stopping.is_set():
+            return
+        log.error("%s ended with exit code %s: the worker goes down with it", name, exit_code)
+        self._status = 1
+        message = f"the worker failed: {name} ended with exit code {exit_code}"
+        self._manager.fail_all(Failure(InternalError.code, message))
+        self._stopping.set()
+
+    def _announce(self) -> None:
+        host, port = self._listener.getsockname()[:2]
+        path = self._config.given.http.announce_file
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        announce({"url": url, "http_port": port}, Path(path) if path else None)
+
+
+async def _warm_up(manager: TokenizerManager) -> None:
+    """One short request of our own, so that the first client does not pay for first-time work."""
+    params = SamplingParams(max_new_tokens=4, temperature=0.0, ignore_eos=True)
+    request = GenerateRequest("warm-up", [[0] * 8], [Choice(prompt=0, params=params)], route="warm-up")
+    async for _ in manager.generate(request):
+        pass
+
+
+async def _drain(manager: TokenizerManager) -> None:
+    """Let open requests end, up to a bound, then fail the rest."""
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            await manager.wait_idle()
+    except TimeoutError:
+        manager.fail_all(Failure(Unavailable.code, "the worker is shutting down"))
+
+
+def _app_options(config: ResolvedConfig, facts: WorkerFacts) -> AppOptions:
+    given = config.given
+    return AppOptions(
+        served_model_name=config.served_model_name,
+        model_path=given.model.model_path,
+        tokenizer_path=config.tokenizer_path,
+        weight_digest=facts.rank.weight_digest,
+        weight_version=given.api.weight_version,
+        api_key=given.api.api_key,
+        enable_cache_report=given.api.enable_cache_report,
+        server_args=_server_args(config, facts),
+        page_size=facts.rank.page_size,
+    )
+
+
+def _server_args(config: ResolvedConfig, facts: WorkerFacts) -> dict[str, object]:
+    """The flags in force, secrets left out, and what became of those that were left open."""
+    groups = dataclasses.asdict(config.given)
+    args: dict[str, object] = {}
+    for group in groups.values():
+        args.update(group)
+    args.pop("api_key")
+    decided = dataclasses.asdict(dataclasses.replace(config, model_overrides={}, preferred_sampling_params={}))
+    decided.pop("given")
+    args.update(decided)
+    args.update(facts.rank.to_plain())
+    plain: dict[str, object] = json.loads(json.dumps(args, default=list))
+    return plain

@@ -1,0 +1,27 @@
+"""What the routes of one app share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from starlette.requests import Request
+
+from baton_serving.api.options import AppOptions
+from baton_serving.runtime.intake import Intake
+from baton_serving.runtime.metrics import Metrics
+from baton_serving.runtime.tokenizer_manager import TokenizerManager
+
+
+@dataclass(frozen=True)
+class Service:
+    """The pipeline behind the routes and how to describe it."""
+
+    manager: TokenizerManager
+    intake: Intake
+    options: AppOptions
+    metrics: Metrics
+
+
+def service_of(request: Request) -> Service:
+    return cast(Service, request.app.state.service)

@@ -1,0 +1,138 @@
+"""Attention of a whole step: which rows go to which back end, planned once per step and KV group.
+
+`AttentionPlanner` lives as long as the worker and owns the back ends' workspaces; `StepAttention` is what the layers of
+a model see of it during one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from baton_kernels.paged_attention import (
+    DECODE_ATTENTION,
+    EXTEND_ATTENTION,
+    AttentionSpec,
+    PagedAttention,
+    PagedRows,
+    PlannedAttention,
+)
+from baton_kernels.registry import AUTO, KernelUnavailable
+from baton_serving.errors import ConfigError
+from baton_serving.kv.pool import TORCH_DTYPES, KVPool
+from baton_serving.model.batch import ForwardBatch
+
+
+@dataclass(frozen=True)
+class AttentionHeads:
+    """What attention needs to know of a model besides its KV layout; `q_heads` are those of this rank."""
+
+    q_heads: int
+    scale: float
+    softcap: float | None
+    dtype: torch.dtype
+
+
+class AttentionPlanner:
+    """Plans steps over one pool. `prefill` and `decode` name implementations of `baton_kernels.paged_attention`.
+
+    Rows of one new token go to the decode back end, also when they end a prompt; all others to the prefill one.
+    ConfigError when a back end does not exist or can't run here.
+    """
+
+    def __init__(self, pool: KVPool, heads: AttentionHeads, prefill: str = AUTO, decode: str = AUTO) -> None:
+        shape = pool.shape
+        spec = AttentionSpec(
+            q_heads=heads.q_heads,
+            kv_heads=shape.kv_heads,
+            k_dim=shape.k_dim,
+            v_dim=shape.v_dim,
+            page_size=shape.page_size,
+            scale=heads.scale,
+            softcap=heads.softcap,
+            dtype=heads.dtype,
+            kv_dtype=TORCH_DTYPES[shape.dtype],
+            device=pool.device,
+        )
+        try:
+            extend_factory = EXTEND_ATTENTION.select(pool.device, heads.dtype, prefill)
+            decode_factory = DECODE_ATTENTION.select(pool.device, heads.dtype, decode)
+        except KernelUnavailable as error:
+            raise ConfigError(f"Attention backend: {error}") from error
+        specs = [replace(spec, window=group.window) for group in pool.groups]
+        self._extend = [extend_factory(spec) for spec in specs]
+        self._decode = [decode_factory(spec) for spec in specs]
+        self._group_of = {layer: index for index, group in enumerate(pool.groups) for layer in group.layers}
+        self._layer_kv = {layer: pool.layer_kv(layer) for layer in self._group_of}
+
+    def plan(self, batch: ForwardBatch) -> StepAttention:
+        """Plan one step; the result is valid until the next call."""
+        single = [row for row, q_len in enumerate(batch.q_lens) if q_len == 1]
+        several = [row for row, q_len in enumerate(batch.q_lens) if q_len > 1]
+        parts = []
+        for rows, backends in ((several, self._extend), (single, self._decode)):
+            if rows:
+                parts.append(_plan_part(batch, rows, backends))
+        return StepAttention(batch, parts, self._group_of, self._layer_kv)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of one back end: which of the step's tokens they are (None: all) and a plan per KV group."""
+
+    tokens: torch.Tensor | None
+    plans: tuple[PlannedAttention, ...]
+
+
+def _plan_part(batch: ForwardBatch, rows: list[int], backends: Sequence[PagedAttention]) -> _Part:
+    q_lens = tuple(batch.q_lens[row] for row in rows)
+    kv_lens = tuple(batch.kv_lens[row] for row in rows)
+    tokens, tables = None, batch.page_tables
+    if len(rows) < len(batch.q_lens):
+        device = batch.input_ids.device
+        mine = torch.zeros(len(batch.q_lens), dtype=torch.bool)
+        mine[rows] = True
+        tokens = torch.repeat_interleave(mine, torch.tensor(batch.q_lens)).nonzero().flatten().to(device)
+        index = torch.tensor(rows, device=device)
+        tables = tuple(table.index_select(0, index) for table in tables)
+    plans = tuple(
+        backend.plan(PagedRows(q_lens, kv_lens, table)) for backend, table in zip(backends, tables, strict=True)
+    )
+    return _Part(tokens, plans)
+
+
+class StepAttention:
+    """One planned step as a model's layers use it: first write the new tokens' K and V, then attend."""
+
+    def __init__(
+        self,
+        batch: ForwardBatch,
+        parts: list[_Part],
+        group_of: dict[int, int],
+        layer_kv: dict[int, tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        self._batch = batch
+        self._parts = parts
+        self._group_of = group_of
+        self._layer_kv = layer_kv
+
+    def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of the layer in the pool: views `[pages, kv_heads, page_size, dim]`."""
+        return self._layer_kv[layer]
+
+    def write_places(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Page and offset, int64 `[tokens]` each, where the layer's new K and V go."""
+        return self._batch.write_pages[self._group_of[layer]], self._batch.write_offsets
+
+    def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        """Attention of queries `[tokens, q_heads, k_dim]` over their rows' pages: `[tokens, q_heads, v_dim]`."""
+        k_pages, v_pages = self._layer_kv[layer]
+        group = self._group_of[layer]
+        if len(self._parts) == 1:
+            return self._parts[0].plans[group].run(q, k_pages, v_pages)
+        out = q.new_empty(q.shape[0], q.shape[1], v_pages.shape[-1])
+        for part in self._parts:
+            out[part.tokens] = part.plans[group].run(q[part.tokens], k_pages, v_pages)
+        return out

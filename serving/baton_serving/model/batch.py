@@ -1,0 +1,82 @@
+"""What a model is given for one step: `ForwardBatch`, flat over the new tokens of all rows.
+
+A row is one request in this step. The executor keeps, per slot, the page tables and the last sampled token on the
+device; for a step it gathers the rows' table lines and input tokens there and calls `ForwardBatch.build` with them
+and with the host-side `starts` and `lengths` of the step plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class ForwardBatch:
+    """One step. Rows are in any order; the new tokens of a row stand together, in row order.
+
+    On the host (plain ints, known without asking the device):
+      `q_lens[r]`  new tokens of row r, at least 1; a decode row has exactly 1
+      `kv_lens[r]` tokens of row r whose KV stands after this step, the new ones included
+    On the device:
+      `input_ids`   int64 `[tokens]`
+      `positions`   int64 `[tokens]`, position of each new token in its request
+      `page_tables` one per KV group, in layout order: int32 `[rows, max_pages]`; entry p is the page that holds the
+                    request's tokens `p * page_size` and following. Pages that slid out of the group's window, and
+                    entries beyond the request's pages, may be anything that is a page id (NULL_PAGE)
+      `write_pages` one per KV group: int64 `[tokens]`, page that takes each new token's K and V
+      `write_offsets` int64 `[tokens]`, slot within that page
+      `logits_rows` int64 `[n]`: indices into the flat tokens for which logits are wanted, in any order; the last new
+                    token of every row that samples, and every token whose next one needs a log-probability
+
+    The pages of all new tokens must be allocated, hold no other request's tokens from `kv_len - q_len` on, and all
+    page copies of the step must be done before the model runs.
+    """
+
+    q_lens: tuple[int, ...]
+    kv_lens: tuple[int, ...]
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    page_tables: tuple[torch.Tensor, ...]
+    write_pages: tuple[torch.Tensor, ...]
+    write_offsets: torch.Tensor
+    logits_rows: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.shape[0]
+
+    @staticmethod
+    def build(
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        input_ids: torch.Tensor,
+        page_tables: Sequence[torch.Tensor],
+        page_size: int,
+        logits_rows: torch.Tensor | None = None,
+    ) -> ForwardBatch:
+        """Derive positions and write places from `starts` (tokens before this step) and `lengths` (new tokens).
+
+        `input_ids` decides the device; `page_tables` are there already. Without `logits_rows`, every row's last new
+        token gets logits, in row order.
+        """
+        device = input_ids.device
+        counts = torch.tensor(lengths, dtype=torch.int64)
+        ends = counts.cumsum(0)
+        rows = torch.repeat_interleave(torch.arange(len(lengths)), counts)
+        shift = torch.tensor(starts, dtype=torch.int64) - (ends - counts)
+        positions = (torch.arange(rows.numel()) + shift[rows]).to(device, non_blocking=True)
+        rows = rows.to(device, non_blocking=True)
+        columns = positions // page_size
+        return ForwardBatch(
+            q_lens=tuple(lengths),
+            kv_lens=tuple(start + length for start, length in zip(starts, lengths, strict=True)),
+            input_ids=input_ids,
+            positions=positions,
+            page_tables=tuple(page_tables),
+            write_pages=tuple(table[rows, columns].long() for table in page_tables),
+            write_offsets=positions % page_size,
+            logits_rows=(ends - 1).to(device, non_blocking=True) if logits_rows is None else logits_rows,
+        )

@@ -1,0 +1,218 @@
+"""What distinguishes one dense decoder from another, as data: `DecoderConfig`, read from Hugging Face's config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from baton_serving.errors import ConfigError
+from baton_serving.model.rope import RopeConfig, read_rope
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """One dense decoder: pre-norm blocks of grouped-query attention and a gated MLP.
+
+    `windows[i]` is layer i's sliding window in tokens, the query included, or None; `ropes[i]` its rotary embedding.
+    Norm weights are used as `weight + norm_offset`. `sandwich_norms` adds a norm after attention and after the MLP.
+    `embed_scale` multiplies the embeddings, `attention_scale` the scores. `dtype` is the checkpoint's, or None.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    activation: str
+    norm_eps: float
+    windows: tuple[int | None, ...]
+    ropes: tuple[RopeConfig, ...]
+    max_positions: int
+    attention_scale: float
+    tie_embeddings: bool
+    eos_token_ids: tuple[int, ...]
+    dtype: str | None
+    norm_offset: float = 0.0
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    sandwich_norms: bool = False
+    embed_scale: float = 1.0
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+
+    @property
+    def layers(self) -> int:
+        return len(self.windows)
+
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+
+
+def _llama(config: PretrainedConfig) -> dict[str, Any]:
+    return {"qkv_bias": config.attention_bias, "output_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
+
+
+def _qwen2(config: PretrainedConfig) -> dict[str, Any]:
+    return {"qkv_bias": True}
+
+
+def _qwen3(config: PretrainedConfig) -> dict[str, Any]:
+    return {"qkv_bias": config.attention_bias, "output_bias": config.attention_bias, "qk_norm": True}
+
+
+def _mistral(config: PretrainedConfig) -> dict[str, Any]:
+    return {"windows": (config.sliding_window,) * config.num_hidden_layers}
+
+
+def _gemma3(config: PretrainedConfig) -> dict[str, Any]:
+    if config.use_bidirectional_attention:
+        raise ConfigError("Gemma3 with use_bidirectional_attention is an encoder: it can't generate text")
+    return {
+        "activation": _activation(config.hidden_activation),
+        "qkv_bias": config.attention_bias,
+        "output_bias": config.attention_bias,
+        "qk_norm": True,
+        "norm_offset": 1.0,
+        "sandwich_norms": True,
+        "embed_scale": config.hidden_size**0.5,
+        "attention_scale": config.query_pre_attn_scalar**-0.5,
+        "attention_softcap": config.attn_logit_softcapping,
+        "logits_softcap": config.final_logit_softcapping,
+    }
+
+
+_ARCHITECTURES: Mapping[str, Callable[[PretrainedConfig], dict[str, Any]]] = MappingProxyType(
+    {
+        "LlamaForCausalLM": _llama,
+        "Qwen2ForCausalLM": _qwen2,
+        "Qwen3ForCausalLM": _qwen3,
+        "MistralForCausalLM": _mistral,
+        "Gemma3ForCausalLM": _gemma3,
+        "Gemma3ForConditionalGeneration": _gemma3,
+    }
+)
+
+
+def read_config_json(path: Path, overrides: Mapping[str, object] | None = None) -> dict[str, Any]:
+    """config.json of a checkpoint directory with `overrides` laid over it, nested objects merged (ConfigError)."""
+    file = path / "config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no config.json here; give the directory of a Hugging Face checkpoint") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: must be a JSON object, not {type(values).__name__}")
+    return _merge(values, overrides or {})
+
+
+def parse_config(values: Mapping[str, Any], origin: str) -> PretrainedConfig:
+    """The transformers config of config.json's `values`; `origin` names them in a ConfigError."""
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"{origin}: transformers knows no model_type {model_type!r}; check it or upgrade transformers"
+        )
+    try:
+        config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(dict(values))
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{origin}: transformers refuses it: {' '.join(str(error).split())}") from error
+    return config
+
+
+def supports(architecture: str) -> bool:
+    """Whether our decoder runs this Hugging Face architecture."""
+    return architecture in _ARCHITECTURES
+
+
+def architecture_of(values: Mapping[str, Any], origin: str) -> str:
+    """The first entry of `architectures` (ConfigError if there is none)."""
+    architectures = values.get("architectures") or []
+    if not architectures or not isinstance(architectures[0], str):
+        raise ConfigError(f"{origin}: `architectures` is missing; name the model class, such as LlamaForCausalLM")
+    return str(architectures[0])
+
+
+def decoder_config(values: Mapping[str, Any], origin: str, max_positions: int | None = None) -> DecoderConfig:
+    """Describe a checkpoint for our decoder.
+
+    `max_positions` overrides the model's own context length. ConfigError for an architecture or a feature that the
+    decoder does not have.
+    """
+    architecture = architecture_of(values, origin)
+    if not supports(architecture):
+        raise ConfigError(
+            f"{origin}: architecture {architecture} is not supported (supported: {', '.join(sorted(_ARCHITECTURES))}); "
+            "try --model-impl transformers"
+        )
+    full = parse_config(values, origin)
+    config: PretrainedConfig = full.get_text_config(decoder=True)
+    fields = _common(config, origin, max_positions)
+    fields |= _ARCHITECTURES[architecture](config)
+    fields["tie_embeddings"] = full.tie_word_embeddings
+    result = DecoderConfig(architecture=architecture, **fields)
+    if result.q_heads % result.kv_heads:
+        raise ConfigError(f"{origin}: {result.q_heads} query heads are not a multiple of {result.kv_heads} kv-heads")
+    return result
+
+
+def _common(config: PretrainedConfig, origin: str, max_positions: int | None) -> dict[str, Any]:
+    layers = config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise ConfigError(f"{origin}: layer type {unknown[0]!r} is not supported; try --model-impl transformers")
+    window = getattr(config, "sliding_window", None)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    positions = max_positions or config.max_position_embeddings
+    ropes = {kind: read_rope(config, kind, head_dim, positions, origin) for kind in set(kinds)}
+    eos = config.eos_token_id
+    dtype = getattr(config, "dtype", None)
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "q_heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": head_dim,
+        "activation": _activation(getattr(config, "hidden_act", "silu")),
+        "norm_eps": config.rms_norm_eps,
+        "windows": tuple(window if kind == "sliding_attention" else None for kind in kinds),
+        "ropes": tuple(ropes[kind] for kind in kinds),
+        "max_positions": positions,
+        "attention_scale": head_dim**-0.5,
+        "eos_token_ids": tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+    }
+
+
+def _activation(name: str) -> str:
+    if name not in _ACTIVATIONS:
+        raise ConfigError(f"Activation {name!r} is not supported; try --model-impl transformers")
+    return _ACTIVATIONS[name]
+
+
+def _merge(values: dict[str, Any], overrides: Mapping[str, object]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, value in overrides.items():
+        current = merged.get(key)
+        merged[key] = _merge(current, value) if isinstance(current, dict) and isinstance(value, Mapping) else value
+    return merged

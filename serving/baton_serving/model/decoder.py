@@ -1,0 +1,189 @@
+"""The decoder: every architecture that `DecoderConfig` can describe, in one place, for one device.
+
+Tensor parallelism is applied to the built model from outside (`parallel.shard`); nothing here knows of ranks.
+Parameters are created on the meta device and filled by the loader.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from baton_kernels.activation import ACTIVATION_AND_MUL
+from baton_kernels.registry import AUTO
+from baton_kernels.rms_norm import ADD_RMS_NORM, RMS_NORM
+from baton_kernels.rope import rope_table
+from baton_kernels.rope_kv_write import ROPE_KV_WRITE, HeadNorm
+from baton_serving.model.attention import StepAttention
+from baton_serving.model.batch import ForwardBatch
+from baton_serving.model.config import DecoderConfig
+from baton_serving.model.rope import RopeConfig, frequencies
+
+
+class CausalModel(Protocol):
+    """What the executor runs: our decoder, or a transformers model on our KV pool."""
+
+    def hidden_states(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
+        """Final hidden states `[len(batch.logits_rows), hidden_size]`; writes the new tokens' KV."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits float32 `[n, vocab_size]` of hidden states `[n, hidden_size]`, equal on all ranks."""
+
+
+class Kernels:
+    """The implementations of the layers' ops, chosen once for a device and dtype."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, choice: str = AUTO) -> None:
+        self.rms_norm = RMS_NORM.select(device, dtype, choice)
+        self.add_rms_norm = ADD_RMS_NORM.select(device, dtype, choice)
+        self.rope_kv_write = ROPE_KV_WRITE.select(device, dtype, choice)
+        self.activation_and_mul = ACTIVATION_AND_MUL.select(device, dtype, choice)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, dtype=dtype, device="meta"), requires_grad=False)
+        self.eps = config.norm_eps
+        self.offset = config.norm_offset
+        self.kernels = kernels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.kernels.rms_norm(x, self.weight, self.eps, self.offset)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Add `x` to `residual` in place and return the norm of the sum."""
+        return self.kernels.add_rms_norm(x, residual, self.weight, self.eps, self.offset)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; `qkv_proj` holds q, k and v one below the other."""
+
+    def __init__(self, layer: int, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer = layer
+        self.kernels = kernels
+        q_width, kv_width = config.q_heads * config.head_dim, config.kv_heads * config.head_dim
+        self.qkv_proj = _linear(config.hidden_size, q_width + 2 * kv_width, config.qkv_bias, dtype)
+        self.o_proj = _linear(q_width, config.hidden_size, config.output_bias, dtype)
+        self.q_norm = RMSNorm(config.head_dim, config, kernels, dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config, kernels, dtype) if config.qk_norm else None
+
+    def forward(
+        self, x: torch.Tensor, positions: torch.Tensor, table: torch.Tensor, attention: StepAttention
+    ) -> torch.Tensor:
+        norm = None
+        if self.q_norm is not None and self.k_norm is not None:
+            norm = HeadNorm(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps, self.q_norm.offset)
+        q = self.kernels.rope_kv_write(
+            self.qkv_proj(x),
+            norm,
+            positions,
+            table,
+            *attention.pages(self.layer),
+            *attention.write_places(self.layer),
+        )
+        out: torch.Tensor = self.o_proj(attention.attend(self.layer, q).flatten(1))
+        return out
+
+
+class MLP(nn.Module):
+    """Gated MLP; `gate_up_proj` holds gate and up one below the other."""
+
+    def __init__(self, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.kernels = kernels
+        self.gate_up_proj = _linear(config.hidden_size, 2 * config.intermediate_size, config.mlp_bias, dtype)
+        self.down_proj = _linear(config.intermediate_size, config.hidden_size, config.mlp_bias, dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gated = self.kernels.activation_and_mul(self.gate_up_proj(x), self.activation)
+        out: torch.Tensor = self.down_proj(gated)
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """One block. The residual stream is updated in place; `x` is what the last block has not yet added to it."""
+
+    def __init__(self, layer: int, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__()
+
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, config, kernels, dtype)
+
+        self.input_norm = norm()
+        self.attention = Attention(layer, config, kernels, dtype)
+        self.post_attention_norm = norm() if config.sandwich_norms else None
+        self.mlp_norm = norm()
+        self.mlp = MLP(config, kernels, dtype)
+        self.post_mlp_norm = norm() if config.sandwich_norms else None
+
+    def forward(
+        self,
+        x: torch.Tensor | None,
+        residual: torch.Tensor,
+        positions: torch.Tensor,
+        table: torch.Tensor,
+        attention: StepAttention,
+    ) -> torch.Tensor:
+        x = self.input_norm(residual) if x is None else self.input_norm.add(x, residual)
+        x = self.attention(x, positions, table, attention)
+        if self.post_attention_norm is not None:
+            x = self.post_attention_norm(x)
+        x = self.mlp(self.mlp_norm.add(x, residual))
+        if self.post_mlp_norm is not None:
+            x = self.post_mlp_norm(x)
+        return x
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, norm and head. See `CausalModel` for the contract of `forward`."""
+
+    def __init__(self, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device="meta")
+        self.layers = nn.ModuleList(DecoderLayer(i, config, kernels, dtype) for i in range(config.layers))
+        self.norm = RMSNorm(config.hidden_size, config, kernels, dtype)
+        self.lm_head = None if config.tie_embeddings else _linear(config.hidden_size, config.vocab_size, False, dtype)
+        self.gather_vocab: nn.Module = nn.Identity()
+        # Rounded to the model's dtype as the models were trained: 62.0 rather than 61.97 in bfloat16.
+        self.embed_scale = float(torch.tensor(config.embed_scale, dtype=dtype))
+        tables = {rope: _rope_table(rope, device) for rope in set(config.ropes)}
+        self.rope_tables = [tables[rope] for rope in config.ropes]
+
+    def hidden_states(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
+        """Final hidden states, normed, `[len(batch.logits_rows), hidden_size]`."""
+        residual = self.embed(batch.input_ids)
+        if self.embed_scale != 1.0:
+            residual = residual * self.embed_scale
+        x = None
+        for layer, table in zip(self.layers, self.rope_tables, strict=True):
+            x = layer(x, residual, batch.positions, table, attention)
+        rows = batch.logits_rows
+        residual = residual.index_select(0, rows)
+        return self.norm(residual) if x is None else self.norm.add(x.index_select(0, rows), residual)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits float32 `[n, vocab_size]` of final hidden states `[n, hidden_size]`."""
+        weight = self.embed.weight if self.lm_head is None else self.lm_head.weight
+        logits: torch.Tensor = self.gather_vocab(functional.linear(hidden, weight)).float()
+        cap = self.config.logits_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def forward(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
+        """Logits of `batch.logits_rows`; see `CausalModel`."""
+        return self.logits(self.hidden_states(batch, attention))
+
+
+def _linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> nn.Linear:
+    return nn.Linear(inputs, outputs, bias=bias, dtype=dtype, device="meta")
+
+
+def _rope_table(rope: RopeConfig, device: torch.device) -> torch.Tensor:
+    inv_freq, amplitude = frequencies(rope)
+    return rope_table(inv_freq.to(device), rope.max_positions, amplitude)

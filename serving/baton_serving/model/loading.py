@@ -1,0 +1,94 @@
+"""From a checkpoint directory to a model that runs: `load_model`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from baton_serving.errors import ConfigError
+from baton_serving.kv.layout import group_layers
+from baton_serving.model.attention import AttentionHeads
+from baton_serving.model.checkpoint import Checkpoint, DummyCheckpoint, open_checkpoint
+from baton_serving.model.config import decoder_config, read_config_json
+from baton_serving.model.decoder import Decoder, Kernels
+from baton_serving.model.digest import content_digest
+from baton_serving.model.options import MODEL_IMPLS, LoadedModel, ModelInfo, ModelOptions
+from baton_serving.model.parallel import shard
+from baton_serving.model.placement import placements
+from baton_serving.model.transformers_fallback import load_fallback
+from baton_serving.model.weights import place_weights
+
+__all__ = ["LoadedModel", "ModelInfo", "ModelOptions", "load_model"]
+
+
+def load_model(options: ModelOptions) -> LoadedModel:
+    """Read, check, place and hash a checkpoint; every fault of it is a ConfigError that names the file and tensor.
+
+    With several ranks all call this together: the digest is computed by rank 0 and broadcast.
+    """
+    if options.model_impl not in MODEL_IMPLS:
+        raise ConfigError(f"--model-impl {options.model_impl} is not one of {', '.join(MODEL_IMPLS)}")
+    values = read_config_json(options.path, options.overrides)
+    origin = str(options.path / "config.json")
+    if options.model_impl == "transformers":
+        loaded, checkpoint = load_fallback(options, values, origin)
+    else:
+        loaded, checkpoint = _load_decoder(options, values, origin)
+    eos = dict.fromkeys([*loaded.info.eos_token_ids, *_generation_eos(options.path)])
+    return replace(
+        loaded,
+        info=replace(loaded.info, eos_token_ids=tuple(eos)),
+        digest=_shared_digest(checkpoint, values, options),
+    )
+
+
+def _load_decoder(options: ModelOptions, values: Mapping[str, Any], origin: str) -> tuple[LoadedModel, Checkpoint]:
+    config = decoder_config(values, origin, options.max_positions)
+    dtype = options.resolve_dtype(config.dtype)
+    state, device = options.parallel, options.device
+    model = Decoder(config, Kernels(device, dtype), dtype, device)
+    shard(model, state)
+    plan = placements(config, state.tp_size, state.tp_rank)
+    checkpoint: Checkpoint
+    if options.load_format == "dummy":
+        shapes = {placement.source: placement.shape for placement in plan}
+        checkpoint = DummyCheckpoint(shapes, options.seed, 1.0 - config.norm_offset, device)
+    else:
+        checkpoint = open_checkpoint(options.path, options.load_format, options.use_mmap)
+    place_weights(model, plan, checkpoint, options.path, device)
+    q_heads = config.q_heads // state.tp_size
+    groups = group_layers(list(config.windows))
+    loaded = LoadedModel(
+        model=model,
+        info=ModelInfo(config.architecture, config.vocab_size, config.max_positions, config.eos_token_ids, dtype),
+        heads=AttentionHeads(q_heads, config.attention_scale, config.attention_softcap, dtype),
+        kv_layout=options.kv_layout(config.kv_heads, config.head_dim, config.head_dim, groups, dtype),
+        digest="",
+    )
+    return loaded, checkpoint
+
+
+def _generation_eos(path: Path) -> list[int]:
+    """End-of-sequence ids of generation_config.json, where instruct models name their end of turn."""
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return []
+    try:
+        eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{file}: cannot be read as a JSON object: {error}") from error
+    return [] if eos is None else [int(token) for token in (eos if isinstance(eos, list) else [eos])]
+
+
+def _shared_digest(checkpoint: Checkpoint, values: Mapping[str, Any], options: ModelOptions) -> str:
+    state = options.parallel
+    root = bytes(32)
+    if state.tp_rank == 0:
+        root = content_digest(checkpoint, values, options.tokenizer_path or options.path, options.chat_template)
+    shared = torch.tensor(list(root), dtype=torch.uint8, device=options.device)
+    return bytes(state.broadcast(shared).tolist()).hex()

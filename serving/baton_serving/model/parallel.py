@@ -1,0 +1,165 @@
+"""Tensor parallelism: the ranks' state, and the transform that turns a built decoder into one rank's part of it.
+
+Column-parallel layers keep some of their outputs (whole heads, parts of gate and up, parts of the vocabulary),
+row-parallel ones some of their inputs, and sum over the ranks. Source of the scheme: Shoeybi et al. 2019,
+"Megatron-LM", https://arxiv.org/abs/1909.08053.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional
+
+from baton_serving.errors import ConfigError
+from baton_serving.kv.layout import head_range
+from baton_serving.model.config import DecoderConfig
+from baton_serving.model.decoder import Decoder, DecoderLayer
+
+
+@dataclass(frozen=True)
+class ParallelState:
+    """This rank's place among `tp_size` ranks; `group` is None when there is only one."""
+
+    tp_rank: int = 0
+    tp_size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks, in place."""
+        if self.group is not None:
+            dist.all_reduce(x, group=self.group)
+        return x
+
+    def all_gather_last(self, x: torch.Tensor) -> torch.Tensor:
+        """All ranks' `x`, in rank order, joined along the last dimension."""
+        if self.group is None:
+            return x
+        parts = [torch.empty_like(x) for _ in range(self.tp_size)]
+        dist.all_gather(parts, x.contiguous(), group=self.group)
+        return torch.cat(parts, dim=-1)
+
+    def broadcast(self, x: torch.Tensor) -> torch.Tensor:
+        """Rank 0's `x` on every rank, in place."""
+        if self.group is not None:
+            dist.broadcast(x, src=0, group=self.group)
+        return x
+
+    def close(self) -> None:
+        """Leave the group; the state is useless afterwards."""
+        if self.group is not None:
+            dist.destroy_process_group()
+
+
+def init_parallel(
+    tp_rank: int, tp_size: int, init_method: str, device: torch.device, timeout: float = 600.0
+) -> ParallelState:
+    """Join `tp_size` ranks at `init_method` (`tcp://host:port` or `file:///path`); returns when all are there.
+
+    Gloo on the CPU, NCCL on CUDA, where `device` becomes the current device. `timeout` in seconds bounds the meeting
+    and every later collective. One rank needs no group and no meeting.
+    """
+    if tp_size == 1:
+        return ParallelState()
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        backend="nccl" if cuda else "gloo",
+        init_method=init_method,
+        rank=tp_rank,
+        world_size=tp_size,
+        timeout=datetime.timedelta(seconds=timeout),
+        device_id=device if cuda else None,
+    )
+    return ParallelState(tp_rank, tp_size, dist.group.WORLD)
+
+
+def check_divisible(config: DecoderConfig, tp_size: int) -> None:
+    """ConfigError when the model can't be cut into `tp_size` equal parts."""
+    for name, size in (("query heads", config.q_heads), ("MLP columns", config.intermediate_size)):
+        if size % tp_size:
+            raise ConfigError(f"--tp-size {tp_size} does not divide the model's {size} {name}; choose a divisor")
+    try:
+        head_range(config.kv_heads, tp_size, 0)
+    except ValueError as error:
+        raise ConfigError(f"--tp-size {tp_size}: {error}") from error
+
+
+def vocab_rows(vocab_size: int, tp_size: int) -> int:
+    """Vocabulary rows per rank; the last ranks' rows past the vocabulary are zero."""
+    return -(-vocab_size // tp_size)
+
+
+def shard(model: Decoder, state: ParallelState) -> None:
+    """Turn a model whose parameters are still on the meta device into this rank's part, in place (ConfigError)."""
+    if state.tp_size == 1:
+        return
+    config = model.config
+    check_divisible(config, state.tp_size)
+    for layer in model.layers:
+        if isinstance(layer, DecoderLayer):
+            _shard_layer(layer, config, state)
+    rows = vocab_rows(config.vocab_size, state.tp_size)
+    model.embed = VocabParallelEmbedding(model.embed, rows, state)
+    if model.lm_head is not None:
+        model.lm_head = _column_parallel(model.lm_head, rows)
+    model.gather_vocab = VocabGather(config.vocab_size, state)
+
+
+def _shard_layer(layer: DecoderLayer, config: DecoderConfig, state: ParallelState) -> None:
+    q_heads = config.q_heads // state.tp_size
+    kv_heads = len(head_range(config.kv_heads, state.tp_size, state.tp_rank))
+    attention, mlp = layer.attention, layer.mlp
+    attention.qkv_proj = _column_parallel(attention.qkv_proj, (q_heads + 2 * kv_heads) * config.head_dim)
+    attention.o_proj = RowParallelLinear(attention.o_proj, state)
+    mlp.gate_up_proj = _column_parallel(mlp.gate_up_proj, mlp.gate_up_proj.out_features // state.tp_size)
+    mlp.down_proj = RowParallelLinear(mlp.down_proj, state)
+
+
+def _column_parallel(whole: nn.Linear, outputs: int) -> nn.Linear:
+    return nn.Linear(whole.in_features, outputs, whole.bias is not None, device="meta", dtype=whole.weight.dtype)
+
+
+class RowParallelLinear(nn.Linear):
+    """A rank's input columns of `whole`; the outputs are summed over the ranks, then the bias is added once."""
+
+    def __init__(self, whole: nn.Linear, state: ParallelState) -> None:
+        inputs = whole.in_features // state.tp_size
+        bias = whole.bias is not None
+        super().__init__(inputs, whole.out_features, bias, device="meta", dtype=whole.weight.dtype)
+        self.state = state
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total = self.state.all_reduce(functional.linear(x, self.weight))
+        return total if self.bias is None else total.add_(self.bias)
+
+
+class VocabParallelEmbedding(nn.Embedding):
+    """A rank's `rows` rows of `whole`; tokens of other ranks' rows contribute zero to the sum."""
+
+    def __init__(self, whole: nn.Embedding, rows: int, state: ParallelState) -> None:
+        super().__init__(rows, whole.embedding_dim, dtype=whole.weight.dtype, device="meta")
+        self.state = state
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        local = ids - self.state.tp_rank * self.num_embeddings
+        elsewhere = (local < 0) | (local >= self.num_embeddings)
+        found = functional.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        return self.state.all_reduce(found.masked_fill_(elsewhere.unsqueeze(-1), 0.0))
+
+
+class VocabGather(nn.Module):
+    """Joins the ranks' logits and drops the rows that only pad the vocabulary."""
+
+    def __init__(self, vocab_size: int, state: ParallelState) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.state = state
+
+    def forward(self, local: torch.Tensor) -> torch.Tensor:
+        return self.state.all_gather_last(local)[..., : self.vocab_size]

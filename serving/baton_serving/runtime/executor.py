@@ -1,0 +1,238 @@
+"""One rank's device work: a `StepPlan` in, tokens out. The same on every rank; rank 0's tokens are the ones that count.
+
+`launch` queues a step on the device and returns at once where the device allows it (CUDA); `PendingStep.result` waits.
+Nothing that a step needs comes from the host's view of an earlier step's outcome, so steps can be launched ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from baton_serving.kv.pool import KVPool
+from baton_serving.model.attention import AttentionPlanner
+from baton_serving.model.batch import ForwardBatch
+from baton_serving.model.decoder import CausalModel
+from baton_serving.model.parallel import ParallelState
+from baton_serving.runtime.tables import PageTables
+from baton_serving.sampling.logprobs import Measured, measure, measure_prompts
+from baton_serving.sampling.params import LogprobRow
+from baton_serving.sampling.processors import LogitProcessor
+from baton_serving.sampling.sampler import Sampler, nan_rows
+from baton_serving.sampling.state import SamplingState
+from baton_serving.scheduling.step import StepPlan, StepResult
+
+
+@dataclass(frozen=True)
+class ExecutorOptions:
+    """`max_slots` requests at once, `max_context` tokens each."""
+
+    max_slots: int
+    max_context: int
+    vocab_size: int
+    nan_detection: bool = False
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    """Device tensors of one step and their copies on the host, complete once `event` has passed (None: already)."""
+
+    host: list[torch.Tensor]
+    event: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, tensors: list[torch.Tensor]) -> _Fetch:
+        if not tensors or tensors[0].device.type == "cpu":
+            return cls(tensors, None)
+        host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+        for target, source in zip(host, tensors, strict=True):
+            target.copy_(source, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return cls(host, event)
+
+    def wait(self) -> list[torch.Tensor]:
+        if self.event is not None:
+            self.event.synchronize()
+        return self.host
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a step left on the device. `rows` are the plan's rows that sampled, in order."""
+
+    rows: tuple[int, ...]
+    tokens: torch.Tensor
+    failed: tuple[int, ...]
+    nan: torch.Tensor | None
+    measured: Measured | None
+
+
+class PendingStep:
+    """A launched step; `result` may be asked for once."""
+
+    def __init__(self, plan: StepPlan, outcome: _Outcome | None, prompts: Measured | None) -> None:
+        self._plan = plan
+        self._outcome = outcome
+        self._prompts = prompts
+        tensors: list[torch.Tensor] = []
+        if outcome is not None:
+            tensors.append(outcome.tokens)
+            if outcome.nan is not None:
+                tensors.append(outcome.nan)
+            if outcome.measured is not None:
+                tensors.append(outcome.measured.packed)
+        if prompts is not None:
+            tensors.append(prompts.packed)
+        self._fetch = _Fetch.of(tensors)
+
+    def result(self) -> StepResult:
+        """Wait for the device and bring the step's outcome to the host."""
+        host = iter(self._fetch.wait())
+        result = StepResult(self._plan.step, [-1] * self._plan.rows)
+        outcome = self._outcome
+        if outcome is not None:
+            for row, token in zip(outcome.rows, next(host).tolist(), strict=True):
+                result.tokens[row] = token
+            result.failed_rows = [outcome.rows[index] for index in outcome.failed]
+            if outcome.nan is not None:
+                found = next(host).tolist()
+                result.nan_rows = [row for row, bad in zip(outcome.rows, found, strict=True) if bad]
+            if outcome.measured is not None:
+                asked_rows = (asked.row for asked in outcome.measured.asked)
+                result.logprobs = dict(zip(asked_rows, outcome.measured.unpack(next(host)), strict=True))
+        if self._prompts is not None:
+            for asked, entry in zip(self._prompts.asked, self._prompts.unpack(next(host)), strict=True):
+                result.prompt_logprobs.setdefault(asked.row, []).append(entry)
+        return result
+
+
+class Executor:
+    """Runs steps of one model on one device."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        pool: KVPool,
+        attention: AttentionPlanner,
+        parallel: ParallelState,
+        options: ExecutorOptions,
+        processors: Mapping[str, LogitProcessor] | None = None,
+    ) -> None:
+        self._model = model
+        self._pool = pool
+        self._attention = attention
+        self._parallel = parallel
+        self._options = options
+        self._device = pool.device
+        max_pages = -(-options.max_context // pool.shape.page_size)
+        self._tables = PageTables(options.max_slots + 1, len(pool.groups), max_pages, pool.device)
+        self._state = SamplingState(options.max_slots, options.vocab_size, pool.device)
+        self._sampler = Sampler(self._state, processors)
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Queue one step: page copies and tables first, then the forward pass, then sampling."""
+        self._pool.copy_pages(plan.copies)
+        self._tables.write(plan.page_writes)
+        self._state.set_up(plan.setups)
+        slots = _upload(plan.slots, self._device)
+        rows = tuple(row for row in range(plan.rows) if plan.sample[row])
+        spans = _prompt_spans(plan)
+        wanted = [index for span in spans for index in span.indices]
+        hidden = self._forward(plan, slots, _row_ends(plan, rows) + wanted)
+        prompts = None
+        if spans:
+            asked = [span.asked for span in spans for _ in span.indices]
+            targets = _upload([target for span in spans for target in span.targets], self._device)
+            prompts = measure_prompts(self._model.logits, hidden[len(rows) :], targets, asked)
+        outcome = self._sample(plan, rows, hidden[: len(rows)]) if rows else None
+        return PendingStep(plan, outcome, prompts)
+
+    def _forward(self, plan: StepPlan, slots: torch.Tensor, wanted: list[int]) -> torch.Tensor:
+        """Hidden states of the step's tokens at the indices `wanted`, in that order."""
+        longest = max(start + length for start, length in zip(plan.starts, plan.lengths, strict=True))
+        batch = ForwardBatch.build(
+            plan.starts,
+            plan.lengths,
+            self._input_ids(plan, slots),
+            self._tables.rows(slots, -(-longest // self._pool.shape.page_size)),
+            self._pool.shape.page_size,
+            _upload(wanted, self._device),
+        )
+        return self._model.hidden_states(batch, self._attention.plan(batch))
+
+    def _input_ids(self, plan: StepPlan, slots: torch.Tensor) -> torch.Tensor:
+        """int64 `[tokens]`: the plan's tokens for extend rows, the last sampled ones for decode rows."""
+        last = self._state.last_tokens
+        if not plan.tokens:
+            return last[slots]
+        given = torch.tensor(plan.tokens, dtype=torch.int64).to(self._device, non_blocking=True)
+        decode = [row for row in range(plan.rows) if not plan.extend[row]]
+        if not decode:
+            return given
+        input_ids = torch.empty(sum(plan.lengths), dtype=torch.int64, device=self._device)
+        at = _row_ends(plan, decode)
+        is_given = torch.ones(len(input_ids), dtype=torch.bool)
+        is_given[at] = False
+        input_ids[is_given.to(self._device)] = given
+        input_ids[_upload(at, self._device)] = last[slots[_upload(decode, self._device)]]
+        return input_ids
+
+    def _sample(self, plan: StepPlan, rows: tuple[int, ...], hidden: torch.Tensor) -> _Outcome:
+        logits = self._model.logits(hidden)
+        slots = [plan.slots[row] for row in rows]
+        device_slots = _upload(slots, self._device)
+        sampling = self._state.plan(slots)
+        sampled = self._sampler.sample(logits, device_slots, sampling)
+        tokens = self._parallel.broadcast(sampled.tokens)
+        if self._parallel.tp_rank != 0:
+            self._state.last_tokens.index_copy_(0, device_slots, tokens)
+        asked = tuple(row for row in plan.logprobs if plan.sample[row.row])
+        measured = None
+        if asked:
+            index = _upload([rows.index(row.row) for row in asked], self._device)
+            measured = measure(logits[index], tokens[index], asked)
+        nan = nan_rows(logits) if self._options.nan_detection else None
+        return _Outcome(rows, tokens, sampled.failed_rows, nan, measured)
+
+
+def _upload(values: list[int] | tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def _row_ends(plan: StepPlan, rows: Iterable[int]) -> list[int]:
+    """Index among the step's tokens of the last token of each of `rows`."""
+    ends = list(accumulate(plan.lengths))
+    return [ends[row] - 1 for row in rows]
+
+
+@dataclass(frozen=True)
+class _PromptSpan:
+    """Prompt tokens `targets` of one row, and the indices among the step's tokens of those that predict them."""
+
+    asked: LogprobRow
+    indices: range
+    targets: list[int]
+
+
+def _prompt_spans(plan: StepPlan) -> list[_PromptSpan]:
+    """The parts of this step's prompts whose log-probabilities are wanted."""
+    asked_rows = [asked for asked in plan.logprobs if asked.prompt_from >= 0]
+    if not asked_rows:
+        return []
+    ends = list(accumulate(plan.lengths))
+    given_ends = list(accumulate(n if given else 0 for n, given in zip(plan.lengths, plan.extend, strict=True)))
+    spans = []
+    for asked in asked_rows:
+        row = asked.row
+        skipped = asked.prompt_from - plan.starts[row]  # tokens of this row before the first one asked for
+        targets = plan.tokens[given_ends[row] - plan.lengths[row] + skipped : given_ends[row]]
+        if asked.next_token >= 0:
+            targets.append(asked.next_token)
+        first = ends[row] - plan.lengths[row] + skipped - 1
+        spans.append(_PromptSpan(asked, range(first, first + len(targets)), targets))
+    return spans

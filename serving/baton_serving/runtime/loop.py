@@ -1,0 +1,295 @@
+"""The scheduler loop of rank 0: receive, schedule the next step, launch it, then book the previous one.
+
+With overlap the device works on step n+1 while the host books step n; without, each step is booked at once. The loop
+does nothing slow itself: no look-ups, no HTTP, no sends that could block.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import zmq
+
+from baton_serving.errors import BatonError, InvalidRequest, NotFound
+from baton_serving.runtime.channels import Pull, Push
+from baton_serving.runtime.figures import Figures
+from baton_serving.runtime.followers import Followers
+from baton_serving.runtime.messages import (
+    AbortInput,
+    ApiInput,
+    ControlInput,
+    ControlReply,
+    DetokenizerInput,
+    Failure,
+    GenerateInput,
+    SchedulerInput,
+    StopFound,
+    StreamState,
+    TokenBatch,
+    WorkerState,
+)
+from baton_serving.runtime.watchdog import Watchdog
+from baton_serving.scheduling.events import TokenOutput
+from baton_serving.scheduling.request import Request
+from baton_serving.scheduling.scheduler import Scheduler
+from baton_serving.scheduling.step import StepPlan, StepResult
+
+log = logging.getLogger(__name__)
+
+STATE_INTERVAL = 0.25  # seconds between two reports of tick and pools
+IDLE_POLL_MS = 250
+PROMPT_TAIL = 16  # tokens of the prompt that the detokenizer needs: a character may begin there
+
+ControlHandler = Callable[..., dict[str, Any]]
+
+
+class LaunchedStep(Protocol):
+    """A step on the device: the executor's `PendingStep`."""
+
+    def result(self) -> StepResult: ...
+
+
+class StepRunner(Protocol):
+    """What the loop launches steps on: the executor, or a stand-in that measures the loop."""
+
+    def launch(self, plan: StepPlan) -> LaunchedStep: ...
+
+
+class LoopExtension(Protocol):
+    """A part of the worker that lives on the loop's turns: the handoff."""
+
+    @property
+    def wake_fd(self) -> int:
+        """File descriptor that becomes readable when `poll` has something to do."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Its gauges and counters."""
+        ...
+
+    def admit(self, message: GenerateInput, request: Request) -> bool:
+        """Take charge of a new request; False leaves it to the scheduler."""
+        ...
+
+    def aborted(self, rid: str, reason: str) -> None:
+        """The request, or every one (""), is to end; also called for requests that are not the extension's."""
+        ...
+
+    def ended(self, output: TokenOutput) -> None:
+        """The scheduler put out the last output of a request."""
+        ...
+
+    def poll(self, tick: int) -> list[TokenOutput]:
+        """Take in what happened since the last turn, and return last outputs of requests that it was in charge of."""
+        ...
+
+    def planned(self) -> None:
+        """A step was planned and is about to be launched."""
+        ...
+
+    def booked(self) -> None:
+        """A step was booked."""
+        ...
+
+
+class SchedulerLoop:
+    """Owns the scheduler; runs on the main thread of rank 0's process until `stop`."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: StepRunner,
+        followers: Followers,
+        inbox: Pull[SchedulerInput],
+        to_detokenizer: Push[DetokenizerInput],
+        to_api: Push[ApiInput],
+        make_request: Callable[[GenerateInput], Request],
+        watchdog: Watchdog,
+        figures: Figures,
+        *,
+        overlap: bool = True,
+        log_interval: int = 0,
+        extension: LoopExtension | None = None,
+        controls: Mapping[str, ControlHandler] | None = None,
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._followers = followers
+        self._inbox = inbox
+        self._to_detokenizer = to_detokenizer
+        self._to_api = to_api
+        self._make_request = make_request
+        self._watchdog = watchdog
+        self._overlap = overlap
+        self._log_interval = log_interval
+        self._extension = extension
+        self._controls: dict[str, ControlHandler] = {"flush_cache": self._flush_cache, "check": self._check}
+        self._controls.update(controls or {})
+        self._opened: list[StreamState] = []
+        self._in_flight: tuple[StepPlan, LaunchedStep] | None = None
+        self._stopping = False
+        self._tick = 0
+        self._was_idle = True
+        self._next_state = 0.0
+        self._steps = 0
+        self._figures = figures
+        self._poller = zmq.Poller()
+        self._poller.register(inbox.socket, zmq.POLLIN)
+        if extension is not None:
+            self._poller.register(extension.wake_fd, zmq.POLLIN)
+
+    @property
+    def tick(self) -> int:
+        """Turns of the loop so far; it moves when idle too."""
+        return self._tick
+
+    def stop(self) -> None:
+        """Leave the loop after this turn; for signal handlers."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        while not self._stopping:
+            self._turn()
+
+    def _turn(self) -> None:
+        outputs = self._receive()
+        plan = self._scheduler.schedule()
+        launched = None
+        if self._extension is not None:
+            self._extension.planned()
+        if plan is not None:
+            self._followers.launch(plan)
+            launched = (plan, self._executor.launch(plan))
+        if self._in_flight is not None:
+            outputs += self._book(self._in_flight)
+        self._in_flight = launched
+        if launched is not None and not self._overlap:
+            outputs += self._book(launched)
+            self._in_flight = None
+        outputs += self._scheduler.take_outputs()
+        self._send(outputs)
+        self._tick += 1
+        self._watchdog.tick()
+        if plan is None and self._in_flight is None:
+            self._rest()
+        elif time.monotonic() >= self._next_state:
+            self._report()
+
+    def _receive(self) -> list[TokenOutput]:
+        """Take in all that came; returns last outputs of requests that the scheduler does not know."""
+        refused: list[TokenOutput] = []
+        for message in self._inbox.drain():
+            match message:
+                case GenerateInput():
+                    refused += self._admit(message)
+                case AbortInput():
+                    self._abort(message)
+                case StopFound():
+                    self._scheduler.stop_found(message.rid, message.completion_tokens)
+                case ControlInput():
+                    self._control(message)
+        return refused + (self._extension.poll(self._tick) if self._extension is not None else [])
+
+    def _admit(self, message: GenerateInput) -> list[TokenOutput]:
+        request = self._make_request(message)
+        self._opened.append(
+            StreamState(
+                rid=message.rid,
+                prompt_tail=message.input_ids[-PROMPT_TAIL:],
+                params=message.params,
+                stream=message.stream,
+                output_ids=message.output_ids,
+            )
+        )
+        try:
+            if self._extension is None or not self._extension.admit(message, request):
+                self._scheduler.add(request)
+        except InvalidRequest as error:
+            failure = Failure(error.code, error.message, error.param)
+            return [TokenOutput(rid=message.rid, prompt_tokens=len(message.input_ids), failure=failure)]
+        return []
+
+    def _abort(self, message: AbortInput) -> None:
+        if message.rid:
+            self._scheduler.abort(message.rid, message.reason)
+        else:
+            self._scheduler.abort_all(message.reason)
+        if self._extension is not None:
+            self._extension.aborted(message.rid, message.reason)
+
+    def _control(self, message: ControlInput) -> None:
+        handler = self._controls.get(message.method)
+        try:
+            if handler is None:
+                raise NotFound(f"the scheduler has no call {message.method!r}")
+            reply = ControlReply(id=message.id, result=handler(**message.args))
+        except BatonError as error:
+            reply = ControlReply(id=message.id, error=Failure(error.code, error.message))
+        self._to_api.send(reply)
+
+    def _book(self, launched: tuple[StepPlan, LaunchedStep]) -> list[TokenOutput]:
+        plan, pending = launched
+        result = pending.result()
+        self._steps += 1
+        self._figures.stepped(plan)
+        if self._log_interval and self._steps % self._log_interval == 0:
+            self._log_step(plan)
+        outputs = self._scheduler.commit(plan, result)
+        if self._extension is not None:
+            self._extension.booked()
+        return outputs
+
+    def _send(self, outputs: list[TokenOutput]) -> None:
+        if outputs or self._opened:
+            self._figures.put_out(outputs)
+            if self._extension is not None:
+                for output in outputs:
+                    if output.finish is not None or output.failure is not None:
+                        self._extension.ended(output)
+            self._to_detokenizer.send(TokenBatch(opened=self._opened, outputs=outputs))
+            self._opened = []
+
+    def _rest(self) -> None:
+        """Nothing to run: check the books once, say so, and wait for something to do."""
+        if self._scheduler.idle and not self._was_idle:
+            self._scheduler.check()
+        newly = not self._was_idle
+        self._was_idle = self._scheduler.idle
+        if newly or time.monotonic() >= self._next_state:
+            self._report()
+        if not self._stopping:
+            self._poller.poll(IDLE_POLL_MS)
+            self._was_idle = self._was_idle and self._scheduler.idle
+
+    def _report(self) -> None:
+        self._next_state = time.monotonic() + STATE_INTERVAL
+        stats = self._figures.report(self._tick)
+        if self._extension is not None:
+            stats.update(self._extension.stats())
+        self._to_api.send(WorkerState(tick=self._tick, stats=stats))
+
+    def _log_step(self, plan: StepPlan) -> None:
+        stats = self._scheduler.stats()
+        log.info(
+            "step %d: %d rows, %d tokens; %d running, %d waiting; pages: %d free, %d cached, %d in use",
+            plan.step,
+            plan.rows,
+            sum(plan.lengths),
+            stats["requests_running"],
+            stats["requests_waiting"],
+            stats["pages_free"],
+            stats["pages_cached"],
+            stats["pages_in_use"],
+        )
+
+    def _flush_cache(self) -> dict[str, Any]:
+        """Requests that run keep their pages: the cache is only empty afterwards when there are none."""
+        return {"pages": self._scheduler.flush_cache(), "flushed": self._scheduler.idle}
+
+    def _check(self) -> dict[str, Any]:
+        self._scheduler.check()
+        return {"idle": self._scheduler.idle, **self._scheduler.stats()}

@@ -1,0 +1,127 @@
+"""One rank of a worker: model, page pool and executor, built from the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from baton_serving.config import ResolvedConfig
+from baton_serving.kv.pool import KVPool, pages_for_tokens
+from baton_serving.model.attention import AttentionPlanner
+from baton_serving.model.loading import LoadedModel, ModelOptions, load_model
+from baton_serving.model.parallel import ParallelState, init_parallel
+from baton_serving.runtime.executor import Executor, ExecutorOptions
+from baton_serving.sampling.processors import LogitProcessor, load_processors
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What one scheduler process holds on its device."""
+
+    loaded: LoadedModel
+    pool: KVPool
+    executor: Executor
+    parallel: ParallelState
+
+
+class RankFacts(msgspec.Struct, frozen=True):
+    """What rank 0 tells the API process of its model and pool. Sizes in tokens, pages and bytes."""
+
+    weight_digest: str
+    architecture: str
+    vocab_size: int
+    eos_token_ids: list[int]
+    dtype: str
+    kv_dtype: str
+    page_size: int
+    kv_groups: int
+    pages: int
+    max_total_tokens: int
+    pool_bytes: int
+    handoff_endpoint: str = ""
+
+    def to_plain(self) -> dict[str, Any]:
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> RankFacts:
+        return msgspec.convert(plain, cls)
+
+
+def rank_facts(rank: Rank, handoff_endpoint: str = "") -> RankFacts:
+    """Describe a built rank."""
+    loaded = rank.loaded
+    layout = loaded.kv_layout
+    groups = len(layout.groups)
+    return RankFacts(
+        weight_digest=loaded.digest,
+        architecture=loaded.info.architecture,
+        vocab_size=loaded.info.vocab_size,
+        eos_token_ids=list(loaded.info.eos_token_ids),
+        dtype=str(loaded.info.dtype).removeprefix("torch."),
+        kv_dtype=layout.dtype,
+        page_size=layout.page_size,
+        kv_groups=groups,
+        pages=rank.pool.pages,
+        max_total_tokens=rank.pool.pages // groups * layout.page_size,
+        pool_bytes=rank.pool.size_bytes,
+        handoff_endpoint=handoff_endpoint,
+    )
+
+
+def logit_processors(config: ResolvedConfig) -> dict[str, LogitProcessor]:
+    """The custom logit processors that requests may ask for; none unless they are switched on (ConfigError)."""
+    if not config.given.api.enable_custom_logit_processor:
+        return {}
+    return load_processors(config.given.api.custom_logit_processors or ())
+
+
+def rank_device(config: ResolvedConfig, tp_rank: int) -> torch.device:
+    return torch.device("cuda", tp_rank) if config.device == "cuda" else torch.device("cpu")
+
+
+def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
+    """Load this rank's part of the model and make its pool.
+
+    All ranks call this together; they meet at the file `rendezvous`. ConfigError for whatever the caller must change.
+    """
+    device = rank_device(config, tp_rank)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.tp_size))
+    parallel = init_parallel(tp_rank, config.tp_size, f"file://{rendezvous}", device, config.dist_timeout)
+    given = config.given
+    loaded = load_model(
+        ModelOptions(
+            path=Path(given.model.model_path),
+            device=device,
+            dtype=config.dtype,
+            load_format=given.model.load_format,
+            model_impl=given.model.model_impl,
+            overrides=config.model_overrides,
+            max_positions=config.context_length,
+            seed=config.random_seed,
+            use_mmap=not given.model.weight_loader_disable_mmap,
+            page_size=config.page_size,
+            kv_cache_dtype=given.dtype.kv_cache_dtype,
+            tokenizer_path=Path(config.tokenizer_path),
+            chat_template=given.api.chat_template,
+            parallel=parallel,
+        )
+    )
+    layout = loaded.kv_layout
+    pages = pages_for_tokens(config.max_total_tokens, layout.page_size, len(layout.groups))
+    pool = KVPool(layout.rank_shape(config.tp_size), layout.groups, pages, device)
+    attention = AttentionPlanner(pool, loaded.heads, config.prefill_attention_backend, config.decode_attention_backend)
+    options = ExecutorOptions(
+        max_slots=config.max_running_requests,
+        max_context=config.context_length,
+        vocab_size=loaded.info.vocab_size,
+        nan_detection=given.optimization.enable_nan_detection,
+    )
+    executor = Executor(loaded.model, pool, attention, parallel, options, logit_processors(config))
+    return Rank(loaded, pool, executor, parallel)

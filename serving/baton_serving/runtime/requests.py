@@ -1,0 +1,89 @@
+"""What the API hands to the tokenizer manager, and what it gets back: free of any route's spelling."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from baton_serving.runtime.messages import HandoffTicket, LogprobOptions, Timings, TokenOutput
+from baton_serving.sampling.params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One answer that is wanted. `prompt` indexes the request's prompts, `output_ids` as in `GenerateInput`."""
+
+    prompt: int
+    params: SamplingParams
+    output_ids: tuple[int, ...] = ()
+    logprobs: LogprobOptions | None = None
+    handoff: HandoffTicket | None = None
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One request, tokenized and validated: `choices` in the order in which answers are numbered.
+
+    `timeout` in seconds bounds the whole request. `received` is unix time. `route` names the request's origin in logs.
+    """
+
+    rid: str
+    prompts: list[list[int]]
+    choices: list[Choice]
+    stream: bool = False
+    priority: int = 0
+    timeout: float | None = None
+    trace: str = ""
+    route: str = ""
+    received: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
+class ChoiceOutput:
+    """What came since the last output of choice `index`: several steps' worth when the reader was slow."""
+
+    index: int
+    text: str
+    tokens: TokenOutput
+
+
+@dataclass
+class RequestRecord:
+    """What became of a request, for logs, metrics and crash dumps. Times are unix seconds, 0 while not reached.
+
+    `outcome` is the finish kind of the first choice, "disconnected", or the code of the error that ended the request.
+    """
+
+    request: GenerateRequest
+    output_ids: list[list[int]]
+    texts: list[list[str]]
+    cached_tokens: list[int]
+    last_output: list[float]
+    finish_kinds: list[str]
+    first_token: float = 0.0
+    finished: float = 0.0
+    outcome: str = ""
+    message: str = ""
+    timings: Timings | None = None
+
+    @classmethod
+    def of(cls, request: GenerateRequest) -> RequestRecord:
+        count = len(request.choices)
+        return cls(
+            request=request,
+            output_ids=[list(choice.output_ids) for choice in request.choices],
+            texts=[[] for _ in range(count)],
+            cached_tokens=[0] * count,
+            last_output=[0.0] * count,
+            finish_kinds=[""] * count,
+        )
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(prompt) for prompt in self.request.prompts)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated here, so without those that another worker had sent."""
+        resumed = sum(len(choice.output_ids) for choice in self.request.choices)
+        return sum(len(ids) for ids in self.output_ids) - resumed

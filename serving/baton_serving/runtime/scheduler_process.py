@@ -1,0 +1,157 @@
+"""The process of one rank: rank 0 schedules and computes, the others compute what rank 0 says."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+import zmq
+
+from baton_serving import logs
+from baton_serving.config import ResolvedConfig
+from baton_serving.handoff.rim import Limits
+from baton_serving.model.options import LoadedModel
+from baton_serving.runtime.channels import Addresses, Pull, Push
+from baton_serving.runtime.figures import Figures
+from baton_serving.runtime.followers import Followers, follow
+from baton_serving.runtime.handoff_ranks import FollowerEngines
+from baton_serving.runtime.handoff_setup import Handoff, transfer_factory
+from baton_serving.runtime.identity import Identity
+from baton_serving.runtime.loop import SchedulerLoop
+from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput
+from baton_serving.runtime.process import Reporter
+from baton_serving.runtime.rank import Rank, build_rank, rank_facts
+from baton_serving.runtime.watchdog import GcWarnings, Watchdog
+from baton_serving.scheduling.config import SchedulerConfig
+from baton_serving.scheduling.request import Request
+from baton_serving.scheduling.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+
+def rank_main(
+    config: ResolvedConfig, identity: Identity, tp_rank: int, addresses: Addresses, reporter: Reporter
+) -> None:
+    """Entry point of a rank's process; returns when told to stop."""
+    logs.configure(f"rank{tp_rank}", config.given.logging.log_level, config.log_level_http)
+    rank = build_rank(config, tp_rank, addresses.rendezvous)
+    gc_warnings = GcWarnings(config.given.logging.gc_warning_threshold_secs)
+    gc_warnings.install()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    if tp_rank == 0:
+        _lead(config, identity, rank, context, addresses, reporter)
+    else:
+        _follow(config, identity, rank, context, addresses, reporter)
+
+
+def scheduler_config(config: ResolvedConfig) -> SchedulerConfig:
+    """The scheduler's part of the configuration."""
+    memory, optimization = config.given.memory, config.given.optimization
+    return SchedulerConfig(
+        context_len=config.context_length,
+        max_running_requests=config.max_running_requests,
+        max_queued_requests=memory.max_queued_requests,
+        max_prefill_tokens=memory.max_prefill_tokens,
+        chunked_prefill_size=config.chunked_prefill_size,
+        enable_mixed_chunk=optimization.enable_mixed_chunk,
+        schedule_policy=memory.schedule_policy,
+        schedule_conservativeness=memory.schedule_conservativeness,
+        disable_radix_cache=optimization.disable_radix_cache,
+        allow_auto_truncate=config.given.api.allow_auto_truncate,
+        num_reserved_decode_tokens=config.given.disaggregation.num_reserved_decode_tokens,
+        random_seed=config.random_seed,
+    )
+
+
+def request_maker(loaded: LoadedModel) -> Callable[[GenerateInput], Request]:
+    """Turns messages into the scheduler's requests. Their KV is shared only with requests of the same weights."""
+    eos = frozenset(loaded.info.eos_token_ids)
+
+    def make_request(message: GenerateInput) -> Request:
+        request = Request(
+            message.rid,
+            message.input_ids,
+            message.params,
+            eos_ids=eos,
+            namespace=loaded.digest,
+            priority=message.priority,
+            logprobs=message.logprobs,
+            received=message.received,
+        )
+        request.output = list(message.output_ids)  # sent by another worker: generation goes on after them
+        request.sent = len(message.output_ids)
+        return request
+
+    return make_request
+
+
+def _follow(
+    config: ResolvedConfig,
+    identity: Identity,
+    rank: Rank,
+    context: zmq.Context[zmq.Socket[bytes]],
+    addresses: Addresses,
+    reporter: Reporter,
+) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # rank 0 may be gone: nobody will say stop
+    engines = None
+    if _disaggregated(config):
+        name, timeout = identity.incarnation, Limits().write
+        engines = FollowerEngines(context, addresses, rank, transfer_factory(config), name, timeout)
+    follow(rank.executor, rank.parallel.tp_rank, context, addresses, {}, lambda: reporter.ready({}))
+    if engines is not None:
+        engines.close()
+
+
+def _disaggregated(config: ResolvedConfig) -> bool:
+    return config.given.disaggregation.disaggregation_mode != "null"
+
+
+def _lead(
+    config: ResolvedConfig,
+    identity: Identity,
+    rank: Rank,
+    context: zmq.Context[zmq.Socket[bytes]],
+    addresses: Addresses,
+    reporter: Reporter,
+) -> None:
+    inbox: Pull[SchedulerInput] = Pull(context, addresses.scheduler, SchedulerInput)
+    to_detokenizer: Push[DetokenizerInput] = Push(context, addresses.detokenizer)
+    to_api: Push[ApiInput] = Push(context, addresses.api)
+    followers = Followers(context, addresses, config.dist_timeout)
+    scheduler = Scheduler(scheduler_config(config), rank.loaded.kv_layout, rank.pool.pages)
+    handoff = None
+    if _disaggregated(config):
+        handoff = Handoff(config, identity, rank, scheduler, context, addresses)
+    watchdog = Watchdog(config.given.runtime.watchdog_timeout)
+    loop = SchedulerLoop(
+        scheduler,
+        rank.executor,
+        followers,
+        inbox,
+        to_detokenizer,
+        to_api,
+        request_maker(rank.loaded),
+        watchdog,
+        Figures(scheduler),
+        overlap=not config.given.optimization.disable_overlap_schedule,
+        log_interval=config.given.logging.decode_log_interval,
+        extension=None if handoff is None else handoff.bridge,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: loop.stop())
+    endpoint = "" if handoff is None else handoff.service.endpoint
+    reporter.ready(rank_facts(rank, endpoint).to_plain())
+    watchdog.start()
+    try:
+        loop.run()
+    finally:
+        watchdog.stop()
+        if handoff is not None:
+            handoff.close()
+        followers.stop()
+        to_detokenizer.close(linger_ms=200)
+        to_api.close(linger_ms=200)
+        inbox.close()
+        context.term()

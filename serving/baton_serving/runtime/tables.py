@@ -1,0 +1,38 @@
+"""Page tables of one rank on the device: which pages hold each slot's KV. The host never reads them back."""
+
+from __future__ import annotations
+
+import torch
+
+from baton_serving.kv.layout import NULL_PAGE
+from baton_serving.scheduling.step import PageWrite
+
+
+class PageTables:
+    """One int32 table `[slots, max_pages]` per KV group, in layout order."""
+
+    def __init__(self, slots: int, groups: int, max_pages: int, device: torch.device) -> None:
+        self._device = device
+        self._tables = [
+            torch.full((slots, max_pages), NULL_PAGE, dtype=torch.int32, device=device) for _ in range(groups)
+        ]
+
+    def write(self, writes: list[PageWrite]) -> None:
+        """Apply a step's changes: one scatter per group, whatever the number of requests."""
+        for group, table in enumerate(self._tables):
+            rows: list[int] = []
+            columns: list[int] = []
+            values: list[int] = []
+            for write in writes:
+                if write.group == group:
+                    rows.extend([write.slot] * len(write.pages))
+                    columns.extend(range(write.start, write.start + len(write.pages)))
+                    values.extend(write.pages)
+            if rows:
+                index = torch.tensor([rows, columns], dtype=torch.int64).to(self._device, non_blocking=True)
+                value = torch.tensor(values, dtype=torch.int32).to(self._device, non_blocking=True)
+                table[index[0], index[1]] = value
+
+    def rows(self, slots: torch.Tensor, pages: int) -> list[torch.Tensor]:
+        """The tables' lines for `slots`, first `pages` entries: int32 `[len(slots), pages]` per group."""
+        return [table[:, :pages].index_select(0, slots) for table in self._tables]
