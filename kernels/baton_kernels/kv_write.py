@@ -1,9 +1,9 @@
 """Write the keys and values of new tokens into a layer's part of the page pool.
 
 Contract: `k` is `[tokens, kv_heads, k_dim]`, `v` is `[tokens, kv_heads, v_dim]`, last dimension contiguous. `k_pages`
-and `v_pages` are strided views `[pages, kv_heads, page_size, dim]` of the pool, written in place and converted to its
-dtype. Token i goes to page `pages[i]`, slot `offsets[i]` (both integer `[tokens]`). Two tokens never share a place,
-except in the null page, whose content nobody reads.
+and `v_pages` are strided views `[pages, kv_heads, page_size, dim]` of the pool, written in place and rounded to its
+dtype; an 8-bit float saturates at its largest value. Token i goes to page `pages[i]`, slot `offsets[i]` (both integer
+`[tokens]`). Two tokens never share a place, except in the null page, whose content nobody reads.
 """
 
 from __future__ import annotations
@@ -35,8 +35,15 @@ def kv_write_torch(
     pages: torch.Tensor,
     offsets: torch.Tensor,
 ) -> None:
-    k_pages[pages, :, offsets] = k.to(k_pages.dtype)
-    v_pages[pages, :, offsets] = v.to(v_pages.dtype)
+    for new, target in ((k, k_pages), (v, v_pages)):
+        if target.dtype.itemsize == 1:
+            # Indexed writes know no 8-bit floats: write their bytes.
+            largest = torch.finfo(target.dtype).max
+            target.view(torch.uint8)[pages, :, offsets] = (
+                new.clamp(-largest, largest).to(target.dtype).view(torch.uint8)
+            )
+        else:
+            target[pages, :, offsets] = new.to(target.dtype)
 
 
 KV_WRITE: Op[KVWrite] = Op("kv_write", (Implementation("torch", "baton_kernels.kv_write:kv_write_torch"),))

@@ -41,8 +41,9 @@ def _attend(
 
 
 def _cells(pages: torch.Tensor) -> torch.Tensor:
-    """`[pages, heads, page_size, dim]` as a view `[pages * heads, page_size * dim]`."""
-    return pages.flatten(0, 1).flatten(1, 2)
+    """`[pages, heads, page_size, dim]` as a view `[pages * heads, page_size * dim]`, 8-bit floats as bytes."""
+    flat = pages.flatten(0, 1).flatten(1, 2)
+    return flat.view(torch.uint8) if pages.dtype.itemsize == 1 else flat
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ class _ExtendPlan:
         k_cells, v_cells = _cells(k_pages), _cells(v_pages)
         out = q.new_empty(q.shape[0], spec.q_heads, spec.v_dim)
         for row in self._rows:
-            k = k_cells.index_select(0, row.cells).view(1, spec.kv_heads, -1, spec.k_dim)
-            v = v_cells.index_select(0, row.cells).view(1, spec.kv_heads, -1, spec.v_dim)
+            k = k_cells.index_select(0, row.cells).view(spec.kv_dtype).view(1, spec.kv_heads, -1, spec.k_dim)
+            v = v_cells.index_select(0, row.cells).view(spec.kv_dtype).view(1, spec.kv_heads, -1, spec.v_dim)
             for block in row.blocks:
                 queries = q[block.q_start : block.q_end].transpose(0, 1).unsqueeze(0)
                 keys, values = k[:, :, block.k_start : block.k_end], v[:, :, block.k_start : block.k_end]
@@ -140,14 +141,15 @@ class TorchDecodeAttention:
 
     def __init__(self, spec: AttentionSpec) -> None:
         self._spec = spec
-        self._workspace = torch.empty(0, dtype=spec.kv_dtype, device=spec.device)
+        self._dtype = torch.uint8 if spec.kv_dtype.itemsize == 1 else spec.kv_dtype
+        self._workspace = torch.empty(0, dtype=self._dtype, device=spec.device)
 
     def plan(self, rows: PagedRows) -> _DecodePlan:
         batches = [self._batch(members, rows) for members in self._gather_order(rows.kv_lens)]
         needed = max((batch.cells.numel() for batch in batches), default=0)
         needed *= self._spec.page_size * (self._spec.k_dim + self._spec.v_dim)
         if self._workspace.numel() < needed:
-            self._workspace = torch.empty(needed, dtype=self._spec.kv_dtype, device=self._spec.device)
+            self._workspace = torch.empty(needed, dtype=self._dtype, device=self._spec.device)
         return _DecodePlan(self._spec, batches, self._workspace)
 
     def _first_page(self, kv_len: int) -> int:
@@ -213,5 +215,5 @@ class _DecodePlan:
         gathered = torch.index_select(cells, 0, batch.cells, out=space.view(-1, cells.shape[1]))
         gathered = gathered.view(batch.rows.numel(), self._spec.kv_heads, -1, dim)
         # A NaN that an earlier owner left in the tail of a page must not get through a weight of zero.
-        gathered[:, :, batch.clean :].masked_fill_(batch.hidden, 0.0)
-        return gathered
+        gathered[:, :, batch.clean :].masked_fill_(batch.hidden, 0)
+        return gathered.view(self._spec.kv_dtype)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,12 @@ def test_every_make_target_in_the_list_exists_once() -> None:
 
 def test_continuous_integration_runs_make_test() -> None:
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"
+
+
+def test_the_generated_code_runs_on_the_least_version_we_ask_for() -> None:
+    """grpc refuses code made by a newer version of itself, so the lower bound follows what made the code."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for code in [path for room in ("bootstrap", "serving") for path in (ROOT / room).rglob("*_pb2_grpc.py")]:
+        made_by = re.search(r"GRPC_GENERATED_VERSION = '([\d.]+)'", code.read_text())
+        assert made_by is not None
+        assert f"grpcio>={made_by[1]}" in project["dependencies"], code

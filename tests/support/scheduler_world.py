@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from typing import Any
 
 from support.kv_model import VOCABULARY, History, KVModel
 
@@ -85,7 +86,7 @@ class World:
         handoff: bool = False,
         priority: int = 0,
         eos: int | None = None,
-        **params: object,
+        **params: Any,
     ) -> Request:
         logprobs = None if logprob_start is None else LogprobOptions(start=logprob_start)
         return Request(

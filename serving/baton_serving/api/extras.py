@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from starlette.requests import Request
@@ -22,8 +22,27 @@ MAX_RID: Final = 256
 TIMEOUT_HEADER: Final = "x-request-timeout"
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a request came in, and what its transport says of it. `timeout` in seconds."""
+
+    route: str
+    trace: str = ""
+    timeout: float | None = None
+
+
+def origin_of(request: Request) -> Origin:
+    """What path and headers say: W3C trace context or request id, and how long the client will wait."""
+    headers = request.headers
+    return Origin(
+        route=request.url.path,
+        trace=headers.get("traceparent") or headers.get("x-request-id") or "",
+        timeout=_timeout(headers.get(TIMEOUT_HEADER)),
+    )
+
+
 def generate_request(
-    request: Request,
+    origin: Origin,
     fields: CommonFields,
     intake: Intake,
     prompts: list[list[int]],
@@ -31,7 +50,7 @@ def generate_request(
     *,
     stream: bool,
 ) -> GenerateRequest:
-    """The request to run: `choices` with what `fields` and the headers say about hand-off, resumption and time."""
+    """The request to run: `choices` with what `fields` say about hand-off and resumption."""
     if len(choices) > MAX_CHOICES:
         raise InvalidRequest(f"the request asks for {len(choices)} answers, at most {MAX_CHOICES} are given", param="n")
     return GenerateRequest(
@@ -40,9 +59,9 @@ def generate_request(
         choices=_resumed(fields, _handed_over(fields, choices), intake),
         stream=stream,
         priority=_priority(fields),
-        timeout=_timeout(request),
-        trace=request.headers.get("traceparent") or request.headers.get("x-request-id") or "",
-        route=request.url.path,
+        timeout=origin.timeout,
+        trace=origin.trace,
+        route=origin.route,
     )
 
 
@@ -61,8 +80,7 @@ def _priority(fields: CommonFields) -> int:
     return priority
 
 
-def _timeout(request: Request) -> float | None:
-    text = request.headers.get(TIMEOUT_HEADER)
+def _timeout(text: str | None) -> float | None:
     if text is None:
         return None
     try:

@@ -18,11 +18,16 @@ from baton_serving.api.server import bind, http_server
 from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.errors import InternalError, Unavailable
+from baton_serving.runtime.crash_dump import CrashDump
 from baton_serving.runtime.facts import resolve_here
+from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.messages import Failure
 from baton_serving.runtime.metrics import Metrics
+from baton_serving.runtime.registration import Registration, worker_record
+from baton_serving.runtime.request_log import RequestLog
 from baton_serving.runtime.requests import Choice, GenerateRequest
-from baton_serving.runtime.tokenizer_manager import TokenizerManager
+from baton_serving.runtime.tokenizer_manager import RequestObserver, TokenizerManager
+from baton_serving.runtime.vocabulary import NO_VOCABULARY
 from baton_serving.runtime.worker import Worker, WorkerFacts, load_intake
 from baton_serving.sampling.params import SamplingParams
 
@@ -39,9 +44,11 @@ def serve(config: ServerConfig) -> int:
     logs.configure("api", config.logging.log_level, config.logging.log_level_http or "warning")
     with bind(config.http.host, config.http.port) as listener:
         resolved = resolve_here(config)
-        with Worker(resolved) as worker:
+        host, port = listener.getsockname()[:2]
+        with Worker(resolved, Identity.fresh(host, port)) as worker:
             facts = worker.start()
-            return asyncio.run(_ApiProcess(worker, facts, listener).run())
+            api = _ApiProcess(worker, facts, listener)
+            return asyncio.run(api.run())
 
 
 class _ApiProcess:
@@ -52,46 +59,76 @@ class _ApiProcess:
         self._facts = facts
         self._config = worker.config
         self._listener = listener
+        self._stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop
         self._status = 0
+        self._intake, self._tokenizer = load_intake(self._config, facts)
+        self._options = _app_options(self._config, facts)
+        labels = {
+            "model": self._options.served_model_name,
+            "weight_digest": self._options.weight_digest,
+            "role": self._config.given.disaggregation.disaggregation_mode,
+        }
+        self._metrics = Metrics(labels)
+        self._manager = TokenizerManager(worker.to_scheduler, worker.inbox, self._observers())
 
     async def run(self) -> int:
-        intake, tokenizer = load_intake(self._config, self._facts)
-        options = _app_options(self._config, self._facts)
-        labels = {"model": options.served_model_name, "weight_digest": options.weight_digest}
-        metrics = Metrics(labels, lambda: manager.stats)
-        manager = TokenizerManager(self._worker.to_scheduler, self._worker.inbox, [metrics])
-        manager.start()
-        app = create_app(Service(manager=manager, intake=intake, options=options, metrics=metrics))
-        server = http_server(app, self._config.log_level_http)
-        loop = asyncio.get_running_loop()
-        stopping = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.set)
-
-        def died(name: str, exit_code: int | None) -> None:
-            loop.call_soon_threadsafe(self._child_died, name, exit_code, manager, stopping)
-
-        self._worker.watch(died)
+            self._loop.add_signal_handler(number, self._stopping.set)
+        self._worker.watch(self._child_died_soon)
+        self._manager.start()
+        app = create_app(Service(self._manager, self._intake, self._options, self._metrics))
+        server = http_server(app, self._config.log_level_http)
         if not self._config.given.http.skip_server_warmup:
-            await _warm_up(manager)
+            await _warm_up(self._manager)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
+        registration = await self._register()
         self._announce()
-        await asyncio.wait([asyncio.create_task(stopping.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
-        await _drain(manager)
+        await asyncio.wait([asyncio.create_task(self._stopping.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
+        if registration is not None:
+            registration.drain()
+        await _drain(self._manager)
         server.should_exit = True
         await serving
-        await manager.close()
-        if tokenizer is not None:
-            tokenizer.close()
+        if registration is not None:
+            await registration.close()
+        await self._manager.close()
+        if self._tokenizer is not None:
+            self._tokenizer.close()
         return self._status
 
-    def _child_died(self, name: str, exit_code: int | None, manager: TokenizerManager, stopping: asyncio.Event) -> None:
-        if stopping.is_set():
+    def _observers(self) -> list[RequestObserver]:
+        observers: list[RequestObserver] = [self._metrics]
+        given = self._config.given.logging
+        if given.log_requests:
+            vocabulary = NO_VOCABULARY if self._tokenizer is None else self._tokenizer.vocabulary
+            observers.append(RequestLog(given.log_requests_level, vocabulary))
+        if given.crash_dump_folder is not None:
+            observers.append(CrashDump(Path(given.crash_dump_folder), self._options.server_args))
+        return observers
+
+    async def _register(self) -> Registration | None:
+        if not self._config.bootstrap_addrs:
+            return None
+        host, port = self._listener.getsockname()[:2]
+        record = worker_record(self._config, self._worker.identity, self._facts.rank, host, port)
+        registration = Registration(self._config, record, self._manager)
+        await registration.start()
+        return registration
+
+    def _child_died_soon(self, name: str, exit_code: int | None) -> None:
+        """From the watching thread."""
+        self._loop.call_soon_threadsafe(self._child_died, name, exit_code)
+
+    def _child_died(self, name: str, exit_code: int | None) -> None:
+        if self._stopping.is_set():
             return
         log.error("%s ended with exit code %s: the worker goes down with it", name, exit_code)
         self._status = 1
-        manager.fail_all(Failure(InternalError.code, f"the worker failed: {name} ended with exit code {exit_code}"))
-        stopping.set()
+        message = f"the worker failed: {name} ended with exit code {exit_code}"
+        self._manager.fail_all(Failure(InternalError.code, message))
+        self._stopping.set()
 
     def _announce(self) -> None:
         host, port = self._listener.getsockname()[:2]
@@ -128,6 +165,7 @@ def _app_options(config: ResolvedConfig, facts: WorkerFacts) -> AppOptions:
         api_key=given.api.api_key,
         enable_cache_report=given.api.enable_cache_report,
         server_args=_server_args(config, facts),
+        page_size=facts.rank.page_size,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGroup
 from pathlib import Path
 
 import msgspec
@@ -33,7 +33,7 @@ def add_workload_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="of everything that is drawn (%(default)s)")
 
 
-def add_output_argument(parser: ArgumentParser) -> None:
+def add_output_argument(parser: ArgumentParser | _ArgumentGroup) -> None:
     """Where the figures go: see `write_json`."""
     parser.add_argument("--output-json", type=Path, help="write the figures there")
 

@@ -20,18 +20,19 @@ from baton_serving import __version__
 
 _ENGINE_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 _CUDA_PACKAGES = ("flashinfer-python", "triton")
-_MOONCAKE_PACKAGES = ("mooncake-transfer-engine-non-cuda", "mooncake-transfer-engine-cuda13")
+_MOONCAKE_PACKAGES = tuple(f"mooncake-transfer-engine{build}" for build in ("", "-cuda13", "-non-cuda"))
 _MOONCAKE_LIBRARIES = {"ibverbs": "libibverbs1", "numa": "libnuma1", "curl": "libcurl4"}
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `remedy` is empty when nothing has to be done."""
+    """One line of the report. `remedy` is empty when all is well; `needed` marks what no worker can do without."""
 
     what: str
     found: str
     remedy: str = ""
+    needed: bool = False
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -39,21 +40,24 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Print the report; exit status 0 even where something is missing, for what is needed depends on the use."""
+    """Print the report; exit status 1 when something is missing that every worker needs."""
     table = Table(title=f"Baton {__version__}", title_justify="left")
     for heading in ("what", "found", "to do"):
         table.add_column(heading, overflow="fold")
+    missing = False
     for finding in findings():
-        table.add_row(finding.what, finding.found, finding.remedy)
+        lacking = finding.needed and bool(finding.remedy)
+        table.add_row(finding.what, finding.found, finding.remedy, style="red" if lacking else None)
+        missing = missing or lacking
     Console().print(table)
-    return 0
+    return 1 if missing else 0
 
 
 def findings() -> Iterator[Finding]:
     """Machine, packages, GPUs, then what the transfer back ends need."""
     yield from _machine()
     for package in _ENGINE_PACKAGES:
-        yield _package(package, "pip install 'baton[engine]' to run a worker")
+        yield _package(package, "pip install 'baton[engine]' to run a worker", needed=True)
     yield from _gpus()
     yield from _transfer()
 
@@ -76,9 +80,18 @@ def _cpu_features() -> str:
     return " ".join(feature for feature in _CPU_FEATURES if feature in words) or "no wide vectors"
 
 
-def _package(name: str, remedy: str) -> Finding:
+def _package(name: str, remedy: str, *, needed: bool = False) -> Finding:
     version = _version(name)
-    return Finding(name, version or "not installed", "" if version else remedy)
+    return Finding(name, version or "not installed", "" if version else remedy, needed)
+
+
+def _mooncake(installed: list[str]) -> Finding:
+    """All variants bring the same module: with two, the one installed last runs, and removing one breaks the other."""
+    found = ", ".join(f"{name} {_version(name)}" for name in installed) or "not installed"
+    remedy = "" if len(installed) == 1 else "pip install 'baton[engine]'"
+    if len(installed) > 1:
+        remedy = f"keep one: pip uninstall -y {' '.join(installed)}, then pip install 'baton[engine]' or 'baton[cuda]'"
+    return Finding("mooncake", found, remedy, needed=True)
 
 
 def _version(name: str) -> str | None:
@@ -101,16 +114,17 @@ def _gpus() -> Iterator[Finding]:
         major, minor = torch.cuda.get_device_capability(index)
         name = torch.cuda.get_device_name(index)
         yield Finding(f"gpu {index}", f"{name}, sm_{major}{minor}, {free >> 30} of {total >> 30} GiB free")
+    yield Finding("nccl", ".".join(map(str, torch.cuda.nccl.version())))
     for package in _CUDA_PACKAGES:
         yield _package(package, "pip install 'baton[cuda]'")
 
 
 def _transfer() -> Iterator[Finding]:
-    found = [f"{name} {_version(name)}" for name in _MOONCAKE_PACKAGES if _version(name)]
-    yield Finding("mooncake", ", ".join(found) or "not installed", "" if found else "pip install 'baton[engine]'")
+    yield _mooncake([name for name in _MOONCAKE_PACKAGES if _version(name)])
     for library, package in _MOONCAKE_LIBRARIES.items():
         path = ctypes.util.find_library(library)
-        yield Finding(f"lib{library}", path or "missing", "" if path else f"apt-get install {package} for Mooncake")
+        remedy = "" if path else f"apt-get install {package} for Mooncake"
+        yield Finding(f"lib{library}", path or "missing", remedy, needed=True)
     yield _package("nixl-cu13", "pip install 'baton[engine]'")
     adapters = sorted(entry.name for entry in Path("/sys/class/infiniband").glob("*"))
     yield Finding("rdma adapters", " ".join(adapters) or "none", "" if adapters else "transfers use tcp")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from baton_serving.api.serve import serve
 from baton_serving.config import add_arguments as add_config_arguments
 from baton_serving.config import config_from_args
 
@@ -16,4 +15,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Serve until told to stop."""
-    return serve(config_from_args(args))
+    config = config_from_args(args)
+    from baton_serving.api.serve import serve  # loads torch: only once the flags are known to be right
+
+    return serve(config)

@@ -18,6 +18,7 @@ from baton_serving.handoff.rim import PeerAddress
 logger = logging.getLogger(__name__)
 
 _MAX_FRAME = 1 << 30
+_LINGER_MS = 200  # for the last words on a connection that we end
 _ENDS = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _ENDS |= zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
@@ -83,7 +84,11 @@ class ControlSockets:
             socket.setsockopt_string(zmq.CURVE_PUBLICKEY, self._curve.public)
             socket.setsockopt_string(zmq.CURVE_SECRETKEY, self._curve.secret)
             socket.setsockopt_string(zmq.CURVE_SERVERKEY, address.public_key)
-        monitor = socket.get_monitor_socket(_ENDS)
+        # Not `get_monitor_socket`: it names the pair after a file descriptor, which is soon another socket's.
+        watched = f"inproc://end-of-{connection}"
+        socket.monitor(watched, _ENDS)
+        monitor = self._context.socket(zmq.PAIR)
+        monitor.connect(watched)
         self._dialled[connection], self._monitors[connection] = socket, monitor
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(monitor, zmq.POLLIN)
@@ -114,7 +119,7 @@ class ControlSockets:
             self._poller.unregister(socket)
             socket.disable_monitor()
             monitor.close(0)
-            socket.close(0)
+            socket.close(_LINGER_MS)
 
     def poll(self, seconds: float) -> None:
         """Wait for traffic at most so long and pass on everything that is there."""

@@ -13,7 +13,7 @@ from baton_serving.handoff.fencing import Fencing, Phase
 from baton_serving.handoff.layout import PeerDescriptor
 from baton_serving.handoff.links import Link, LinkTable
 from baton_serving.handoff.protocol import Abort, Aborted, Ack, Join, Key, Pages, PageSpan, Snapshot, Started
-from baton_serving.handoff.ranks import Digested, EpochFailed, EpochOpened, EpochsClosed, RankReport, Wrote
+from baton_serving.handoff.ranks import Digested, EpochFailed, EpochOpened, EpochsClosed, RankFailed, RankReport, Wrote
 from baton_serving.handoff.receiving import ReceiveSide
 from baton_serving.handoff.rim import Limits, PeerAddress, Rim
 from baton_serving.handoff.sending import SendSide
@@ -141,6 +141,8 @@ class HandoffCore:
                 self.fencing.failed(report, now)
             case EpochsClosed():
                 self.fencing.closed(report, now)
+            case RankFailed():
+                raise AssertionError("the service ends on it")
         self._moved()
 
     def turn(self, now: float, tick: int, busy: float) -> None:

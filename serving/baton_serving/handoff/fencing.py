@@ -126,8 +126,6 @@ class Fencing:
         ours = self._sends.writes_from(self.own_epoch - 1)
         if (laggards or ours) and now < self._deadline:
             return
-        for link in laggards:
-            self._links.drop(link, f"its writes did not move to a new engine within {self._limits.move:g} s")
         self.phase = Phase.CLOSING
         self._waiting = set(range(self._ranks))
         for rank in range(self._ranks):

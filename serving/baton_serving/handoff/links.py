@@ -141,6 +141,8 @@ class LinkTable:
         expected = Hello if link is None else HelloAck | HelloRefused if link.theirs is None else Message
         if not isinstance(message, expected):
             self.refuse("stranger", type(message).__name__)
+            if link is None and not isinstance(message, HelloRefused):
+                self._turn_away(connection, "this link is not open")
             return None
         if link is not None and link.theirs is not None and message.incarnation != link.theirs.incarnation:
             self.refuse("stale incarnation", type(message).__name__)
@@ -173,7 +175,7 @@ class LinkTable:
         except PeerRefused as error:
             self.refuse("layout", str(error))
             logger.warning("peer refused: %s", error)
-            self._rim.send(connection, encode(HelloRefused(incarnation=self.incarnation, reason=str(error))))
+            self._turn_away(connection, str(error))
             return
         new = link is None
         if link is None:
@@ -184,6 +186,9 @@ class LinkTable:
         if new:
             self.acknowledge(link)
             self._on_up(link)
+
+    def _turn_away(self, connection: int, reason: str) -> None:
+        self._rim.send(connection, encode(HelloRefused(incarnation=self.incarnation, reason=reason)))
 
     def _succeeds(self, link: Link, theirs: PeerDescriptor) -> bool:
         """A second Hello on a link may only bring a higher epoch of the same worker."""
@@ -251,6 +256,8 @@ class LinkTable:
             return
         if link.up:
             logger.warning("peer %s lost: %s", link.label, reason)
+        if not witnessed:
+            self._turn_away(link.connection, f"given up: {reason}")
         self._rim.hang_up(link.connection)
         self._on_lost(link, reason, witnessed)
         for rank in range(self._ranks):

@@ -131,7 +131,6 @@ def _send_rows() -> dict[tuple[SendState, SendEvent], tuple[SendState, tuple[Sen
         (s.QUIESCING, e.PEER_LOST): (s.QUIESCING, (a.FENCE,)),
         (s.QUIESCING, e.EXPIRE): (s.QUIESCING, (a.FENCE,)),
         (s.QUIESCING, e.QUIET): (s.FAILED, (a.TELL_PEER, a.REPORT_QUIET)),
-        (s.FAILED, e.PEER_ABORT): (s.FAILED, (a.TELL_PEER,)),
     }
     for state in (s.OPENED, s.JOINED, s.RUNNING, s.OFFERED, s.CONFIRMING):
         for event in (e.ABORT, e.PEER_ABORT, e.EXPIRE):

@@ -55,15 +55,16 @@ class Hello(Control):
 
 
 class HelloAck(Control):
-    """Answer to `Hello`: the peer is admitted. `epoch` is the one whose engine is now in use towards the other side;
-    no write of ours can land in an older one any more."""
+    """Answer to `Hello`: the peer is admitted. `epoch` is the one whose engine is in use towards the other side now: no
+    write that matters is under way into an older one."""
 
     descriptor: PeerDescriptor
     epoch: int
 
 
 class HelloRefused(Control):
-    """Answer to `Hello`: the two workers do not fit; `reason` names both."""
+    """This link is not or no longer wanted: the two workers do not fit (`reason` names both), or one gave the other
+    up."""
 
     reason: str
 

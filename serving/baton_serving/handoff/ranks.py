@@ -137,7 +137,14 @@ class Digested(msgspec.Struct, frozen=True, tag=True):
     digests: list[PageDigest]
 
 
-RankReport = EpochOpened | EpochFailed | EpochsClosed | Wrote | Digested
+class RankFailed(msgspec.Struct, frozen=True, tag=True):
+    """The rank's transfer thread died of a fault of ours; nothing it had under way will be reported."""
+
+    rank: int
+    reason: str
+
+
+RankReport = EpochOpened | EpochFailed | EpochsClosed | Wrote | Digested | RankFailed
 
 
 @dataclass
@@ -196,11 +203,11 @@ class RankExecutor:
         write_timeout: float = 10.0,
         name: str = "engine",
     ) -> None:
-        self._rank = rank
+        self.rank = rank
         self._slice = slice_
         self._memory = memory
         self._factory = factory
-        self._report = report
+        self.report = report
         self._clock = clock
         self._write_timeout = write_timeout
         self._name = name
@@ -220,7 +227,7 @@ class RankExecutor:
                 self._close(epoch)
             case Introduce(link=link):
                 self._links[link] = command
-                self._planners[link] = CopyPlanner(command.mine, self._rank, command.theirs)
+                self._planners[link] = CopyPlanner(command.mine, self.rank, command.theirs)
             case Part(link=link):
                 self._links.pop(link, None)
                 self._planners.pop(link, None)
@@ -233,10 +240,10 @@ class RankExecutor:
 
     def _open(self, epoch: int) -> None:
         try:
-            backend = self._factory(f"{self._name}-r{self._rank}-e{epoch}")
+            backend = self._factory(f"{self._name}-r{self.rank}-e{epoch}")
             backend.register(self._memory.region)
         except BackendError as error:
-            self._report(EpochFailed(self._rank, epoch, str(error)))
+            self.report(EpochFailed(self.rank, epoch, str(error)))
             return
         self._engines[epoch] = _Engine(backend)
         descriptor = msgspec.structs.replace(
@@ -245,7 +252,7 @@ class RankExecutor:
             address=self._memory.region.address,
             endpoint=backend.endpoint(),
         )
-        self._report(EpochOpened(self._rank, epoch, descriptor, backend.transport(), backend.fenced_by_close))
+        self.report(EpochOpened(self.rank, epoch, descriptor, backend.transport(), backend.fenced_by_close))
 
     def _close(self, epoch: int) -> None:
         for number in [number for number in self._engines if number <= epoch]:
@@ -256,7 +263,7 @@ class RankExecutor:
                     self._slice_ended(batch, Outcome.BROKEN, "the engine was closed")
                 for _, batch in lane.waiting:
                     self._slice_ended(batch, Outcome.NOTHING_SENT, "the engine was closed")
-        self._report(EpochsClosed(self._rank, epoch))
+        self.report(EpochsClosed(self.rank, epoch))
 
     def _post(self, command: PostWrites) -> None:
         now = self._clock()
@@ -281,7 +288,7 @@ class RankExecutor:
             absolute = Runs(runs.src + self._memory.region.address, runs.dst + rank.address, runs.nbytes)
             self._enqueue(engine, rank.endpoint, absolute, batch)
         if command.verify:
-            batch.digests = sent_digests(self._memory, self._rank, planner, self._slice, command.copies)
+            batch.digests = sent_digests(self._memory, self.rank, planner, self._slice, command.copies)
         self._slice_ended(batch, Outcome.DONE, "")
         self._pump(engine)
 
@@ -308,8 +315,8 @@ class RankExecutor:
 
     def _digest(self, command: DigestPages) -> None:
         link = self._links.get(command.link)
-        digests = [] if link is None else received_digests(self._memory, self._rank, link, command.copies)
-        self._report(Digested(self._rank, command.key, digests))
+        digests = [] if link is None else received_digests(self._memory, self.rank, link, command.copies)
+        self.report(Digested(self.rank, command.key, digests))
 
     def poll(self) -> bool:
         """Look at every write once. Returns whether anything ended."""
@@ -354,7 +361,7 @@ class RankExecutor:
                     if now >= batch.deadline and not batch.late:
                         batch.late = True
                         reason = f"a write took longer than {self._write_timeout:g} s"
-                        self._report(Wrote(self._rank, batch.key, batch.number, Outcome.HUNG, reason=reason))
+                        self.report(Wrote(self.rank, batch.key, batch.number, Outcome.HUNG, reason=reason))
 
     def _slice_ended(self, batch: _Batch, outcome: Outcome, reason: str) -> None:
         batch.left -= 1
@@ -365,9 +372,9 @@ class RankExecutor:
 
     def _finish(self, batch: _Batch) -> None:
         seconds = self._clock() - batch.begun
-        self._report(
+        self.report(
             Wrote(
-                self._rank,
+                self.rank,
                 batch.key,
                 batch.number,
                 batch.outcome,
@@ -403,6 +410,13 @@ class RankTransfer:
         self._executor.close()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:  # the border of a thread: a fault here must end the worker, not hide in a log
+            logger.exception("rank %d: transfers failed", self._executor.rank)
+            self._executor.report(RankFailed(self._executor.rank, str(error)))
+
+    def _serve(self) -> None:
         pause = _BUSY_POLL
         while True:
             try:

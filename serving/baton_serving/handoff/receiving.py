@@ -73,6 +73,7 @@ class ReceiveSide:
         self._receives: dict[Key, Receive] = {}
         self._resolving: dict[str, list[Key]] = {}
         self._ended: OrderedDict[Key, None] = OrderedDict()
+        self._unsaid: dict[Key, HandoffFailure] = {}  # given up before the join could be sent: the sender must hear it
         self._now = 0.0
         self.bytes_received = 0
         self.pages_received = 0
@@ -117,7 +118,8 @@ class ReceiveSide:
         self._now = now
         for key in self._resolving.pop(peer_key, []):
             receive = self._receives.get(key)
-            if receive is None or receive.over:
+            if receive is None:
+                self._part(key, address, now)
                 continue
             if address is None:
                 text = f"no worker is registered as {peer_key!r}"
@@ -139,9 +141,23 @@ class ReceiveSide:
         self._now = now
         for key in link.waiting:
             receive = self._receives.get(key)
-            if receive is not None and not receive.over:
+            if receive is not None:
                 self._join(receive)
+            elif key in self._unsaid:
+                self._links.send(link, self._abort(key, self._unsaid.pop(key)))
         link.waiting.clear()
+
+    def _part(self, key: Key, address: PeerAddress | None, now: float) -> None:
+        """Tell a sender that we found too late to leave it alone."""
+        failure = self._unsaid.pop(key, None)
+        if failure is None or address is None or self._links.mine is None:
+            return
+        link = self._links.reach(address, now)
+        if link.up:
+            self._links.send(link, self._abort(key, failure))
+        else:
+            self._unsaid[key] = failure
+            link.waiting.append(key)
 
     def _join(self, receive: Receive) -> None:
         receive.joined = True
@@ -186,6 +202,8 @@ class ReceiveSide:
 
     def lost(self, link: Link, reason: str, witnessed: bool, now: float) -> None:
         self._now = now
+        for key in link.waiting:
+            self._unsaid.pop(key, None)
         for receive in self:
             if receive.link is link:
                 if receive.exposed is None:
@@ -335,10 +353,14 @@ class ReceiveSide:
         )
 
     def _send_abort(self, receive: Receive) -> None:
+        failure = receive.failure or HandoffFailure("cancelled", "the receiver gave up")
         if receive.joined:
-            failure = receive.failure or HandoffFailure("cancelled", "the receiver gave up")
-            message = Abort(incarnation=self._me, key=receive.key, reason=failure.message, code=failure.code)
-            self._send(receive, message)
+            self._send(receive, self._abort(receive.key, failure))
+        elif receive.link is None or self._links.alive(receive.link):
+            self._unsaid[receive.key] = failure
+
+    def _abort(self, key: Key, failure: HandoffFailure) -> Abort:
+        return Abort(incarnation=self._me, key=key, reason=failure.message, code=failure.code)
 
     def _send(self, receive: Receive, message: TransferMessage) -> None:
         if receive.link is not None:

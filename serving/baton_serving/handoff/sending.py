@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from baton_serving.handoff.backends.base import Outcome
 from baton_serving.handoff.events import Delivered, HandoffFailure, SendFailed, SendQuiet
@@ -29,6 +30,7 @@ from baton_serving.handoff.rim import REMEMBERED, Limits, Rim
 
 logger = logging.getLogger(__name__)
 
+Failure = TypeVar("Failure", HandoffFailure, HandoffFailure | None)
 PageIndex = tuple[int, int]  # (KV group, page index within the request)
 
 
@@ -84,6 +86,7 @@ class SendSide:
         self._sends: dict[Key, Send] = {}
         self._early: dict[Key, tuple[Link, float]] = {}
         self._ended: OrderedDict[Key, HandoffFailure | None] = OrderedDict()
+        self._missed: OrderedDict[Key, HandoffFailure] = OrderedDict()  # receivers that left before we opened
         self._now = 0.0
         self.bytes_sent = 0
         self.pages_sent = 0
@@ -101,6 +104,10 @@ class SendSide:
             self._links.refuse("duplicate transfer", str(key))
             return
         send = self._sends[key] = Send(key)
+        missed = self._missed.pop(key, None)
+        if missed is not None:
+            self._fire(send, SendEvent.PEER_ABORT, missed)
+            return
         early = self._early.pop(key, None)
         if early is not None and self._links.alive(early[0]):
             send.link = early[0]
@@ -155,21 +162,18 @@ class SendSide:
             self._links.refuse("duplicate join", str(key))
             if held is not link:
                 self._turn_away(link, key, HandoffFailure("unavailable", "another worker joined this transfer"))
-        elif key in self._ended:
-            failure = self._ended[key] or HandoffFailure("unavailable", "this transfer is over")
-            self._turn_away(link, key, failure)
+        elif key in self._ended or key in self._missed:
+            failure = self._ended.get(key) or self._missed.get(key)
+            self._turn_away(link, key, failure or HandoffFailure("unavailable", "this transfer is over"))
         else:
             self._early[key] = (link, now + self._limits.early_join)
 
     def receive(self, link: Link, message: TransferMessage, now: float) -> None:
         """`Pages`, `Ack` or `Abort` of a receiver. Refused unless it comes over the link that joined."""
         self._now = now
-        early = self._early.get(message.key)
-        if isinstance(message, Abort) and early is not None and early[0] is link:
-            del self._early[message.key]
-            self._remember(message.key, HandoffFailure(message.code, message.reason))
-            return
         send = self._sends.get(message.key)
+        if isinstance(message, Abort) and self._left_early(link, message, send):
+            return
         if send is None or send.link is not link:
             late = isinstance(message, Abort) and message.key in self._ended
             self._links.refuse("late" if late else "unknown transfer", f"{type(message).__name__} {message.key}")
@@ -181,6 +185,19 @@ class SendSide:
                 self._fire(send, SendEvent.ACK)
             case Abort(reason=reason, code=code):
                 self._fire(send, SendEvent.PEER_ABORT, HandoffFailure(code, reason))
+
+    def _left_early(self, link: Link, message: Abort, send: Send | None) -> bool:
+        """A receiver that gives up before we opened the transfer, or before its join: remembered, or acted upon."""
+        key, failure = message.key, HandoffFailure(message.code, message.reason)
+        if send is not None and send.link is None:
+            self._fire(send, SendEvent.PEER_ABORT, failure)
+            return True
+        early = self._early.get(key)
+        if send is not None or key in self._ended or (early is not None and early[0] is not link):
+            return False
+        self._early.pop(key, None)
+        _remember(self._missed, key, failure)
+        return True
 
     def _pages(self, send: Send, message: Pages) -> None:
         if send.state is not SendState.OFFERED:
@@ -241,17 +258,21 @@ class SendSide:
         self._now = now
         for key in [key for key, (held, _) in self._early.items() if held is link]:
             del self._early[key]
+            _remember(self._missed, key, HandoffFailure("unavailable", f"peer {link.label} lost: {reason}"))
         for send in self:
             if send.link is link:
                 text = f"peer {link.label} lost: {reason}"
                 self._fire(send, SendEvent.PEER_LOST, HandoffFailure("unavailable", text))
 
     def writes_to_older(self, link: Link) -> bool:
-        """Whether a write is under way into an engine that the peer behind `link` has replaced."""
+        """Whether a write that matters is under way into an engine that the peer behind `link` has replaced."""
         assert link.theirs is not None
         newest = link.theirs.epoch
         return any(
-            flight.target_epoch < newest for send in self if send.link is link for flight in send.flights.values()
+            flight.target_epoch < newest
+            for send in self
+            if send.link is link and send.state is SendState.WRITING
+            for flight in send.flights.values()
         )
 
     def writes_from(self, epoch: int) -> bool:
@@ -269,7 +290,7 @@ class SendSide:
             if now >= until:
                 del self._early[key]
                 text = f"the sender heard nothing of this transfer for {self._limits.early_join:g} s"
-                self._remember(key, HandoffFailure("unavailable", text))
+                _remember(self._missed, key, HandoffFailure("unavailable", text))
                 self._turn_away(link, key, HandoffFailure("unavailable", text))
         for send in self:
             if send.deadline is not None and now >= send.deadline:
@@ -307,7 +328,7 @@ class SendSide:
             self._act(send, action)
         if send.over:
             self._sends.pop(send.key, None)
-            self._remember(send.key, send.failure)
+            _remember(self._ended, send.key, send.failure)
         elif send.state is not before:
             self._settle(send)
 
@@ -438,7 +459,8 @@ class SendSide:
     def _me(self) -> str:
         return self._links.incarnation
 
-    def _remember(self, key: Key, failure: HandoffFailure | None) -> None:
-        self._ended[key] = failure
-        if len(self._ended) > REMEMBERED:
-            self._ended.popitem(last=False)
+
+def _remember(memory: OrderedDict[Key, Failure], key: Key, failure: Failure) -> None:
+    memory[key] = failure
+    if len(memory) > REMEMBERED:
+        memory.popitem(last=False)

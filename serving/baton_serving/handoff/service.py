@@ -14,13 +14,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from baton_serving.errors import ConfigError, InvalidRequest
+from baton_serving.errors import ConfigError, InternalError, InvalidRequest
 from baton_serving.handoff.control import ControlSockets, CurveKeys
 from baton_serving.handoff.core import HandoffCore, HandoffStats
 from baton_serving.handoff.events import HandoffEvent, HandoffFailure
 from baton_serving.handoff.layout import PeerDescriptor
 from baton_serving.handoff.protocol import Key, PageSpan
-from baton_serving.handoff.ranks import RankCommand, RankReport
+from baton_serving.handoff.ranks import RankCommand, RankFailed, RankReport
 from baton_serving.handoff.rim import REMEMBERED, Limits, PeerAddress
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class HandoffService:
         self._busy_until = 0.0
         self._ready = threading.Event()
         self._stopped = False
+        self._fault = ""
         self._lookups = ThreadPoolExecutor(2, thread_name_prefix="handoff-lookup")
         self._thread = threading.Thread(target=self._run, name="handoff", daemon=True)
 
@@ -78,8 +79,8 @@ class HandoffService:
         """Open the engines on every rank and begin to serve. Raises ConfigError when they do not open."""
         self._inbox.append(lambda now: self._core.start())
         self._thread.start()
-        if not self._ready.wait(timeout) or self._core.fencing.error:
-            reason = self._core.fencing.error or f"no answer within {timeout:g} s"
+        if not self._ready.wait(timeout) or self._core.fencing.error or self._fault:
+            reason = self._core.fencing.error or self._fault or f"no answer within {timeout:g} s"
             self.close()
             raise ConfigError(f"the transfer engine does not start: {reason}")
 
@@ -103,7 +104,10 @@ class HandoffService:
             self._ring()
 
     def events(self) -> list[HandoffEvent]:
-        """What happened since the last call, in order."""
+        """What happened since the last call, in order. Raises InternalError when the service or a rank's transfers
+        have died: the worker cannot vouch for its pages any more and must stop."""
+        if self._fault:
+            raise InternalError(self._fault)
         found = []
         while self._events:
             found.append(self._events.popleft())
@@ -149,6 +153,9 @@ class HandoffService:
 
     def report(self, report: RankReport) -> None:
         """A rank's report; from any thread."""
+        if isinstance(report, RankFailed):
+            self._fail(f"the transfers of rank {report.rank} failed: {report.reason}")
+            return
         self._put(lambda now: self._core.report(report, now))
 
     def _first_use(self, transfer_id: str, attempt: int) -> Key:
@@ -179,6 +186,18 @@ class HandoffService:
     # The service's thread.
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:  # the border of a thread: a fault here must end the worker, not hide in a log
+            logger.exception("the handoff service failed")
+            self._fail(f"the handoff service failed: {error}")
+
+    def _fail(self, fault: str) -> None:
+        self._fault = self._fault or fault
+        self._ready.set()
+        self._wake_scheduler()
+
+    def _serve(self) -> None:
         last = 0.0
         while not self._stopped:
             self._sockets.poll(_TURN)

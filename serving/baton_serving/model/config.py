@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from baton_serving.errors import ConfigError
@@ -132,7 +133,7 @@ def parse_config(values: Mapping[str, Any], origin: str) -> PretrainedConfig:
         )
     try:
         config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(dict(values))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise ConfigError(f"{origin}: transformers refuses it: {' '.join(str(error).split())}") from error
     return config
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -87,9 +88,9 @@ class SafetensorsFile:
             return memoryview(self._map)[offset : offset + count]
         buffer = bytearray(count)
         view, done = memoryview(buffer), 0
-        self._file.seek(offset)
         while done < count:
-            got = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+            # Positioned reads: the digest's threads share the file.
+            got = os.preadv(self._file.fileno(), [view[done:]], offset + done)
             if not got:
                 raise ConfigError(f"{self.path}: truncated while it was read, at byte {offset + done}")
             done += got

@@ -200,7 +200,7 @@ def _take_apart(module: PreTrainedModel, config: PretrainedConfig) -> tuple[Tran
     probe = _Probe()
     with torch.inference_mode():
         whole = _run(module, tokens, tokens, _Probe()).logits[0].float()
-        stack = module.get_decoder()  # type: ignore[no-untyped-call]
+        stack = module.get_decoder()
         output = _run(stack, tokens, tokens, probe)
         layers = _layer_calls(probe.calls, config)
         name = next(name for name, child in module.named_modules() if child is stack)
@@ -258,10 +258,13 @@ def _from_pretrained(
             attn_implementation=_INTERFACE,
             local_files_only=True,
             use_safetensors={"safetensors": True, "pt": False}.get(load_format),
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(f"{path}: transformers can't load it: {' '.join(str(error).split())}") from error
+    for name, found, wanted in report["mismatched_keys"]:
+        raise ConfigError(f"{path}: tensor {name!r} has shape {list(found)}, config.json asks for {list(wanted)}")
     for problem, key in (("is missing", "missing_keys"), ("has no place in the model", "unexpected_keys")):
         if report[key]:
             raise ConfigError(f"{path}: tensor {min(report[key])!r} {problem}")

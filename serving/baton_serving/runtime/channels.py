@@ -27,6 +27,8 @@ class Addresses(msgspec.Struct, frozen=True):
     api: str
     reports: str
     commands: tuple[str, ...]
+    transfer_reports: str
+    transfers: tuple[str, ...]
 
     @classmethod
     def create(cls, tp_size: int) -> Addresses:
@@ -39,6 +41,8 @@ class Addresses(msgspec.Struct, frozen=True):
             api=f"ipc://{directory}/api",
             reports=f"ipc://{directory}/reports",
             commands=tuple(f"ipc://{directory}/rank{rank}" for rank in range(1, tp_size)),
+            transfer_reports=f"ipc://{directory}/transfer-reports",
+            transfers=tuple(f"ipc://{directory}/transfer{rank}" for rank in range(1, tp_size)),
         )
 
     @property

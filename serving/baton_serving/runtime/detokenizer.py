@@ -166,8 +166,8 @@ class DetokenizerState:
     def process(self, batch: TokenBatch) -> tuple[list[TextOutput], list[StopFound]]:
         """Outputs for the API and stops for the scheduler.
 
-        Tokens that the scheduler launched before it heard of a stop are dropped. A terminal output of a request that
-        is not open (refused before it began) is passed on.
+        What the scheduler says of a request before it hears that it has stopped is dropped. The failure of a request
+        that never began is passed on.
         """
         outputs: list[TextOutput] = []
         stops: list[StopFound] = []
@@ -176,7 +176,7 @@ class DetokenizerState:
         for output in batch.outputs:
             stream = self._streams.get(output.rid)
             if stream is None:
-                if is_terminal(output):
+                if output.failure is not None:
                     outputs.append(TextOutput(rid=output.rid, text="", tokens=output))
                 continue
             finished_by_scheduler = is_terminal(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 import uuid
@@ -15,6 +16,7 @@ import msgspec
 from baton_serving.config import ServerConfig, config_from_values
 from baton_serving.errors import InternalError
 from baton_serving.runtime.facts import resolve_here
+from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.messages import Failure, Finish
 from baton_serving.runtime.requests import ChoiceOutput, GenerateRequest
 from baton_serving.runtime.tokenizer_manager import TokenizerManager
@@ -57,7 +59,7 @@ class Engine:
     def __init__(self, config: ServerConfig | None = None, **flags: object) -> None:
         resolved = resolve_here(config or config_from_values(flags))
         self._loop = asyncio.new_event_loop()
-        self._worker = Worker(resolved)
+        self._worker = Worker(resolved, Identity.fresh("engine", os.getpid()))
         try:
             self.facts = self._worker.start()
             self._intake, self._tokenizer = load_intake(resolved, self.facts)

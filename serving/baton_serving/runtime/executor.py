@@ -50,7 +50,7 @@ class _Fetch:
         host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
         for target, source in zip(host, tensors, strict=True):
             target.copy_(source, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event()
         event.record()
         return cls(host, event)
 

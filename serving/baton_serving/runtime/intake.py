@@ -12,6 +12,7 @@ from baton_serving.runtime.requests import Choice
 from baton_serving.runtime.tokenizer import ChatPrompt, Tokenizer
 from baton_serving.runtime.vocabulary import NO_VOCABULARY, Vocabulary
 from baton_serving.sampling.params import SamplingParams
+from baton_serving.sampling.seeds import choice_seed
 from baton_serving.sampling.validate import Dialect, Limits, parse_sampling
 
 Prompt = str | Sequence[int] | ChatPrompt
@@ -126,11 +127,4 @@ class Intake:
 
 def _nth(params: SamplingParams, number: int) -> SamplingParams:
     """The parameters of choice `number` of a prompt: its own seed, which follows from the first one's."""
-    if number == 0:
-        return params
-    return msgspec.structs.replace(params, seed=_wrap(params.seed + number))
-
-
-def _wrap(seed: int) -> int:
-    """`seed` as a signed 64-bit integer."""
-    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+    return msgspec.structs.replace(params, seed=choice_seed(params.seed, number))

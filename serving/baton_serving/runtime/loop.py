@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 import zmq
 
-from baton_serving.errors import BatonError, NotFound
+from baton_serving.errors import BatonError, InvalidRequest, NotFound
 from baton_serving.runtime.channels import Pull, Push
-from baton_serving.runtime.executor import Executor, PendingStep
 from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers
 from baton_serving.runtime.messages import (
@@ -36,7 +35,7 @@ from baton_serving.runtime.watchdog import Watchdog
 from baton_serving.scheduling.events import TokenOutput
 from baton_serving.scheduling.request import Request
 from baton_serving.scheduling.scheduler import Scheduler
-from baton_serving.scheduling.step import StepPlan
+from baton_serving.scheduling.step import StepPlan, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +46,18 @@ PROMPT_TAIL = 16  # tokens of the prompt that the detokenizer needs: a character
 ControlHandler = Callable[..., dict[str, Any]]
 
 
+class LaunchedStep(Protocol):
+    """A step on the device: the executor's `PendingStep`."""
+
+    def result(self) -> StepResult: ...
+
+
+class StepRunner(Protocol):
+    """What the loop launches steps on: the executor, or a stand-in that measures the loop."""
+
+    def launch(self, plan: StepPlan) -> LaunchedStep: ...
+
+
 class LoopExtension(Protocol):
     """A part of the worker that lives on the loop's turns: the handoff."""
 
@@ -55,16 +66,32 @@ class LoopExtension(Protocol):
         """File descriptor that becomes readable when `poll` has something to do."""
         ...
 
+    def stats(self) -> dict[str, float]:
+        """Its gauges and counters."""
+        ...
+
     def admit(self, message: GenerateInput, request: Request) -> bool:
         """Take charge of a new request; False leaves it to the scheduler."""
         ...
 
     def aborted(self, rid: str, reason: str) -> None:
-        """The request was aborted or ended by its stop string; also for requests that are not the extension's."""
+        """The request, or every one (""), is to end; also called for requests that are not the extension's."""
         ...
 
-    def poll(self) -> None:
-        """Take in what happened since the last turn. Never waits."""
+    def ended(self, output: TokenOutput) -> None:
+        """The scheduler put out the last output of a request."""
+        ...
+
+    def poll(self, tick: int) -> list[TokenOutput]:
+        """Take in what happened since the last turn, and return last outputs of requests that it was in charge of."""
+        ...
+
+    def planned(self) -> None:
+        """A step was planned and is about to be launched."""
+        ...
+
+    def booked(self) -> None:
+        """A step was booked."""
         ...
 
 
@@ -74,7 +101,7 @@ class SchedulerLoop:
     def __init__(
         self,
         scheduler: Scheduler,
-        executor: Executor,
+        executor: StepRunner,
         followers: Followers,
         inbox: Pull[SchedulerInput],
         to_detokenizer: Push[DetokenizerInput],
@@ -102,7 +129,7 @@ class SchedulerLoop:
         self._controls: dict[str, ControlHandler] = {"flush_cache": self._flush_cache, "check": self._check}
         self._controls.update(controls or {})
         self._opened: list[StreamState] = []
-        self._in_flight: tuple[StepPlan, PendingStep] | None = None
+        self._in_flight: tuple[StepPlan, LaunchedStep] | None = None
         self._stopping = False
         self._tick = 0
         self._was_idle = True
@@ -129,13 +156,16 @@ class SchedulerLoop:
             self._turn()
 
     def _turn(self) -> None:
-        self._receive()
+        outputs = self._receive()
         plan = self._scheduler.schedule()
         launched = None
+        if self._extension is not None:
+            self._extension.planned()
         if plan is not None:
             self._followers.launch(plan)
             launched = (plan, self._executor.launch(plan))
-        outputs = self._book(self._in_flight) if self._in_flight is not None else []
+        if self._in_flight is not None:
+            outputs += self._book(self._in_flight)
         self._in_flight = launched
         if launched is not None and not self._overlap:
             outputs += self._book(launched)
@@ -149,21 +179,22 @@ class SchedulerLoop:
         elif time.monotonic() >= self._next_state:
             self._report()
 
-    def _receive(self) -> None:
+    def _receive(self) -> list[TokenOutput]:
+        """Take in all that came; returns last outputs of requests that the scheduler does not know."""
+        refused: list[TokenOutput] = []
         for message in self._inbox.drain():
             match message:
                 case GenerateInput():
-                    self._admit(message)
+                    refused += self._admit(message)
                 case AbortInput():
                     self._abort(message)
                 case StopFound():
                     self._scheduler.stop_found(message.rid, message.completion_tokens)
                 case ControlInput():
                     self._control(message)
-        if self._extension is not None:
-            self._extension.poll()
+        return refused + (self._extension.poll(self._tick) if self._extension is not None else [])
 
-    def _admit(self, message: GenerateInput) -> None:
+    def _admit(self, message: GenerateInput) -> list[TokenOutput]:
         request = self._make_request(message)
         self._opened.append(
             StreamState(
@@ -174,8 +205,13 @@ class SchedulerLoop:
                 output_ids=message.output_ids,
             )
         )
-        if self._extension is None or not self._extension.admit(message, request):
-            self._scheduler.add(request)
+        try:
+            if self._extension is None or not self._extension.admit(message, request):
+                self._scheduler.add(request)
+        except InvalidRequest as error:
+            failure = Failure(error.code, error.message, error.param)
+            return [TokenOutput(rid=message.rid, prompt_tokens=len(message.input_ids), failure=failure)]
+        return []
 
     def _abort(self, message: AbortInput) -> None:
         if message.rid:
@@ -195,18 +231,25 @@ class SchedulerLoop:
             reply = ControlReply(id=message.id, error=Failure(error.code, error.message))
         self._to_api.send(reply)
 
-    def _book(self, launched: tuple[StepPlan, PendingStep]) -> list[TokenOutput]:
+    def _book(self, launched: tuple[StepPlan, LaunchedStep]) -> list[TokenOutput]:
         plan, pending = launched
         result = pending.result()
         self._steps += 1
         self._figures.stepped(plan)
         if self._log_interval and self._steps % self._log_interval == 0:
             self._log_step(plan)
-        return self._scheduler.commit(plan, result)
+        outputs = self._scheduler.commit(plan, result)
+        if self._extension is not None:
+            self._extension.booked()
+        return outputs
 
     def _send(self, outputs: list[TokenOutput]) -> None:
         if outputs or self._opened:
             self._figures.put_out(outputs)
+            if self._extension is not None:
+                for output in outputs:
+                    if output.finish is not None or output.failure is not None:
+                        self._extension.ended(output)
             self._to_detokenizer.send(TokenBatch(opened=self._opened, outputs=outputs))
             self._opened = []
 
@@ -224,7 +267,10 @@ class SchedulerLoop:
 
     def _report(self) -> None:
         self._next_state = time.monotonic() + STATE_INTERVAL
-        self._to_api.send(WorkerState(tick=self._tick, stats=self._figures.report(self._tick)))
+        stats = self._figures.report(self._tick)
+        if self._extension is not None:
+            stats.update(self._extension.stats())
+        self._to_api.send(WorkerState(tick=self._tick, stats=stats))
 
     def _log_step(self, plan: StepPlan) -> None:
         stats = self._scheduler.stats()

@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
+from collections.abc import Callable
 
 import zmq
 
 from baton_serving import logs
 from baton_serving.config import ResolvedConfig
+from baton_serving.handoff.rim import Limits
+from baton_serving.model.options import LoadedModel
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers, follow
+from baton_serving.runtime.handoff_ranks import FollowerEngines
+from baton_serving.runtime.handoff_setup import Handoff, transfer_factory
+from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.loop import SchedulerLoop
 from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput
 from baton_serving.runtime.process import Reporter
@@ -26,7 +31,9 @@ from baton_serving.scheduling.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 
-def rank_main(config: ResolvedConfig, tp_rank: int, addresses: Addresses, reporter: Reporter) -> None:
+def rank_main(
+    config: ResolvedConfig, identity: Identity, tp_rank: int, addresses: Addresses, reporter: Reporter
+) -> None:
     """Entry point of a rank's process; returns when told to stop."""
     logs.configure(f"rank{tp_rank}", config.given.logging.log_level, config.log_level_http)
     rank = build_rank(config, tp_rank, addresses.rendezvous)
@@ -34,11 +41,9 @@ def rank_main(config: ResolvedConfig, tp_rank: int, addresses: Addresses, report
     gc_warnings.install()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     if tp_rank == 0:
-        _lead(config, rank, context, addresses, reporter)
+        _lead(config, identity, rank, context, addresses, reporter)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # rank 0 may be gone: nobody will say stop
-        follow(rank.executor, tp_rank, context, addresses, {}, lambda: reporter.ready({}))
-    sys.stdout.flush()
+        _follow(config, identity, rank, context, addresses, reporter)
 
 
 def scheduler_config(config: ResolvedConfig) -> SchedulerConfig:
@@ -60,8 +65,53 @@ def scheduler_config(config: ResolvedConfig) -> SchedulerConfig:
     )
 
 
+def request_maker(loaded: LoadedModel) -> Callable[[GenerateInput], Request]:
+    """Turns messages into the scheduler's requests. Their KV is shared only with requests of the same weights."""
+    eos = frozenset(loaded.info.eos_token_ids)
+
+    def make_request(message: GenerateInput) -> Request:
+        request = Request(
+            message.rid,
+            message.input_ids,
+            message.params,
+            eos_ids=eos,
+            namespace=loaded.digest,
+            priority=message.priority,
+            logprobs=message.logprobs,
+            received=message.received,
+        )
+        request.output = list(message.output_ids)  # sent by another worker: generation goes on after them
+        request.sent = len(message.output_ids)
+        return request
+
+    return make_request
+
+
+def _follow(
+    config: ResolvedConfig,
+    identity: Identity,
+    rank: Rank,
+    context: zmq.Context[zmq.Socket[bytes]],
+    addresses: Addresses,
+    reporter: Reporter,
+) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # rank 0 may be gone: nobody will say stop
+    engines = None
+    if _disaggregated(config):
+        name, timeout = identity.incarnation, Limits().write
+        engines = FollowerEngines(context, addresses, rank, transfer_factory(config), name, timeout)
+    follow(rank.executor, rank.parallel.tp_rank, context, addresses, {}, lambda: reporter.ready({}))
+    if engines is not None:
+        engines.close()
+
+
+def _disaggregated(config: ResolvedConfig) -> bool:
+    return config.given.disaggregation.disaggregation_mode != "null"
+
+
 def _lead(
     config: ResolvedConfig,
+    identity: Identity,
     rank: Rank,
     context: zmq.Context[zmq.Socket[bytes]],
     addresses: Addresses,
@@ -72,24 +122,9 @@ def _lead(
     to_api: Push[ApiInput] = Push(context, addresses.api)
     followers = Followers(context, addresses, config.dist_timeout)
     scheduler = Scheduler(scheduler_config(config), rank.loaded.kv_layout, rank.pool.pages)
-    eos = frozenset(rank.loaded.info.eos_token_ids)
-    digest = rank.loaded.digest
-
-    def make_request(message: GenerateInput) -> Request:
-        request = Request(
-            message.rid,
-            message.input_ids,
-            message.params,
-            eos_ids=eos,
-            namespace=digest,
-            priority=message.priority,
-            logprobs=message.logprobs,
-            received=message.received,
-        )
-        request.output = list(message.output_ids)  # sent by another worker: generation goes on after them
-        request.sent = len(message.output_ids)
-        return request
-
+    handoff = None
+    if _disaggregated(config):
+        handoff = Handoff(config, identity, rank, scheduler, context, addresses)
     watchdog = Watchdog(config.given.runtime.watchdog_timeout)
     loop = SchedulerLoop(
         scheduler,
@@ -98,19 +133,23 @@ def _lead(
         inbox,
         to_detokenizer,
         to_api,
-        make_request,
+        request_maker(rank.loaded),
         watchdog,
         Figures(scheduler),
         overlap=not config.given.optimization.disable_overlap_schedule,
         log_interval=config.given.logging.decode_log_interval,
+        extension=None if handoff is None else handoff.bridge,
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
-    reporter.ready(rank_facts(rank).to_plain())
+    endpoint = "" if handoff is None else handoff.service.endpoint
+    reporter.ready(rank_facts(rank, endpoint).to_plain())
     watchdog.start()
     try:
         loop.run()
     finally:
         watchdog.stop()
+        if handoff is not None:
+            handoff.close()
         followers.stop()
         to_detokenizer.close(linger_ms=200)
         to_api.close(linger_ms=200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -9,8 +10,10 @@ from types import TracebackType
 import zmq
 
 from baton_serving.config import ResolvedConfig
+from baton_serving.runtime.bootstrap_process import bootstrap_main
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.detokenizer import detokenizer_main
+from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.intake import Intake
 from baton_serving.runtime.messages import ApiInput, SchedulerInput
 from baton_serving.runtime.process import Child, ChildWatch, stop_all
@@ -18,6 +21,8 @@ from baton_serving.runtime.rank import RankFacts, logit_processors
 from baton_serving.runtime.scheduler_process import rank_main
 from baton_serving.runtime.tokenizer import Tokenizer, TokenizerSource, load_tokenizer
 from baton_serving.sampling.validate import Limits
+
+BOOTSTRAP = "bootstrap"  # the child's name
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,9 @@ class Worker:
     Its sockets are bound before any child starts, so nothing that a child sends is lost.
     """
 
-    def __init__(self, config: ResolvedConfig) -> None:
+    def __init__(self, config: ResolvedConfig, identity: Identity) -> None:
         self.config = config
+        self.identity = identity
         self._addresses = Addresses.create(config.tp_size)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.inbox: Pull[ApiInput] = Pull(self._context, self._addresses.api, ApiInput)
@@ -54,14 +60,28 @@ class Worker:
 
         Raises ConfigError when the caller must change something, InternalError when a child died.
         """
+        self._serve_bootstrap()
         source = tokenizer_source(self.config)
         level = self.config.given.logging.log_level
         interval = self.config.given.runtime.stream_interval
         self._children.append(Child("detokenizer", detokenizer_main, level, self._addresses, source, interval))
         for tp_rank in range(self.config.tp_size):
-            self._children.append(Child(f"rank{tp_rank}", rank_main, self.config, tp_rank, self._addresses))
-        facts = [child.wait_ready() for child in self._children]
-        return WorkerFacts(self.config, RankFacts.from_plain(facts[1]))
+            self._children.append(
+                Child(f"rank{tp_rank}", rank_main, self.config, self.identity, tp_rank, self._addresses)
+            )
+        facts = {child.name: child.wait_ready() for child in self._children if child.name != BOOTSTRAP}
+        return WorkerFacts(self.config, RankFacts.from_plain(facts["rank0"]))
+
+    def _serve_bootstrap(self) -> None:
+        """A prefill worker that was given no bootstrap server brings one along."""
+        given = self.config.given
+        if given.disaggregation.disaggregation_mode != "prefill" or self.config.bootstrap_addrs:
+            return
+        host, port = given.http.host, given.disaggregation.disaggregation_bootstrap_port
+        server = Child(BOOTSTRAP, bootstrap_main, host, port, given.logging.log_level)
+        self._children.append(server)
+        port = server.wait_ready()["port"]
+        self.config = dataclasses.replace(self.config, bootstrap_addrs=((host, port),))
 
     def watch(self, on_death: Callable[[str, int | None], None]) -> None:
         """Call `on_death(name, exit code)` once, from a thread of its own, when the first child ends."""

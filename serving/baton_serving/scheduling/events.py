@@ -26,7 +26,10 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Timings(msgspec.Struct, omit_defaults=True):
-    """Times in seconds, by the scheduler's clock, at which a request passed each stage (0: not passed)."""
+    """Times in seconds, by the scheduler's clock, at which a request passed each stage (0: not passed).
+
+    `transfer_seconds` is how long `transfer_bytes` were moving, which overlaps with the prefill.
+    """
 
     received: float = 0.0
     queued: float = 0.0
@@ -38,6 +41,7 @@ class Timings(msgspec.Struct, omit_defaults=True):
     finished: float = 0.0
     transfer_bytes: int = 0
     transfer_pages: int = 0
+    transfer_seconds: float = 0.0
 
 
 class TokenOutput(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):

@@ -261,6 +261,7 @@ class Scheduler:
             "requests_waiting": len(roster.queue),
             "requests_running": len(roster.running),
             "requests_prefilling": len(roster.prefilling),
+            "tokens_waiting": sum(r.goal - r.computed for queue in (roster.queue, roster.prefilling) for r in queue),
             "requests_reserved": len(roster.reserved),
             "retractions_total": roster.retractions,
             "prompt_tokens_total": roster.prompt_tokens,

@@ -20,6 +20,7 @@ LIST = Path(__file__).parents[2] / "data" / "server_args.csv"
 KINDS = {"str": str, "int": int, "float": float, "flag": bool, "nullable_str": str}
 ADDED_BY_BATON = {
     "--announce-file",
+    "--custom-logit-processors",
     "--disaggregation-bootstrap-addr",
     "--disaggregation-transfer-protocol",
     "--disaggregation-verify",

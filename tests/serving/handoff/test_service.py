@@ -1,11 +1,28 @@
-"""Whole transfers between two services, on every backend."""
+"""Whole transfers between services in one process, on every backend."""
 
 from __future__ import annotations
 
-import numpy as np
-from handoff_harness import Cluster, send_whole
+import threading
 
-from baton_serving.handoff.events import Arrived, Delivered
+import msgspec
+import numpy as np
+import pytest
+import zmq
+from handoff_harness import LAYOUT, Cluster, Worker, eventually, send_whole
+
+from baton_serving.errors import InvalidRequest
+from baton_serving.handoff.events import Arrived, Begun, Delivered, ReceiveFailed, ReceiveQuiet, SendFailed, SendQuiet
+from baton_serving.handoff.protocol import Heartbeat, Hello, HelloRefused, Join, Key, PageSpan, Started, decode, encode
+from baton_serving.handoff.rim import Limits, PeerAddress
+from baton_serving.kv.layout import KVGroup
+
+
+def settled(*workers: Worker) -> bool:
+    """No transfer open, no page in quarantine."""
+    return all(
+        not (s.open_sends or s.open_receives or s.quarantined_source_pages or s.quarantined_target_pages)
+        for s in (worker.service.stats() for worker in workers)
+    )
 
 
 def test_pages_and_snapshot_arrive(cluster: Cluster) -> None:
@@ -23,3 +40,377 @@ def test_pages_and_snapshot_arrive(cluster: Cluster) -> None:
     np.testing.assert_array_equal(receiver.pools[0].pages[target], sender.pools[0].pages[source])
     untouched = np.setdiff1d(np.arange(64), target)
     assert not receiver.pools[0].pages[untouched].any()
+    eventually(lambda: settled(sender, receiver))
+
+
+def test_a_request_moves_on_from_the_worker_that_received_it(cluster: Cluster) -> None:
+    first, second, third = cluster.worker("p"), cluster.worker("d1"), cluster.worker("d2")
+    first.fill(2)
+    send_whole(first, second, "leg-1", [1, 2, 3, 4], [11, 12, 13, 14])
+    second.wait(Arrived, "leg-1")
+
+    send_whole(second, third, "leg-2", [11, 12, 13, 14], [21, 5, 6, 9])
+    third.wait(Arrived, "leg-2")
+    send_whole(third, second, "leg-3", [21, 5, 6, 9], [1, 2, 3, 4])
+    second.wait(Arrived, "leg-3")
+
+    np.testing.assert_array_equal(second.pools[0].pages[[1, 2, 3, 4]], first.pools[0].pages[[1, 2, 3, 4]])
+
+
+def test_one_rank_writes_to_two(cluster: Cluster) -> None:
+    _move_between_sizes(cluster, 1, 2)
+
+
+@pytest.mark.parametrize(("prefill_tp", "decode_tp"), [(2, 1), (2, 2), (1, 4), (4, 1)])
+def test_tensor_parallel_sizes_may_differ(fake_cluster: Cluster, prefill_tp: int, decode_tp: int) -> None:
+    _move_between_sizes(fake_cluster, prefill_tp, decode_tp)
+
+
+def _move_between_sizes(cluster: Cluster, prefill_tp: int, decode_tp: int) -> None:
+    sender = cluster.worker("p", tp=prefill_tp, verify=True)
+    receiver = cluster.worker("d", tp=decode_tp, verify=True)
+    sender.fill(3)
+    source, target = [5, 6, 7, 20, 3], [9, 10, 40, 41, 2]
+    if prefill_tp == 4:  # two kv-heads over four ranks: each head on two of them, alike
+        for rank in (0, 2):
+            sender.pools[rank + 1].pages[:] = sender.pools[rank].pages
+
+    send_whole(sender, receiver, "t1", source, target)
+    receiver.wait(Arrived, "t1")
+
+    def heads(worker: Worker, pages: list[int], replicas: int) -> np.ndarray:  # type: ignore[type-arg]
+        ranks = [pool.pages[pages] for pool in worker.pools[::replicas]]
+        return np.concatenate([part.reshape(len(pages), -1) for part in ranks], axis=1)
+
+    sent = heads(sender, source, max(1, prefill_tp // LAYOUT.kv_heads))
+    got = heads(receiver, target, max(1, decode_tp // LAYOUT.kv_heads))
+    np.testing.assert_array_equal(got, sent)
+    if decode_tp == 4:
+        np.testing.assert_array_equal(receiver.pools[0].pages[target], receiver.pools[1].pages[target])
+
+
+def test_only_missing_pages_and_windows_move(cluster: Cluster) -> None:
+    layout = msgspec.structs.replace(LAYOUT, groups=(KVGroup((0, 1)), KVGroup((2, 3), 16)))
+    sender, receiver = cluster.worker("p", layout=layout), cluster.worker("d", layout=layout)
+    sender.fill(4)
+    sender.service.open("t")
+    receiver.service.expect("t", 0, "p")
+    sender.service.started("t", 64)
+    assert receiver.wait(Begun, "t").prompt_tokens == 64
+    # The receiver holds the first page of the full kind; of the window kind it wants the last page only.
+    receiver.service.announce("t", [PageSpan(0, 1, [31, 32, 33]), PageSpan(1, 2, [0, 34])], 16)
+    sender.service.chunk_ready("t", [PageSpan(0, 0, [1, 2, 3, 4]), PageSpan(1, 0, [0, 0, 7, 8])])
+    sender.service.finish("t", b"s")
+
+    assert receiver.wait(Arrived, "t").pages == 4
+    got, sent = receiver.pools[0].pages, sender.pools[0].pages
+    np.testing.assert_array_equal(got[[31, 32, 33, 34]], sent[[2, 3, 4, 8]])
+    assert np.count_nonzero(got.any(axis=1)) == 4
+
+
+def test_nothing_is_written_for_a_prompt_that_is_there_already(cluster: Cluster) -> None:
+    sender, receiver = cluster.worker("p"), cluster.worker("d")
+    send_whole(sender, receiver, "t", [], [])
+    arrived = receiver.wait(Arrived, "t")
+    assert (arrived.pages, arrived.nbytes) == (0, 0)
+    sender.wait(Delivered, "t")
+
+
+def test_a_long_snapshot_arrives(fake_cluster: Cluster) -> None:
+    sender, receiver = fake_cluster.worker("p"), fake_cluster.worker("d")
+    snapshot = np.random.default_rng(0).bytes(30_000_000)
+    sender.service.open("t")
+    receiver.service.expect("t", 0, "p")
+    sender.service.started("t", 1)
+    receiver.wait(Begun, "t")
+    receiver.service.announce("t", [], 1)
+    sender.service.finish("t", snapshot)
+    assert receiver.wait(Arrived, "t").snapshot == snapshot
+
+
+def test_prefill_may_be_done_before_anyone_joins(cluster: Cluster) -> None:
+    sender, receiver = cluster.worker("p"), cluster.worker("d")
+    sender.fill(5)
+    sender.service.open("t")
+    sender.service.started("t", 32)
+    sender.service.chunk_ready("t", [PageSpan(0, 0, [1, 2])])
+    sender.service.finish("t", b"s")
+    receiver.service.expect("t", 0, "p")
+    receiver.wait(Begun, "t")
+    receiver.service.announce("t", [PageSpan(0, 0, [8, 9])], 0)
+    receiver.wait(Arrived, "t")
+    np.testing.assert_array_equal(receiver.pools[0].pages[[8, 9]], sender.pools[0].pages[[1, 2]])
+
+
+def test_many_transfers_at_once(cluster: Cluster) -> None:
+    sender, receiver = cluster.worker("p", pages=300), cluster.worker("d", pages=300)
+    sender.fill(6)
+    order = np.random.default_rng(1).permutation(np.arange(1, 281)).tolist()
+    transfers = {f"t{n}": (list(range(1 + 7 * n, 8 + 7 * n)), order[7 * n : 7 * n + 7]) for n in range(40)}
+    for name in transfers:
+        sender.service.open(name)
+        receiver.service.expect(name, 0, "p")
+        sender.service.started(name, 7 * 16)
+    for name, (source, target) in transfers.items():
+        receiver.wait(Begun, name)
+        receiver.service.announce(name, [PageSpan(0, 0, target)], 0)
+        sender.service.chunk_ready(name, [PageSpan(0, 0, source)])
+        sender.service.finish(name, name.encode())
+    for name, (source, target) in transfers.items():
+        assert receiver.wait(Arrived, name).snapshot == name.encode()
+        np.testing.assert_array_equal(receiver.pools[0].pages[target], sender.pools[0].pages[source])
+    eventually(lambda: settled(sender, receiver))
+
+
+@pytest.mark.parametrize("side", ["sender", "receiver"])
+def test_an_abort_while_pages_are_written_ends_both_legs(cluster: Cluster, side: str) -> None:
+    _abort(cluster, side, "writing")
+
+
+@pytest.mark.parametrize("side", ["sender", "receiver"])
+@pytest.mark.parametrize("moment", ["opened", "joined", "begun"])
+def test_an_abort_ends_both_legs(fake_cluster: Cluster, side: str, moment: str) -> None:
+    _abort(fake_cluster, side, moment)
+
+
+def _abort(cluster: Cluster, side: str, moment: str) -> None:
+    sender, receiver = cluster.worker("p"), cluster.worker("d")
+    sender.fill(7)
+    sender.service.open("t")
+    receiver.service.expect("t", 0, "p")
+    if moment == "joined":
+        eventually(lambda: sender.service.stats().peers == 1)
+    if moment in ("begun", "writing"):
+        sender.service.started("t", 64)
+        receiver.wait(Begun, "t")
+    if moment == "writing":
+        receiver.service.announce("t", [PageSpan(0, 0, [1, 2, 3, 4])], 0)
+        sender.service.chunk_ready("t", [PageSpan(0, 0, [1, 2])])
+        eventually(lambda: bool(receiver.pools[0].pages[2].any()))
+
+    (sender if side == "sender" else receiver).service.abort("t", "the client went away")
+
+    send_failed, receive_failed = sender.wait(SendFailed, "t"), receiver.wait(ReceiveFailed, "t")
+    assert "the client went away" in send_failed.failure.message
+    assert "the client went away" in receive_failed.failure.message
+    assert send_failed.failure.code == receive_failed.failure.code == "cancelled"
+    if not send_failed.quiet:
+        sender.wait(SendQuiet, "t")
+    if not receive_failed.quiet:
+        receiver.wait(ReceiveQuiet, "t")
+    assert sender.service.stats().fences == receiver.service.stats().fences == 0, "a clean abort needs no fence"
+    eventually(lambda: settled(sender, receiver))
+    send_whole(sender, receiver, "next", [5, 6], [1, 2])
+    receiver.wait(Arrived, "next")
+    np.testing.assert_array_equal(receiver.pools[0].pages[[1, 2]], sender.pools[0].pages[[5, 6]])
+
+
+def test_verification_names_the_page_that_differs(fake_cluster: Cluster) -> None:
+    sender, receiver = fake_cluster.worker("p", verify=True), fake_cluster.worker("d", verify=True)
+    sender.fill(8)
+    landed = fake_cluster.fabric.landed
+    sender.service.open("t")
+    receiver.service.expect("t", 0, "p")
+    sender.service.started("t", 32)
+    receiver.wait(Begun, "t")
+    receiver.service.announce("t", [PageSpan(0, 0, [8, 9])], 0)
+    sender.service.chunk_ready("t", [PageSpan(0, 0, [1, 2])])
+    eventually(lambda: fake_cluster.fabric.landed > landed)
+    receiver.pools[0].pages[9, 100] ^= 1
+    sender.service.finish("t", b"s")
+
+    failed = receiver.wait(ReceiveFailed, "t")
+    assert "page 1 of KV group 0 differs" in failed.failure.message
+    assert failed.quiet
+    sender.wait(SendFailed, "t")
+    assert receiver.service.stats().mismatched_pages == 1
+
+
+def test_a_peer_of_another_layout_or_weights_is_refused(cluster: Cluster) -> None:
+    sender = cluster.worker("p")
+    other = cluster.worker("d", layout=msgspec.structs.replace(LAYOUT, page_size=32))
+    newer = cluster.worker("e", weights="w2")
+    for receiver, said in ((other, "KV page_size"), (newer, "weight digest")):
+        receiver.service.expect("t", 0, "p")
+        failed = receiver.wait(ReceiveFailed, "t")
+        assert said in failed.failure.message
+        assert failed.failure.code == "unavailable"
+        for name in ("p", receiver.name):
+            assert f"{name} (incarnation" in failed.failure.message
+    fitting = cluster.worker("f")
+    sender.fill(9)
+    send_whole(sender, fitting, "t2", [1], [2])
+    fitting.wait(Arrived, "t2")
+
+
+def test_an_unknown_or_unreachable_peer_fails_the_transfer(fake_cluster: Cluster) -> None:
+    receiver = fake_cluster.worker("d", limits=Limits(connect=0.3))
+    receiver.service.expect("t1", 0, "nobody")
+    assert "no worker is registered as 'nobody'" in receiver.wait(ReceiveFailed, "t1").failure.message
+    free = zmq.Context.instance().socket(zmq.REP)
+    port = free.bind_to_random_port("tcp://127.0.0.1")
+    free.close(0)
+    for number, endpoint in enumerate((f"tcp://127.0.0.1:{port}", "tcp://no-such-host.invalid:1", "nonsense")):
+        fake_cluster.registry[f"gone{number}"] = PeerAddress(endpoint)
+        receiver.service.expect(f"g{number}", 0, f"gone{number}")
+        failed = receiver.wait(ReceiveFailed, f"g{number}")
+        assert failed.quiet
+        assert f"cannot reach 'gone{number}'" in failed.failure.message
+
+
+def test_a_look_up_that_raises_fails_the_transfer(fake_cluster: Cluster) -> None:
+    class Broken(dict[str, PeerAddress]):
+        def get(self, key: str, default: object = None) -> PeerAddress:  # type: ignore[override]
+            raise OSError("no bootstrap server")
+
+    fake_cluster.registry = Broken()
+    receiver = fake_cluster.worker("d")
+    receiver.service.expect("t", 0, "p")
+    assert receiver.wait(ReceiveFailed, "t").quiet
+
+
+def test_a_transfer_id_is_used_once_per_attempt(fake_cluster: Cluster) -> None:
+    worker = fake_cluster.worker("p")
+    worker.service.open("t", 1)
+    for attempt in (0, 1):
+        with pytest.raises(InvalidRequest, match="used before"):
+            worker.service.open("t", attempt)
+        with pytest.raises(InvalidRequest, match="used before"):
+            worker.service.expect("t", attempt, "d")
+    worker.service.open("t", 2)
+
+
+def test_a_join_that_no_prefill_answers_is_turned_away(fake_cluster: Cluster) -> None:
+    fake_cluster.worker("p", limits=Limits(early_join=0.3))
+    receiver = fake_cluster.worker("d")
+    receiver.service.expect("t", 0, "p")
+    failed = receiver.wait(ReceiveFailed, "t")
+    assert "heard nothing of this transfer" in failed.failure.message
+    assert failed.quiet
+
+
+def test_a_finished_prefill_waits_for_its_join_only_so_long(fake_cluster: Cluster) -> None:
+    sender = fake_cluster.worker("p", limits=Limits(join=0.3))
+    sender.service.open("t")
+    sender.service.started("t", 4)
+    sender.service.chunk_ready("t", [PageSpan(0, 0, [1])])
+    sender.service.finish("t", b"s")
+    failed = sender.wait(SendFailed, "t")
+    assert failed.failure.code == "deadline_exceeded"
+    assert failed.quiet
+
+
+def test_a_replaced_peer_is_a_stranger(fake_cluster: Cluster) -> None:
+    first = fake_cluster.worker("p")
+    receiver = fake_cluster.worker("d")
+    first.fill(1)
+    send_whole(first, receiver, "t1", [1], [1])
+    receiver.wait(Arrived, "t1")
+    fake_cluster.registry["p"] = PeerAddress(first.service.endpoint, "another-incarnation")
+
+    receiver.service.expect("t2", 0, "p")
+
+    assert "in place of the registered worker" in receiver.wait(ReceiveFailed, "t2").failure.message
+    assert receiver.service.stats().refused["stale incarnation"] == 1
+
+
+class Intruder:
+    """Anyone who reaches the control socket."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(endpoint)
+
+    def __enter__(self) -> Intruder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.socket.close(0)
+
+
+def test_noise_and_lies_on_the_control_socket_are_counted_and_survived(fake_cluster: Cluster) -> None:
+    sender, receiver = fake_cluster.worker("p"), fake_cluster.worker("d")
+    sender.fill(1)
+    hello = Hello(incarnation=receiver.incarnation, descriptor=receiver.service._core.links.mine)
+    rng = np.random.default_rng(0)
+    with Intruder(sender.service.endpoint) as intruder:
+        for length in range(60):
+            intruder.socket.send(rng.bytes(length))
+        intruder.socket.send_multipart([b"", b"two", b"three"])
+        intruder.socket.send(encode(hello)[:-5])
+        eventually(lambda: sender.service.stats().refused.get("malformed", 0) == 62)
+        key = Key("t", 0)
+        intruder.socket.send(encode(Join(incarnation="x", key=key)))
+        eventually(lambda: sender.service.stats().refused.get("stranger", 0) == 1)
+        assert isinstance(decode(intruder.socket.recv()), HelloRefused)
+        intruder.socket.send(encode(hello))
+        eventually(lambda: sender.service.stats().peers == 1)
+        intruder.socket.send(encode(hello))
+        intruder.socket.send(encode(Heartbeat(incarnation="x", tick=1)))
+        eventually(lambda: sender.service.stats().refused.get("stale incarnation", 0) == 2)
+        intruder.socket.send(encode(Started(incarnation=receiver.incarnation, key=key, prompt_tokens=1)))
+        eventually(lambda: sender.service.stats().refused.get("unknown transfer", 0) == 1)
+    send_whole(sender, receiver, "t", [1, 2], [3, 4])
+    receiver.wait(Arrived, "t")
+
+
+def test_announced_pages_outside_the_pool_fail_that_transfer_only(fake_cluster: Cluster) -> None:
+    sender, receiver = fake_cluster.worker("p"), fake_cluster.worker("d")
+    for number, span in enumerate((PageSpan(0, 0, [64]), PageSpan(3, 0, [1]), PageSpan(0, 0, [1, 1]))):
+        name = f"t{number}"
+        sender.service.open(name)
+        receiver.service.expect(name, 0, "p")
+        sender.service.started(name, 16)
+        receiver.wait(Begun, name)
+        receiver.service.announce(name, [span], 0)
+        assert "announced page" in sender.wait(SendFailed, name).failure.message
+        receiver.wait(ReceiveFailed, name)
+    assert sender.service.stats().refused["bad pages"] == 3
+    eventually(lambda: settled(sender, receiver))
+
+
+def test_a_page_that_was_asked_for_but_never_computed_fails_the_transfer(fake_cluster: Cluster) -> None:
+    sender, receiver = fake_cluster.worker("p"), fake_cluster.worker("d")
+    send = "t"
+    sender.service.open(send)
+    receiver.service.expect(send, 0, "p")
+    sender.service.started(send, 32)
+    receiver.wait(Begun, send)
+    receiver.service.announce(send, [PageSpan(0, 0, [1, 2])], 0)
+    sender.service.chunk_ready(send, [PageSpan(0, 0, [1])])
+    sender.service.finish(send, b"s")
+    assert "page 1 of KV group 0 was asked for but not computed" in sender.wait(SendFailed, send).failure.message
+    assert receiver.wait(ReceiveFailed, send).failure.code == "internal_error"
+
+
+def test_a_scheduler_that_stands_still_is_suspected_unless_it_said_so(fake_cluster: Cluster) -> None:
+    limits = Limits(stall=0.8, heartbeat=0.05)
+    sender, receiver = fake_cluster.worker("p", limits=limits), fake_cluster.worker("d", limits=limits)
+    stop, busy = threading.Event(), threading.Event()
+
+    def loop() -> None:
+        tick = 0
+        while not stop.wait(0.02):
+            tick += 1
+            receiver.service.beat(tick)
+            if not busy.is_set():
+                sender.service.beat(tick)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        sender.service.open("t")
+        receiver.service.expect("t", 0, "p")
+        sender.service.started("t", 16)
+        receiver.wait(Begun, "t")
+        busy.set()
+        sender.service.beat(10_000, busy=2.0)
+        assert not stop.wait(1.5)
+        assert not any(isinstance(event, ReceiveFailed) for event in receiver.service.events())
+        failed = receiver.wait(ReceiveFailed, "t")
+        assert "scheduler stood still" in failed.failure.message
+        sender.wait(SendFailed, "t")
+    finally:
+        stop.set()
+        thread.join()

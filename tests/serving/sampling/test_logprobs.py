@@ -53,5 +53,7 @@ def test_prompt_logprobs_are_measured_in_bounded_chunks(count: int, monkeypatch:
     assert [entry.token_id for entry in entries] == targets.tolist()
     for row, entry in enumerate(entries):
         assert entry.logprob == pytest.approx(expected[row, entry.token_id].item(), abs=1e-5)
-        assert entry.chosen == [(5, pytest.approx(expected[row, 5].item(), abs=1e-5))]
+        ((chosen, value),) = entry.chosen
+        assert chosen == 5
+        assert value == pytest.approx(expected[row, 5].item(), abs=1e-5)
         assert [token for token, _ in entry.top] == expected[row].topk(2).indices.tolist()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from baton_serving.api.extras import generate_request
+from baton_serving.api.extras import generate_request, origin_of
 from baton_serving.api.http.answer import answer
 from baton_serving.api.http.body import read_json, typed
 from baton_serving.api.native.render import NativeRenderer
@@ -39,7 +39,7 @@ async def generate(request: Request) -> Response:
             service.intake.check_ids(per_prompt.token_ids, "token_ids_logprob")
     choices = [replace(choice, logprobs=logprobs[choice.prompt]) for choice in choices]
     stream = bool(body.stream)
-    wanted = generate_request(request, body, service.intake, prompts, choices, stream=stream)
+    wanted = generate_request(origin_of(request), body, service.intake, prompts, choices, stream=stream)
     renderer = NativeRenderer(
         wanted,
         service.intake.vocabulary,

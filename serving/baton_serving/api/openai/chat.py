@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from baton_serving.api.extras import generate_request
+from baton_serving.api.extras import generate_request, origin_of
 from baton_serving.api.http import sse
 from baton_serving.api.http.answer import answer
 from baton_serving.api.http.body import read_json, typed
@@ -49,7 +49,7 @@ async def chat_completions(request: Request) -> Response:
     if logprobs is not None:
         choices = [replace(choice, logprobs=logprobs) for choice in choices]
     stream = bool(fields.stream)
-    generate = generate_request(request, fields, service.intake, prompts, choices, stream=stream)
+    generate = generate_request(origin_of(request), fields, service.intake, prompts, choices, stream=stream)
     head = response_head("chatcmpl", generate, fields, fields.stream_options, service.options)
     vocabulary = service.intake.vocabulary if logprobs is not None else None
     return await answer(request, service.manager.generate(generate), ChatRenderer(head, vocabulary), stream=stream)

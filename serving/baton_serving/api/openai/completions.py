@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from baton_serving.api.extras import generate_request
+from baton_serving.api.extras import generate_request, origin_of
 from baton_serving.api.http import sse
 from baton_serving.api.http.answer import answer
 from baton_serving.api.http.body import read_json, typed
@@ -46,7 +46,7 @@ async def completions(request: Request) -> Response:
     logprobs = _logprob_options(fields)
     choices = [replace(choice, logprobs=logprobs) for choice in choices]
     stream = bool(fields.stream)
-    generate = generate_request(request, fields, service.intake, prompts, choices, stream=stream)
+    generate = generate_request(origin_of(request), fields, service.intake, prompts, choices, stream=stream)
     head = response_head("cmpl", generate, fields, fields.stream_options, service.options)
     echoes = [_echo(text, service.intake.vocabulary) for text in texts] if fields.echo else None
     renderer = CompletionRenderer(head, generate, service.intake.vocabulary, echoes, only_prompt=only_prompt)

@@ -108,17 +108,16 @@ class FakeFabric:
                 raise BackendError(f"an engine named {engine.name} exists already")
             self._engines[engine.name] = engine
 
-    def knows(self, name: str) -> bool:
-        with self._lock:
-            return name in self._engines
-
     def leave(self, engine: FakeBackend) -> None:
         """The engine is closed or its process died: what it had under way is on its own now."""
         with self._lock:
             self._engines.pop(engine.name, None)
             for write in engine.writes.values():
-                for block in write.blocks:
-                    block.kept = ctypes.string_at(block.src, block.nbytes)
+                _keep(write)
+            for other in self._engines.values():
+                for write in other.writes.values():
+                    if write.target == engine.name:
+                        self._break(write)
 
     def post(self, source: FakeBackend, target: str, runs: Runs) -> _Write:
         with self._lock:
@@ -129,16 +128,19 @@ class FakeFabric:
             write = _Write(source, target, script.outcome, waits=script.ends is None)
             for row, delays in enumerate(script.delays):
                 block = _Block(write, int(runs.src[row]), int(runs.dst[row]), int(runs.nbytes[row]))
+                write.left += max(1, len(delays))  # a dropped block is waited for in vain
                 for delay in delays:
-                    write.left += 1
                     write.blocks.append(block)
                     self._at(now + delay, partial(self._land, block))
             if script.ends is not None:
-                self._at(now + script.ends, lambda: self._end(write))
+                self._at(now + script.ends, partial(self._end, write))
             elif not write.left:
-                self._end(write)
+                write.state = write.outcome
         self.pump()
         return write
+
+    def moving(self, source: str, src: int | None, target: str, dst: int) -> None:
+        """Called before a block lands; `src` is None when its bytes left the source before. For tests to watch."""
 
     def _at(self, when: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._due, (when, next(self._order), action))
@@ -151,14 +153,15 @@ class FakeFabric:
     def _land(self, block: _Block) -> None:
         write = block.write
         if self._stopped(write):
-            self._held.append(lambda: self._land(block))
+            self._held.append(partial(self._land, block))
             return
         write.blocks.remove(block)
         write.left -= 1
         target = self._engines.get(write.target)
         if target is None:
-            write.state = Outcome.BROKEN if write.state is Outcome.PENDING else write.state
+            self._break(write)
             return
+        self.moving(write.source.name, block.src if block.kept is None else None, write.target, block.dst)
         target.admit(block.dst, block.nbytes)
         if block.kept is None:
             ctypes.memmove(block.dst, block.src, block.nbytes)
@@ -170,9 +173,26 @@ class FakeFabric:
 
     def _end(self, write: _Write) -> None:
         if self._stopped(write):
-            self._held.append(lambda: self._end(write))
+            self._held.append(partial(self._end, write))
         elif write.state is Outcome.PENDING:
             write.state = write.outcome
+            if write.state is Outcome.BROKEN:
+                _keep(write)
+
+    def _break(self, write: _Write) -> None:
+        """The connection ended under the write."""
+        if self._stopped(write):
+            self._held.append(partial(self._break, write))
+        elif write.state is Outcome.PENDING:
+            write.state = Outcome.BROKEN
+            _keep(write)
+
+
+def _keep(write: _Write) -> None:
+    """From now on the source is not read any more: what is under way has left it."""
+    for block in write.blocks:
+        if block.kept is None:
+            block.kept = ctypes.string_at(block.src, block.nbytes)
 
 
 class FakeBackend:
@@ -212,7 +232,7 @@ class FakeBackend:
     def poll(self, ticket: int) -> Outcome:
         self._fabric.pump()
         state = self.writes[ticket].state
-        if state is not Outcome.PENDING and not self.writes[ticket].blocks:
+        if state is not Outcome.PENDING:
             del self.writes[ticket]
         return state
 

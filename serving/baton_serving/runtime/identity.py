@@ -1,0 +1,49 @@
+"""Who a worker is: the same for every process of one start, and new on the next."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import uuid
+
+import msgspec
+import torch
+import transformers
+
+from baton_serving import __version__
+from baton_serving.config import ResolvedConfig
+
+ID_VARIABLE = "BATON_WORKER_ID"  # set by a deployment: the pod's name
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """`incarnation` is new on every start; `epoch`, the start in unix nanoseconds, orders the starts of one `id`."""
+
+    id: str
+    incarnation: str
+    epoch: int
+
+    @classmethod
+    def fresh(cls, host: str, port: int) -> Identity:
+        """An identity for a start now: named by the deployment, else by where it listens."""
+        return cls(os.environ.get(ID_VARIABLE) or f"{host}:{port}", uuid.uuid4().hex, time.time_ns())
+
+
+def engine_digest(config: ResolvedConfig) -> str:
+    """What computes, in hex: two workers of equal weights and equal engine digest compute the same KV.
+
+    Covers code, libraries, dtypes and attention back ends; not sizes or sharding, in which two workers may differ.
+    """
+    parts = (
+        __version__,
+        torch.__version__.partition("+")[0],
+        transformers.__version__,
+        config.device,
+        config.dtype,
+        config.kv_dtype,
+        config.prefill_attention_backend,
+        config.decode_attention_backend,
+        config.given.model.model_impl,
+    )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,73 @@
+"""How a worker stands at the bootstrap server: who it is, what it serves, and how busy it is."""
+
+from __future__ import annotations
+
+from baton_bootstrap.client import RegistrationClient
+from baton_bootstrap.records import Beat, Load, Role, State, Worker
+from baton_serving.config import ResolvedConfig
+from baton_serving.runtime.handoff_setup import bootstrap_addresses, bootstrap_token
+from baton_serving.runtime.identity import Identity, engine_digest
+from baton_serving.runtime.rank import RankFacts
+from baton_serving.runtime.tokenizer_manager import TokenizerManager
+
+_ROLES = {"prefill": Role.PREFILL, "decode": Role.DECODE, "null": Role.BOTH}
+
+
+def worker_record(config: ResolvedConfig, identity: Identity, facts: RankFacts, host: str, port: int) -> Worker:
+    """What the registry holds of a worker that answers HTTP at `host:port`.
+
+    Its keys are the names by which a router may call its bootstrap: SGLang's sends the host of the worker's URL with a
+    bootstrap port, or without one.
+    """
+    given = config.given.disaggregation
+    keys = [f"{host}:{port}"]
+    if given.disaggregation_mode == "prefill":
+        keys.append(f"{host}:{given.disaggregation_bootstrap_port}")
+    url_host = f"[{host}]" if ":" in host else host
+    return Worker(
+        id=identity.id,
+        incarnation=identity.incarnation,
+        epoch=identity.epoch,
+        role=_ROLES[given.disaggregation_mode],
+        http_url=f"http://{url_host}:{port}",
+        control=facts.handoff_endpoint,
+        keys=tuple(keys),
+        model=config.served_model_name,
+        weight_digest=facts.weight_digest,
+        engine_digest=engine_digest(config),
+        tp_size=config.tp_size,
+        pp_size=1,
+        page_size=facts.page_size,
+        dtype=facts.kv_dtype,
+        max_total_tokens=facts.max_total_tokens,
+    )
+
+
+class Registration:
+    """Keeps the worker registered and sends its heartbeats; lives on the API process's loop."""
+
+    def __init__(self, config: ResolvedConfig, record: Worker, manager: TokenizerManager) -> None:
+        self._manager = manager
+        self._state = State.READY
+        self._client = RegistrationClient(bootstrap_addresses(config), record, self._beat, token=bootstrap_token())
+
+    async def start(self) -> None:
+        await self._client.start()
+
+    def drain(self) -> None:
+        """Tell everyone at once that no new work should come here."""
+        self._state = State.DRAINING
+        self._client.poke()
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def _beat(self) -> Beat:
+        stats = self._manager.stats
+        load = Load(
+            running=int(stats.get("requests_running", 0) + stats.get("requests_prefilling", 0)),
+            queued_tokens=int(stats.get("tokens_waiting", 0)),
+            free_pages=int(stats.get("pages_free", 0) + stats.get("pages_evictable", 0)),
+            total_pages=int(stats.get("pages_total", 0)),
+        )
+        return Beat(state=self._state, load=load, tick=int(stats.get("tick", 0)))
