@@ -116,7 +116,7 @@ class HandoffBridge:
             "handoff_source_pages_quarantined": stats.quarantined_source_pages,
             "handoff_peers": stats.peers,
             "handoff_fences": stats.fences,
-            "handoff_transport_degraded": stats.transport_degraded,
+            "handoff_transport_degraded": float(stats.transport_degraded),
             "handoff_waiting": self.waiting,
         }
 
