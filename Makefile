@@ -27,7 +27,7 @@ test: lint  ## Everything that must hold: format, lint, types, layers, tests on 
 lint: setup  ## Format check, lint, types and import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(PACKAGES) scripts tests
+	$(BIN)/mypy $(PACKAGES) scripts tests examples/models/train benchmarks
 	$(BIN)/lint-imports
 
 .PHONY: test-deep

@@ -69,7 +69,7 @@ class _ApiProcess:
             "weight_digest": self._options.weight_digest,
             "role": self._config.given.disaggregation.disaggregation_mode,
         }
-        self._metrics = Metrics(labels, lambda: self._manager.stats)
+        self._metrics = Metrics(labels)
         self._manager = TokenizerManager(worker.to_scheduler, worker.inbox, self._observers())
 
     async def run(self) -> int:

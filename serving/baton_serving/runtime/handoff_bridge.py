@@ -98,6 +98,28 @@ class HandoffBridge:
         """Requests that wait for their sender or for pages here."""
         return sum(not receiving.reserved for receiving in self._receiving.values())
 
+    def stats(self) -> dict[str, float]:
+        """Counters and gauges of the handoff, for `/metrics`."""
+        stats = self._service.stats()
+        return {
+            "handoff_bytes_sent": stats.bytes_sent,
+            "handoff_bytes_received": stats.bytes_received,
+            "handoff_pages_sent": stats.pages_sent,
+            "handoff_pages_received": stats.pages_received,
+            "handoff_receive_seconds": stats.receive_seconds,
+            "handoff_delivered": stats.delivered,
+            "handoff_arrived": stats.arrived,
+            "handoff_sends_failed": stats.sends_failed,
+            "handoff_receives_failed": stats.receives_failed,
+            "handoff_mismatched_pages": stats.mismatched_pages,
+            "handoff_refused_messages": sum(stats.refused.values()),
+            "handoff_source_pages_quarantined": stats.quarantined_source_pages,
+            "handoff_peers": stats.peers,
+            "handoff_fences": stats.fences,
+            "handoff_transport_degraded": float(stats.transport_degraded),
+            "handoff_waiting": self.waiting,
+        }
+
     def admit(self, message: GenerateInput, request: Request) -> bool:
         """Take note of a request with a ticket; True when it is to wait here for its pages (InvalidRequest)."""
         ticket = message.handoff

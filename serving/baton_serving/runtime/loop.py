@@ -66,6 +66,10 @@ class LoopExtension(Protocol):
         """File descriptor that becomes readable when `poll` has something to do."""
         ...
 
+    def stats(self) -> dict[str, float]:
+        """Its gauges and counters."""
+        ...
+
     def admit(self, message: GenerateInput, request: Request) -> bool:
         """Take charge of a new request; False leaves it to the scheduler."""
         ...
@@ -263,7 +267,10 @@ class SchedulerLoop:
 
     def _report(self) -> None:
         self._next_state = time.monotonic() + STATE_INTERVAL
-        self._to_api.send(WorkerState(tick=self._tick, stats=self._figures.report(self._tick)))
+        stats = self._figures.report(self._tick)
+        if self._extension is not None:
+            stats.update(self._extension.stats())
+        self._to_api.send(WorkerState(tick=self._tick, stats=stats))
 
     def _log_step(self, plan: StepPlan) -> None:
         stats = self._scheduler.stats()

@@ -10,9 +10,6 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-import zmq
-import zmq.asyncio
-
 from baton_serving.errors import (
     BatonError,
     DeadlineExceeded,
@@ -123,7 +120,7 @@ class TokenizerManager:
         self._controls: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._serials = itertools.count()
         self._dead: BatonError | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self.liveness = Liveness()
@@ -131,15 +128,16 @@ class TokenizerManager:
 
     def start(self) -> None:
         """Begin to read replies, in the running event loop."""
-        self._reader = asyncio.create_task(self._read(), name="tokenizer-manager")
-        self._reader.add_done_callback(self._reader_ended)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._inbox.socket.fileno(), self._read)
+        self._loop.call_soon(self._read)
 
     async def close(self) -> None:
         """Fail what is open and stop reading. The sockets stay the caller's."""
         self._end_all(Failure("unavailable", "the worker is shutting down"))
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.wait([self._reader])
+        if self._loop is not None:
+            self._loop.remove_reader(self._inbox.socket.fileno())
+            self._loop = None
 
     @property
     def open_requests(self) -> int:
@@ -274,16 +272,13 @@ class TokenizerManager:
         for index in sorted(opened.unfinished):
             self._to_scheduler.send(AbortInput(rid=opened.choice_rids[index], reason=reason))
 
-    async def _read(self) -> None:
-        socket = zmq.asyncio.Socket.from_socket(self._inbox.socket)
-        while True:
-            await socket.poll()
+    def _read(self) -> None:
+        """Take in all that has arrived. ZeroMQ's descriptor stays readable until a receive finds nothing more."""
+        try:
             for message in self._inbox.drain():
                 self._handle(message)
-
-    def _reader_ended(self, reader: asyncio.Task[None]) -> None:
-        if not reader.cancelled() and (error := reader.exception()) is not None:
-            log.error("reading replies failed", exc_info=error)
+        except Exception as error:  # nobody else would see it, and requests would hang
+            log.exception("reading replies failed")
             self.fail_all(Failure(InternalError.code, f"the API process cannot read replies: {error}"))
 
     def _handle(self, message: ApiInput) -> None:

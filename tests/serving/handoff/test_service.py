@@ -16,6 +16,8 @@ from baton_serving.handoff.protocol import Heartbeat, Hello, HelloRefused, Join,
 from baton_serving.handoff.rim import Limits, PeerAddress
 from baton_serving.kv.layout import KVGroup
 
+Pair = tuple[Worker, Worker]
+
 
 def settled(*workers: Worker) -> bool:
     """No transfer open, no page in quarantine."""
@@ -25,20 +27,19 @@ def settled(*workers: Worker) -> bool:
     )
 
 
-def test_pages_and_snapshot_arrive(cluster: Cluster) -> None:
-    sender, receiver = cluster.worker("p"), cluster.worker("d")
-    sender.fill(1)
+def test_pages_and_snapshot_arrive(pair: Pair) -> None:
+    sender, receiver = pair
     source, target = [5, 6, 7, 20, 3], [9, 10, 40, 41, 2]
 
-    send_whole(sender, receiver, "t1", source, target)
+    send_whole(sender, receiver, "whole", source, target)
 
-    arrived = receiver.wait(Arrived, "t1")
-    sender.wait(Delivered, "t1")
-    assert arrived.snapshot == b"snapshot of t1"
+    arrived = receiver.wait(Arrived, "whole")
+    sender.wait(Delivered, "whole")
+    assert arrived.snapshot == b"snapshot of whole"
     assert arrived.pages == 5
     assert arrived.nbytes == 5 * sender.pools[0].pages.shape[1]
     np.testing.assert_array_equal(receiver.pools[0].pages[target], sender.pools[0].pages[source])
-    untouched = np.setdiff1d(np.arange(64), target)
+    untouched = np.setdiff1d(np.arange(300), target)
     assert not receiver.pools[0].pages[untouched].any()
     eventually(lambda: settled(sender, receiver))
 
@@ -89,9 +90,9 @@ def _move_between_sizes(cluster: Cluster, prefill_tp: int, decode_tp: int) -> No
         np.testing.assert_array_equal(receiver.pools[0].pages[target], receiver.pools[1].pages[target])
 
 
-def test_only_missing_pages_and_windows_move(cluster: Cluster) -> None:
+def test_only_missing_pages_and_windows_move(fake_cluster: Cluster) -> None:
     layout = msgspec.structs.replace(LAYOUT, groups=(KVGroup((0, 1)), KVGroup((2, 3), 16)))
-    sender, receiver = cluster.worker("p", layout=layout), cluster.worker("d", layout=layout)
+    sender, receiver = fake_cluster.worker("p", layout=layout), fake_cluster.worker("d", layout=layout)
     sender.fill(4)
     sender.service.open("t")
     receiver.service.expect("t", 0, "p")
@@ -108,12 +109,12 @@ def test_only_missing_pages_and_windows_move(cluster: Cluster) -> None:
     assert np.count_nonzero(got.any(axis=1)) == 4
 
 
-def test_nothing_is_written_for_a_prompt_that_is_there_already(cluster: Cluster) -> None:
-    sender, receiver = cluster.worker("p"), cluster.worker("d")
-    send_whole(sender, receiver, "t", [], [])
-    arrived = receiver.wait(Arrived, "t")
+def test_nothing_is_written_for_a_prompt_that_is_there_already(pair: Pair) -> None:
+    sender, receiver = pair
+    send_whole(sender, receiver, "empty", [], [])
+    arrived = receiver.wait(Arrived, "empty")
     assert (arrived.pages, arrived.nbytes) == (0, 0)
-    sender.wait(Delivered, "t")
+    sender.wait(Delivered, "empty")
 
 
 def test_a_long_snapshot_arrives(fake_cluster: Cluster) -> None:
@@ -128,8 +129,8 @@ def test_a_long_snapshot_arrives(fake_cluster: Cluster) -> None:
     assert receiver.wait(Arrived, "t").snapshot == snapshot
 
 
-def test_prefill_may_be_done_before_anyone_joins(cluster: Cluster) -> None:
-    sender, receiver = cluster.worker("p"), cluster.worker("d")
+def test_prefill_may_be_done_before_anyone_joins(fake_cluster: Cluster) -> None:
+    sender, receiver = fake_cluster.worker("p"), fake_cluster.worker("d")
     sender.fill(5)
     sender.service.open("t")
     sender.service.started("t", 32)
@@ -142,11 +143,10 @@ def test_prefill_may_be_done_before_anyone_joins(cluster: Cluster) -> None:
     np.testing.assert_array_equal(receiver.pools[0].pages[[8, 9]], sender.pools[0].pages[[1, 2]])
 
 
-def test_many_transfers_at_once(cluster: Cluster) -> None:
-    sender, receiver = cluster.worker("p", pages=300), cluster.worker("d", pages=300)
-    sender.fill(6)
+def test_many_transfers_at_once(pair: Pair) -> None:
+    sender, receiver = pair
     order = np.random.default_rng(1).permutation(np.arange(1, 281)).tolist()
-    transfers = {f"t{n}": (list(range(1 + 7 * n, 8 + 7 * n)), order[7 * n : 7 * n + 7]) for n in range(40)}
+    transfers = {f"many{n}": (list(range(1 + 7 * n, 8 + 7 * n)), order[7 * n : 7 * n + 7]) for n in range(40)}
     for name in transfers:
         sender.service.open(name)
         receiver.service.expect(name, 0, "p")
@@ -163,45 +163,46 @@ def test_many_transfers_at_once(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("side", ["sender", "receiver"])
-def test_an_abort_while_pages_are_written_ends_both_legs(cluster: Cluster, side: str) -> None:
-    _abort(cluster, side, "writing")
+def test_an_abort_while_pages_are_written_ends_both_legs(pair: Pair, side: str) -> None:
+    _abort(*pair, side, "writing")
 
 
 @pytest.mark.parametrize("side", ["sender", "receiver"])
 @pytest.mark.parametrize("moment", ["opened", "joined", "begun"])
 def test_an_abort_ends_both_legs(fake_cluster: Cluster, side: str, moment: str) -> None:
-    _abort(fake_cluster, side, moment)
-
-
-def _abort(cluster: Cluster, side: str, moment: str) -> None:
-    sender, receiver = cluster.worker("p"), cluster.worker("d")
+    sender, receiver = fake_cluster.worker("p"), fake_cluster.worker("d")
     sender.fill(7)
-    sender.service.open("t")
-    receiver.service.expect("t", 0, "p")
+    _abort(sender, receiver, side, moment)
+
+
+def _abort(sender: Worker, receiver: Worker, side: str, moment: str) -> None:
+    transfer = f"{moment} {side}"
+    sender.service.open(transfer)
+    receiver.service.expect(transfer, 0, "p")
     if moment == "joined":
         eventually(lambda: sender.service.stats().peers == 1)
     if moment in ("begun", "writing"):
-        sender.service.started("t", 64)
-        receiver.wait(Begun, "t")
+        sender.service.started(transfer, 64)
+        receiver.wait(Begun, transfer)
     if moment == "writing":
-        receiver.service.announce("t", [PageSpan(0, 0, [1, 2, 3, 4])], 0)
-        sender.service.chunk_ready("t", [PageSpan(0, 0, [1, 2])])
+        receiver.service.announce(transfer, [PageSpan(0, 0, [1, 2, 3, 4])], 0)
+        sender.service.chunk_ready(transfer, [PageSpan(0, 0, [1, 2])])
         eventually(lambda: bool(receiver.pools[0].pages[2].any()))
 
-    (sender if side == "sender" else receiver).service.abort("t", "the client went away")
+    (sender if side == "sender" else receiver).service.abort(transfer, "the client went away")
 
-    send_failed, receive_failed = sender.wait(SendFailed, "t"), receiver.wait(ReceiveFailed, "t")
+    send_failed, receive_failed = sender.wait(SendFailed, transfer), receiver.wait(ReceiveFailed, transfer)
     assert "the client went away" in send_failed.failure.message
     assert "the client went away" in receive_failed.failure.message
     assert send_failed.failure.code == receive_failed.failure.code == "cancelled"
     if not send_failed.quiet:
-        sender.wait(SendQuiet, "t")
+        sender.wait(SendQuiet, transfer)
     if not receive_failed.quiet:
-        receiver.wait(ReceiveQuiet, "t")
+        receiver.wait(ReceiveQuiet, transfer)
     assert sender.service.stats().fences == receiver.service.stats().fences == 0, "a clean abort needs no fence"
     eventually(lambda: settled(sender, receiver))
-    send_whole(sender, receiver, "next", [5, 6], [1, 2])
-    receiver.wait(Arrived, "next")
+    send_whole(sender, receiver, f"after {transfer}", [5, 6], [1, 2])
+    receiver.wait(Arrived, f"after {transfer}")
     np.testing.assert_array_equal(receiver.pools[0].pages[[1, 2]], sender.pools[0].pages[[5, 6]])
 
 
@@ -226,7 +227,8 @@ def test_verification_names_the_page_that_differs(fake_cluster: Cluster) -> None
     assert receiver.service.stats().mismatched_pages == 1
 
 
-def test_a_peer_of_another_layout_or_weights_is_refused(cluster: Cluster) -> None:
+def test_a_peer_of_another_layout_or_weights_is_refused(fake_cluster: Cluster) -> None:
+    cluster = fake_cluster
     sender = cluster.worker("p")
     other = cluster.worker("d", layout=msgspec.structs.replace(LAYOUT, page_size=32))
     newer = cluster.worker("e", weights="w2")
