@@ -100,6 +100,17 @@ class World:
             eos_ids=frozenset() if eos is None else frozenset({eos}),
         )
 
+    def like(self, request: Request, prompt: list[int]) -> Request:
+        """A request that differs from `request` by its prompt alone."""
+        return Request(
+            f"r{next(self._names)}",
+            prompt,
+            request.params,
+            namespace=request.namespace,
+            logprobs=request.logprobs,
+            eos_ids=request.eos_ids,
+        )
+
     def add(self, request: Request) -> Request:
         self.answers[request.rid] = Answer(request)
         self.local.add(request.rid)
@@ -156,6 +167,10 @@ class World:
                     return
                 assert self.departures or self.arrivals, "it hangs"
         raise AssertionError("it never ends")
+
+    def flush(self) -> None:
+        self.scheduler.flush_cache()
+        self._after()
 
     # Peers, decode side
 
@@ -246,7 +261,7 @@ class World:
 
     def handoff_done(self, rid: str) -> None:
         departure = self.departures[rid]
-        if departure.request.state in (State.HANDING_OFF, State.LEAVING):
+        if departure.snapshot is not None or departure.request.state is State.LEAVING:
             self._check_departure(departure)
             del self.departures[rid]
             self.scheduler.handoff_done(rid)
@@ -261,6 +276,8 @@ class World:
             self._note(event)
         self.scheduler.check()
         self.model.check_launched()
+        for rid, departure in self.departures.items():
+            assert departure.request.held is not None, f"the pages of {rid} were given back under their reader"
 
     def _note(self, event: ChunkReady | Snapshot) -> None:
         request = self.answers[event.rid].request
@@ -268,12 +285,25 @@ class World:
         if isinstance(event, Snapshot):
             departure.snapshot = event
             assert event.kv_tokens == max(len(request.prompt), len(request.prompt) + len(event.output_ids) - 1)
+            if request.handoff:
+                self._check_announced(departure)
             return
         for group, (first, pages) in enumerate(zip(event.first, event.pages, strict=True)):
             for index, page in enumerate(pages, first):
                 assert page != NULL_PAGE
+                assert event.last or (index + 1) * self.layout.page_size <= event.tokens
                 departure.pages.append((group, index, page, event.tokens))
         self._check_departure(departure)
+
+    def _check_announced(self, departure: Departure) -> None:
+        """Every page that decoding after the prompt reads was announced, once."""
+        tokens, size = len(departure.request.prompt), self.layout.page_size
+        announced = sorted((group, index) for group, index, _, _ in departure.pages)
+        assert len(set(announced)) == len(announced)
+        for group, kind in enumerate(self.layout.groups):
+            first = 0 if kind.window is None else max(0, tokens - kind.window + 1) // size
+            needed = {(group, index) for index in range(first, -(-tokens // size))}
+            assert needed <= set(announced)
 
     def _check_departure(self, departure: Departure) -> None:
         for group, index, page, tokens in departure.pages:

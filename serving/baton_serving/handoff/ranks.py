@@ -173,6 +173,7 @@ class _Lane:
     """Writes to one peer engine, in order: what waits and what is under way (ticket, batch)."""
 
     peer: str
+    ready: bool = False
     waiting: deque[tuple[Runs, _Batch]] = field(default_factory=deque)
     posted: list[tuple[int, _Batch]] = field(default_factory=list)
 
@@ -228,6 +229,7 @@ class RankExecutor:
             case Introduce(link=link):
                 self._links[link] = command
                 self._planners[link] = CopyPlanner(command.mine, self.rank, command.theirs)
+                self._reach(link)
             case Part(link=link):
                 self._links.pop(link, None)
                 self._planners.pop(link, None)
@@ -246,6 +248,8 @@ class RankExecutor:
             self.report(EpochFailed(self.rank, epoch, str(error)))
             return
         self._engines[epoch] = _Engine(backend)
+        for link in self._links:
+            self._reach(link)
         descriptor = msgspec.structs.replace(
             self._slice,
             pages=self._memory.region.nbytes // self._slice.shape.page_bytes,
@@ -253,6 +257,18 @@ class RankExecutor:
             endpoint=backend.endpoint(),
         )
         self.report(EpochOpened(self.rank, epoch, descriptor, backend.transport(), backend.fenced_by_close))
+
+    def _reach(self, link: int) -> None:
+        """Begin to connect the newest engine to the ranks that this one will write to, while the peer is alive."""
+        if not self._engines:
+            return
+        backend = self._engines[max(self._engines)].backend
+        theirs = self._links[link].theirs
+        for target in self._planners[link].targets():
+            try:
+                backend.connect(theirs.ranks[target].endpoint, theirs.ranks[target].address)
+            except BackendError as error:
+                logger.warning("rank %d cannot connect to %s: %s", self.rank, theirs.label, error)
 
     def _close(self, epoch: int) -> None:
         for number in [number for number in self._engines if number <= epoch]:
@@ -286,15 +302,15 @@ class RankExecutor:
                 batch.spoil(Outcome.NOTHING_SENT, f"a page lies outside the pool of rank {target}")
                 continue
             absolute = Runs(runs.src + self._memory.region.address, runs.dst + rank.address, runs.nbytes)
-            self._enqueue(engine, rank.endpoint, absolute, batch)
+            self._enqueue(engine, rank, absolute, batch)
         if command.verify:
             batch.digests = sent_digests(self._memory, self.rank, planner, self._slice, command.copies)
         self._slice_ended(batch, Outcome.DONE, "")
         self._pump(engine)
 
-    def _enqueue(self, engine: _Engine, endpoint: bytes, runs: Runs, batch: _Batch) -> None:
+    def _enqueue(self, engine: _Engine, rank: RankDescriptor, runs: Runs, batch: _Batch) -> None:
         try:
-            peer = engine.backend.connect(endpoint)
+            peer = engine.backend.connect(rank.endpoint, rank.address)
         except BackendError as error:
             batch.spoil(Outcome.NOTHING_SENT, str(error))
             return
@@ -306,12 +322,7 @@ class RankExecutor:
         batch.nbytes += runs.total
 
     def _cancel(self, key: Key) -> None:
-        for engine in self._engines.values():
-            for lane in engine.lanes.values():
-                dropped = [batch for _, batch in lane.waiting if batch.key == key]
-                lane.waiting = deque(entry for entry in lane.waiting if entry[1].key != key)
-                for batch in dropped:
-                    self._slice_ended(batch, Outcome.NOTHING_SENT, "the transfer was cancelled")
+        self._drop_waiting(lambda batch: batch.key == key, "the transfer was cancelled")
 
     def _digest(self, command: DigestPages) -> None:
         link = self._links.get(command.link)
@@ -343,9 +354,11 @@ class RankExecutor:
     def _pump(self, engine: _Engine) -> None:
         """Post what waits. A batch that is spoiled posts no more."""
         for lane in engine.lanes.values():
+            if lane.waiting and not self._is_ready(engine, lane):
+                continue
             while lane.waiting and len(lane.posted) < _TICKETS_PER_PEER:
                 runs, batch = lane.waiting.popleft()
-                if batch.outcome is not Outcome.DONE or batch.late:
+                if batch.outcome is not Outcome.DONE:
                     self._slice_ended(batch, Outcome.NOTHING_SENT, batch.reason)
                     continue
                 try:
@@ -353,15 +366,37 @@ class RankExecutor:
                 except BackendError as error:
                     self._slice_ended(batch, Outcome.NOTHING_SENT, str(error))
 
+    def _is_ready(self, engine: _Engine, lane: _Lane) -> bool:
+        """Whether the lane's peer is connected; what waits for one that cannot be is failed."""
+        if not lane.ready:
+            try:
+                lane.ready = engine.backend.connected(lane.peer)
+            except BackendError as error:
+                waiting, lane.waiting = lane.waiting, deque()
+                for _, batch in waiting:
+                    self._slice_ended(batch, Outcome.NOTHING_SENT, str(error))
+        return lane.ready
+
     def _watch_deadlines(self) -> None:
+        """Give up on batches past their deadline: nothing more of them is posted, what is under way is awaited."""
         now = self._clock()
+        late = f"a write took longer than {self._write_timeout:g} s"
         for engine in self._engines.values():
             for lane in engine.lanes.values():
-                for batch in [batch for _, batch in lane.posted] + [batch for _, batch in lane.waiting]:
+                for batch in [batch for _, batch in lane.posted]:
                     if now >= batch.deadline and not batch.late:
                         batch.late = True
-                        reason = f"a write took longer than {self._write_timeout:g} s"
-                        self.report(Wrote(self.rank, batch.key, batch.number, Outcome.HUNG, reason=reason))
+                        self.report(Wrote(self.rank, batch.key, batch.number, Outcome.HUNG, reason=late))
+        self._drop_waiting(lambda batch: now >= batch.deadline, late)
+
+    def _drop_waiting(self, drop: Callable[[_Batch], bool], reason: str) -> None:
+        """Fail the slices, not yet posted, of these batches."""
+        for engine in self._engines.values():
+            for lane in engine.lanes.values():
+                dropped = [batch for _, batch in lane.waiting if drop(batch)]
+                lane.waiting = deque(entry for entry in lane.waiting if not drop(entry[1]))
+                for batch in dropped:
+                    self._slice_ended(batch, Outcome.NOTHING_SENT, reason)
 
     def _slice_ended(self, batch: _Batch, outcome: Outcome, reason: str) -> None:
         batch.left -= 1

@@ -64,11 +64,14 @@ class TransferBackend(Protocol):
 
     def transport(self) -> Transport: ...
 
-    def connect(self, endpoint: bytes) -> str:
-        """Get ready to write to the engine behind `endpoint`; returns its name here. Raises BackendError."""
+    def connect(self, endpoint: bytes, address: int) -> str:
+        """Begin to connect to the engine behind `endpoint`, whose page 0 is at `address`; returns its name here.
 
-    def disconnect(self, peer: str) -> None:
-        """Forget a connected peer; harmless when unknown."""
+        Never waits for the peer: it may be hung. Page 0 holds nothing, so a backend may write into it to warm up.
+        Idempotent. Raises BackendError for an endpoint that makes no sense."""
+
+    def connected(self, peer: str) -> bool:
+        """Whether writes may be posted. Raises BackendError, once, when the connection failed; then connect again."""
 
     def post(self, peer: str, runs: Runs) -> int:
         """Start writing `runs` (absolute addresses) to `peer`; returns a ticket. Raises BackendError when nothing

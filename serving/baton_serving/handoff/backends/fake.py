@@ -218,11 +218,11 @@ class FakeBackend:
     def transport(self) -> Transport:
         return Transport(asked="fake", used="fake")
 
-    def connect(self, endpoint: bytes) -> str:
+    def connect(self, endpoint: bytes, address: int) -> str:
         return endpoint.decode()
 
-    def disconnect(self, peer: str) -> None:
-        """Nothing is held per peer."""
+    def connected(self, peer: str) -> bool:
+        return True
 
     def post(self, peer: str, runs: Runs) -> int:
         ticket = next(self._tickets)
