@@ -59,6 +59,7 @@ class HandoffService:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._sockets.watch(self._bell)
         self._events: deque[HandoffEvent] = deque()
+        self._emitted: list[HandoffEvent] = []
         self._stats = HandoffStats()
         self._attempts: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
@@ -208,9 +209,17 @@ class HandoffService:
             if now - last >= _TURN:
                 last = now
                 self._core.turn(now, self._tick, max(0.0, self._busy_until - now))
-            self._stats = self._core.stats()
+            self._publish()
             if self._core.ready or self._core.fencing.error:
                 self._ready.set()
+
+    def _publish(self) -> None:
+        """Hand over what this turn brought, never before the counters that go with it."""
+        self._stats = self._core.stats()
+        if self._emitted:
+            self._events.extend(self._emitted)
+            self._emitted.clear()
+            self._wake_scheduler()
 
     def _hush(self) -> None:
         try:
@@ -251,5 +260,4 @@ class HandoffService:
         self._command(rank, command)
 
     def emit(self, event: HandoffEvent) -> None:
-        self._events.append(event)
-        self._wake_scheduler()
+        self._emitted.append(event)
