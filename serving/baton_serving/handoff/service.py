@@ -93,7 +93,9 @@ class HandoffService:
             self._thread.join()
         self._lookups.shutdown(wait=False, cancel_futures=True)
         self._sockets.close()
-        os.close(self._bell)
+        with self._lock:
+            os.close(self._bell)
+            self._bell = -1
 
     # From the scheduler's thread.
 
@@ -181,8 +183,9 @@ class HandoffService:
         self._ring()
 
     def _ring(self) -> None:
-        if not self._stopped or self._thread.is_alive():
-            os.eventfd_write(self._bell, 1)
+        with self._lock:  # a late look-up or report must not ring a descriptor that is another file's by now
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
 
     # The service's thread.
 
