@@ -6,14 +6,13 @@ import asyncio
 import math
 import random
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
-
 from support.baton_processes import BatonProcess, BatonProcesses
 
 Body = dict[str, Any]
@@ -38,6 +37,11 @@ class Shape:
 
 @dataclass
 class Fleet:
+    """`whole` is the undivided worker to compare with, where there is one."""
+
+    processes: BatonProcesses
+    model: Path
+    shape: Shape
     bootstrap: BatonProcess
     prefills: list[BatonProcess]
     decodes: list[BatonProcess]
@@ -46,6 +50,29 @@ class Fleet:
     @property
     def workers(self) -> list[BatonProcess]:
         return [*self.prefills, *self.decodes]
+
+    def revive(self) -> None:
+        """Start every worker that has died anew, at the address it had."""
+        for mode, workers in (("prefill", self.prefills), ("decode", self.decodes)):
+            for number, worker in enumerate(workers):
+                if worker.popen.poll() is not None:
+                    port = int(worker.key.rpartition(":")[2])
+                    workers[number] = self._worker(mode, worker.name, port)
+        for worker in self.workers:
+            worker.wait_announced()
+
+    def _worker(self, mode: str, name: str, port: int = 0) -> BatonProcess:
+        tp = self.shape.prefill_tp if mode == "prefill" else self.shape.decode_tp
+        options = disaggregated(mode, self.bootstrap, self.shape.backend, tp, self.shape.verify)
+        return self.processes.worker(name, self.model, *options, port=port)
+
+    def start(self) -> None:
+        """Start all workers of the shape."""
+        shape = self.shape
+        self.prefills += [self._worker("prefill", f"prefill{i}") for i in range(shape.prefills)]
+        self.decodes += [self._worker("decode", f"decode{i}") for i in range(shape.decodes)]
+        for worker in self.workers:
+            worker.wait_announced()
 
 
 def disaggregated(mode: str, bootstrap: BatonProcess, backend: str, tp: int = 1, verify: bool = False) -> list[str]:
@@ -57,17 +84,11 @@ def disaggregated(mode: str, bootstrap: BatonProcess, backend: str, tp: int = 1,
 
 def start_fleet(processes: BatonProcesses, model: Path, shape: Shape, *, whole: bool = True) -> Fleet:
     """All workers of `shape`, and (with `whole`) one undivided worker to compare them with."""
-    bootstrap = processes.bootstrap()
-    prefill = disaggregated("prefill", bootstrap, shape.backend, shape.prefill_tp, shape.verify)
-    decode = disaggregated("decode", bootstrap, shape.backend, shape.decode_tp, shape.verify)
-    fleet = Fleet(
-        bootstrap,
-        [processes.worker(f"prefill{i}", model, *prefill) for i in range(shape.prefills)],
-        [processes.worker(f"decode{i}", model, *decode) for i in range(shape.decodes)],
-        processes.worker("whole", model, *POOL) if whole else None,
-    )
-    for worker in [*fleet.workers, *([fleet.whole] if fleet.whole else [])]:
-        worker.wait_announced()
+    undivided = processes.worker("whole", model, *POOL) if whole else None
+    fleet = Fleet(processes, model, shape, processes.bootstrap(), [], [], undivided)
+    fleet.start()
+    if undivided is not None:
+        undivided.wait_announced()
     return fleet
 
 
@@ -262,16 +283,82 @@ def _logprob_difference(ours: Sequence[Sequence[Any]], theirs: Sequence[Sequence
 async def settled(*workers: BatonProcess, seconds: float = 20.0) -> None:
     """Wait until no page of the workers is in use or in quarantine; AssertionError after `seconds`."""
     held: dict[str, dict[str, float]] = {}
-    deadline = asyncio.get_running_loop().time() + seconds
-    while asyncio.get_running_loop().time() < deadline:
-        held = {worker.name: _held(worker) for worker in workers}
-        if not any(any(figures.values()) for figures in held.values()):
+
+    def nothing_held() -> bool:
+        held.update({worker.name: _held(worker) for worker in workers})
+        return not any(any(figures.values()) for figures in held.values())
+
+    try:
+        await until(nothing_held, "pages to be free", seconds)
+    except TimeoutError:
+        raise AssertionError(f"still held after {seconds:g} s: {held}") from None
+
+
+async def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
+    """Look a few times a second, as often as workers report, until it holds; TimeoutError after `seconds`."""
+    for _ in range(round(seconds * 20)):
+        if condition():
             return
-        await asyncio.sleep(0.1)  # figures are reported a few times a second
-    raise AssertionError(f"still held after {seconds:g} s: {held}")
+        await asyncio.sleep(0.05)
+    raise TimeoutError(f"waited {seconds:g} s in vain for {what}")
 
 
 def _held(worker: BatonProcess) -> dict[str, float]:
     metrics = worker.metrics()
     names = ("kv_pages_in_use", "kv_pages_quarantined", "handoff_source_pages_quarantined", "handoff_waiting")
     return {name: metrics.get(f"baton_{name}", 0.0) for name in names}
+
+
+# Faults
+
+
+@dataclass
+class Legs:
+    """Both legs of one request under way."""
+
+    prefill: asyncio.Task[Answer]
+    decode: asyncio.Task[Answer]
+
+
+def send_pair(client: httpx.AsyncClient, fleet: Fleet, body: Body, transfer_id: str = "") -> Legs:
+    """Begin a request on the fleet's first pair."""
+    prefill, decode = fleet.prefills[0], fleet.decodes[0]
+    first, second = leg_bodies(body, prefill, transfer_id)
+    return Legs(
+        asyncio.create_task(ask(client, prefill, first), name="prefill leg"),
+        asyncio.create_task(ask(client, decode, second), name="decode leg"),
+    )
+
+
+async def ended(task: asyncio.Task[Answer]) -> Answer:
+    """The answer of a leg; status 0 when its worker died under it. Raises TimeoutError for a leg that hangs."""
+    try:
+        return await asyncio.wait_for(task, PATIENCE)
+    except httpx.HTTPError as error:
+        return Answer(0, error={"message": repr(error)})
+
+
+async def reached(worker: BatonProcess, metric: str, at_least: float = 1.0) -> None:
+    """Wait until a figure of the worker is that high."""
+    await until(lambda: worker.metrics().get(f"baton_{metric}", 0.0) >= at_least, f"{worker.name}: {metric}")
+
+
+def fresh_prompt(tokens: int, draw: random.Random) -> list[int]:
+    """A prompt that no cache knows."""
+    return [draw.randrange(4, VOCABULARY) for _ in range(tokens)]
+
+
+def greedy(prompt: list[int], tokens: int = 8) -> Body:
+    sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+    return {"input_ids": prompt, "sampling_params": sampling, "return_logprob": True, "top_logprobs_num": 2}
+
+
+async def next_is_right(client: httpx.AsyncClient, fleet: Fleet, whole: BatonProcess | None) -> None:
+    """One more request through the fleet gives the undivided worker's answer, and nothing is held afterwards."""
+    assert whole is not None
+    case = Case("the next request", greedy(fresh_prompt(300, random.Random())))
+    wanted = await ask(client, whole, case.body)
+    first, second = await ask_pair(client, fleet.prefills[0], fleet.decodes[0], case.body)
+    assert (first.status, first.error) == (200, {})
+    assert difference(case, wanted, second) == ""
+    await settled(*fleet.workers)

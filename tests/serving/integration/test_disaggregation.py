@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
-from support.baton_processes import BATON_TINY, BatonProcesses
+from support.baton_processes import BATON_TINY, BatonProcess, BatonProcesses
 from support.disaggregation import (
     Fleet,
     Shape,
@@ -21,34 +20,33 @@ from support.disaggregation import (
 BACKENDS = ("mooncake", "nixl")
 
 
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[BatonProcesses]:
-    with BatonProcesses(tmp_path) as started:
-        yield started
-
-
-async def compare(fleet: Fleet, count: int, seed: int) -> None:
-    """Every case through the fleet and through its undivided worker."""
-    assert fleet.whole is not None
+async def compare(fleet: Fleet, whole: BatonProcess | None, count: int, seed: int) -> None:
+    """Every case through the fleet and through an undivided worker."""
+    assert whole is not None
+    before = [worker.metrics() for worker in fleet.decodes]
     cases = mixed_cases(count, seed)
-    wanted = await ask_whole(fleet.whole, cases)
+    wanted = await ask_whole(whole, cases)
     found = await ask_divided(fleet, cases)
     differences = [difference(*triple) for triple in zip(cases, wanted, found, strict=True)]
     assert [complaint for complaint in differences if complaint] == []
-    choices = sum(len(answer.choices) for answer in wanted)
     await settled(*fleet.workers)
-    figures = [worker.metrics() for worker in fleet.decodes]
-    assert sum(figure["baton_handoffs_arrived_total"] for figure in figures) == choices
-    assert sum(figure["baton_cached_tokens_total"] for figure in figures) > 0
-    assert sum(figure["baton_handoff_mismatched_pages_total"] for figure in figures) == 0
+    after = [worker.metrics() for worker in fleet.decodes]
+    gained = {
+        name: sum(m[f"baton_{name}_total"] for m in after) - sum(m[f"baton_{name}_total"] for m in before)
+        for name in ("handoffs_arrived", "cached_tokens", "handoff_mismatched_pages")
+    }
+    assert gained["handoffs_arrived"] == sum(len(answer.choices) for answer in wanted)
+    assert gained["cached_tokens"] > 0
+    assert gained["handoff_mismatched_pages"] == 0
 
 
-@pytest.mark.parametrize(("backend", "count", "verify"), [("mooncake", 40, True), ("nixl", 12, False)])
-async def test_a_pair_answers_like_one_worker(
-    processes: BatonProcesses, backend: str, count: int, verify: bool
-) -> None:
-    fleet = start_fleet(processes, BATON_TINY, Shape(backend, verify=verify))
-    await compare(fleet, count, seed=3)
+async def test_a_pair_over_mooncake_answers_like_one_worker(fleet: Fleet) -> None:
+    await compare(fleet, fleet.whole, count=40, seed=3)
+
+
+async def test_a_pair_over_nixl_answers_like_one_worker(fleet: Fleet, processes: BatonProcesses) -> None:
+    pair = start_fleet(processes, BATON_TINY, Shape("nixl"), whole=False)
+    await compare(pair, fleet.whole, count=12, seed=4)
 
 
 @pytest.mark.deep
@@ -64,5 +62,5 @@ async def test_a_pair_answers_like_one_worker(
     ],
 )
 async def test_a_fleet_answers_like_one_worker(processes: BatonProcesses, shape: Shape, backend: str) -> None:
-    fleet = start_fleet(processes, BATON_TINY, Shape(**{**vars(shape), "backend": backend}))
-    await compare(fleet, 300, seed=7)
+    fleet = start_fleet(processes, BATON_TINY, replace(shape, backend=backend))
+    await compare(fleet, fleet.whole, count=300, seed=7)
