@@ -58,8 +58,8 @@ async def test_a_body_that_is_no_json_object(world: World, path: str, body: byte
 
 
 def case(path: str, param: str, name: str = "", **fields: Any) -> Any:
-    base: dict[str, Any] = {CHAT: {"messages": HELLO}, TEXT: {"prompt": "a"}, NATIVE: {"text": "a"}}[path]
-    return pytest.param(path, {**base, **fields}, param, id=f"{path} {name or param}"[:60])
+    good: dict[str, dict[str, Any]] = {CHAT: {"messages": HELLO}, TEXT: {"prompt": "a"}, NATIVE: {"text": "a"}}
+    return pytest.param(path, {**good[path], **fields}, param, id=f"{path} {name or param}"[:60])
 
 
 MANY_STOPS = ["x"] * 2_000

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
-from simulation import Fault, MakeCore, Node, NodeRim, Plan, Request, Violation, World
+from support.handoff_node import Fault, Node, NodeRim, Plan, Request, Violation
+from support.handoff_world import MakeCore, World
 
 from baton_serving.handoff.backends.base import Outcome
 from baton_serving.handoff.core import HandoffCore

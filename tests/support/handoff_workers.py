@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -106,6 +105,7 @@ class Worker:
             epoch=0,
             ranks=tuple(slices),
         )
+        self.beating = True
         self.woken = threading.Event()
         self.seen: list[HandoffEvent] = []
         self.service = HandoffService(blank, self._command, registry.get, self.woken.set, limits=limits, verify=verify)
@@ -169,6 +169,18 @@ class Cluster:
         self.fabric = FakeFabric()
         self.registry: dict[str, PeerAddress] = {}
         self.workers: list[Worker] = []
+        self._stop = threading.Event()
+        self._beats = threading.Thread(target=self._beat, daemon=True)
+        self._beats.start()
+
+    def _beat(self) -> None:
+        """Every worker's scheduler loop."""
+        tick = 0
+        while not self._stop.wait(0.05):
+            tick += 1
+            for worker in self.workers:
+                if worker.beating:
+                    worker.service.beat(tick)
 
     def factory(self) -> BackendFactory:
         if self.backend == "fake":
@@ -202,6 +214,8 @@ class Cluster:
         return worker
 
     def close(self) -> None:
+        self._stop.set()
+        self._beats.join()
         for worker in self.workers:
             worker.close()
 
@@ -226,9 +240,8 @@ class ChildWorker:
 
     def __init__(self, backend: str, name: str) -> None:
         self.name = name
-        script = Path(__file__).with_name("handoff_child.py")
         self.process = subprocess.Popen(
-            [sys.executable, str(script), backend, name],
+            [sys.executable, "-m", "support.handoff_child", backend, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
