@@ -8,7 +8,7 @@ from typing import Any
 
 from support.kv_model import VOCABULARY, History, KVModel
 
-from baton_serving.kv.layout import NULL_PAGE, KVLayout
+from baton_serving.kv.layout import NULL_PAGE, KVGroup, KVLayout
 from baton_serving.sampling.params import SamplingParams
 from baton_serving.scheduling.config import SchedulerConfig
 from baton_serving.scheduling.events import ChunkReady, Reservation, Snapshot, TokenOutput
@@ -75,6 +75,7 @@ class World:
         self.local: set[str] = set()  # requests that came from clients, not from peers
         self.cut: dict[str, int] = {}  # by a stop string
         self.steps = 0
+        self.last_plan: StepPlan  # the newest
         self._names = itertools.count()
 
     # Clients
@@ -149,6 +150,7 @@ class World:
         self.now += 1.0
         if plan is not None:
             self.steps += 1
+            self.last_plan = plan
             broken = frozenset({0}) if nan else frozenset()
             self.flights.append((plan, self.model.launch(plan, broken)))
         self._after()
@@ -361,4 +363,13 @@ class World:
         return output, "length"
 
 
-__all__ = ["VOCABULARY", "World"]
+def small_world(
+    *, pages: int = 40, page_size: int = 4, windows: tuple[int | None, ...] = (None,), depth: int = 0, **config: Any
+) -> World:
+    """A world of few pages; the other keywords are fields of `SchedulerConfig`."""
+    groups = tuple(KVGroup((i,), window) for i, window in enumerate(windows))
+    settings = {"context_len": 100, "max_running_requests": 4} | config
+    return World(SchedulerConfig(**settings), KVLayout(page_size, 1, 4, 4, "float32", groups), pages, depth)
+
+
+__all__ = ["VOCABULARY", "World", "small_world"]
