@@ -132,7 +132,7 @@ class SchedulerLoop:
         self._in_flight: tuple[StepPlan, LaunchedStep] | None = None
         self._stopping = False
         self._tick = 0
-        self._was_idle = True
+        self._rested = self._checked = True  # nothing ran since the last report, and since the last check of the books
         self._next_state = 0.0
         self._steps = 0
         self._figures = figures
@@ -176,7 +176,9 @@ class SchedulerLoop:
         self._watchdog.tick()
         if plan is None and self._in_flight is None:
             self._rest()
-        elif time.monotonic() >= self._next_state:
+            return
+        self._rested = self._checked = False
+        if time.monotonic() >= self._next_state:
             self._report()
 
     def _receive(self) -> list[TokenOutput]:
@@ -254,16 +256,14 @@ class SchedulerLoop:
             self._opened = []
 
     def _rest(self) -> None:
-        """Nothing to run: check the books once, say so, and wait for something to do."""
-        if self._scheduler.idle and not self._was_idle:
-            self._scheduler.check()
-        newly = not self._was_idle
-        self._was_idle = self._scheduler.idle
-        if newly or time.monotonic() >= self._next_state:
+        """Nothing to run: say so once, and wait for something to do. Check the books when nothing comes for a while."""
+        idle = self._scheduler.idle
+        if (idle and not self._rested) or time.monotonic() >= self._next_state:
             self._report()
-        if not self._stopping:
-            self._poller.poll(IDLE_POLL_MS)
-            self._was_idle = self._was_idle and self._scheduler.idle
+        self._rested = idle
+        if not self._stopping and not self._poller.poll(IDLE_POLL_MS) and idle and not self._checked:
+            self._scheduler.check()
+            self._checked = True
 
     def _report(self) -> None:
         self._next_state = time.monotonic() + STATE_INTERVAL

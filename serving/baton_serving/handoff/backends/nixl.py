@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PROGRESS_DELAY_US = 1000
+_FAST_BYTES = 1 << 28
 _TRANSPORTS = {"tcp": "tcp", "cma": "tcp,cma", "rdma": "rc,ud,tcp", "cuda_ipc": "tcp,cuda_ipc"}
 # Of UCX's transports, those through which a peer writes by itself: it needs no engine on our side to do so.
 _PEER_WRITES_ALONE = {"all", "cma", "cuda_ipc", "knem", "posix", "shm", "sm", "sysv", "xpmem"}
@@ -50,6 +51,7 @@ class NixlBackend:
     """See `TransferBackend`. `protocol` is auto, tcp, cma, rdma, cuda_ipc or a UCX_TLS list."""
 
     max_blocks = 4096
+    max_bytes = 1 << 26
 
     def __init__(self, name: str, host: str, protocol: str = "auto", devices: str = "", cuda: bool = False) -> None:
         configure_environment(host, protocol, devices, cuda)
@@ -64,6 +66,8 @@ class NixlBackend:
         self._asked = protocol
         self._used = _protocol_in_use()
         self.fenced_by_close = not _PEER_WRITES_ALONE & set(os.environ.get("UCX_TLS", "all").split(","))
+        if self._used != "tcp":
+            self.max_bytes = _FAST_BYTES
         self._memory = nixl.VRAM_SEG if cuda else nixl.DRAM_SEG
         self._device = 0
         self._peers: dict[bytes, str] = {}
@@ -106,6 +110,12 @@ class NixlBackend:
     def connected(self, peer: str) -> bool:
         """UCX connects in the background of the first write."""
         return True
+
+    def disconnect(self, peer: str) -> None:
+        for endpoint in [endpoint for endpoint, name in self._peers.items() if name == peer]:
+            del self._peers[endpoint]
+            with contextlib.suppress(*self._errors):  # it may have noticed the end of the peer by itself
+                self._agent.invalidateRemoteMD(peer)
 
     def post(self, peer: str, runs: Runs) -> int:
         """A request that NIXL refuses to create or to post has sent nothing."""
