@@ -18,7 +18,8 @@ from support.baton_processes import BatonProcess, BatonProcesses
 Body = dict[str, Any]
 
 TOLERANCE = 2e-4  # of log-probabilities: splits and chunks alone differ by a few 1e-5
-POOL = ("--max-total-tokens", "24000", "--max-running-requests", "16")
+MODEL = "baton-tiny"
+POOL = ("--served-model-name", MODEL, "--max-total-tokens", "24000", "--max-running-requests", "16")
 VOCABULARY = 1024  # of baton-tiny
 PATIENCE = 90.0  # seconds for one answer on a loaded machine
 
