@@ -77,8 +77,7 @@ def test_the_context_is_a_limit_too() -> None:
     request = world.add(world.request([1] * 7, max_new_tokens=50))
     world.run_out()
     assert len(request.output) == 3
-    assert world.answers[request.rid].last is not None
-    assert world.answers[request.rid].last.finish.kind == "length"
+    world.check_answers()
 
 
 def test_the_pool_is_a_limit_too() -> None:
