@@ -64,6 +64,19 @@ def test_in_flight_victims_keep_their_pages_until_their_step_is_over() -> None:
             world.commit()
 
 
+def test_nobody_gives_way_while_pages_are_about_to_come_back() -> None:
+    world = small_world(depth=1)
+    leaving, running = (world.add(world.request([token] * 4, max_new_tokens=8)) for token in (1, 2))
+    world.step()
+    world.abort(leaving.rid)
+    assert not world.scheduler._roster.retract_for(100)
+    world.commit()
+    assert world.scheduler._roster.retract_for(100)
+    assert running.state is State.WAITING
+    world.run_out()
+    world.check_answers()
+
+
 def test_nothing_is_planned_past_the_limit() -> None:
     world = small_world(depth=1)
     request = world.add(world.request([1] * 4, max_new_tokens=3))

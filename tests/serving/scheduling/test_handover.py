@@ -71,6 +71,15 @@ def test_a_sender_is_not_retracted_once_it_has_announced_pages() -> None:
     world.check_answers()
 
 
+def test_pages_that_a_peer_reads_are_out_of_reach_of_retraction() -> None:
+    world = small_world(chunked_prefill_size=4)
+    sender = world.add(world.request([2] * 8, max_new_tokens=1, handoff=True))
+    world.step()
+    assert sender.state is State.PREFILL
+    assert not world.scheduler._roster.retract_for(100)
+    assert not world.scheduler._roster.retract_one()
+
+
 def test_window_groups_announce_their_last_window_alone() -> None:
     world = small_world(windows=(None, 5), page_size=2, chunked_prefill_size=4)
     world.scheduler.add(Request("r", [1] * 12, SamplingParams(max_new_tokens=9), handoff=True))
