@@ -18,6 +18,7 @@ def test_retracted_requests_lose_and_repeat_nothing(depth: int) -> None:
     world.run_out()
     world.check_answers()
     assert world.scheduler.stats()["retractions_total"] > 0
+    assert [answer.request.planned for answer in world.answers.values()] == [20] * 4
 
 
 def test_the_one_with_least_output_gives_way_and_comes_back_first() -> None:

@@ -113,6 +113,18 @@ def test_a_reservation_asks_for_the_last_window_alone() -> None:
     assert NULL_PAGE not in reservation.pages[1]
 
 
+def test_a_reservation_holds_no_window_pages_of_its_prefix_that_decoding_does_not_read() -> None:
+    world = small_world(windows=(None, 5), page_size=2)
+    world.add(world.request([1] * 8, max_new_tokens=0))
+    world.run_out()
+    request = Request("r", [1] * 8 + [2] * 8, SamplingParams())
+    reservation = world.scheduler.reserve(request)
+    assert reservation is not None
+    assert (reservation.prefix_tokens, reservation.first) == (8, [4, 6])
+    assert request.page_list.pages[1][:6] == [NULL_PAGE] * 6
+    assert not request.page_list.window_nodes
+
+
 def test_a_reservation_needs_a_slot_pages_and_room_to_decode() -> None:
     world = small_world(page_size=1, pages=30, max_running_requests=2, num_reserved_decode_tokens=5)
     assert world.reserve(world.request([1] * 8, max_new_tokens=9))
