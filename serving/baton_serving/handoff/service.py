@@ -21,11 +21,12 @@ from baton_serving.handoff.events import HandoffEvent, HandoffFailure
 from baton_serving.handoff.layout import PeerDescriptor
 from baton_serving.handoff.protocol import Key, PageSpan
 from baton_serving.handoff.ranks import RankCommand, RankFailed, RankReport
-from baton_serving.handoff.rim import REMEMBERED, Limits, PeerAddress
+from baton_serving.handoff.rim import Limits, PeerAddress
 
 logger = logging.getLogger(__name__)
 
 _TURN = 0.05  # seconds between looks at the clock
+_REMEMBERED = 1 << 16  # transfer ids: many times what can be open at once
 
 Resolve = Callable[[str], PeerAddress | None]
 
@@ -170,7 +171,7 @@ class HandoffService:
                 )
             self._attempts[transfer_id] = attempt
             self._attempts.move_to_end(transfer_id)
-            if len(self._attempts) > REMEMBERED:
+            if len(self._attempts) > _REMEMBERED:
                 self._attempts.popitem(last=False)
         return Key(transfer_id, attempt)
 
