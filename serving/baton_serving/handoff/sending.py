@@ -52,7 +52,7 @@ class Send:
     state: SendState = SendState.OPENED
     deadline: float | None = None
     link: Link | None = None
-    prompt_tokens: int = 0
+    kv_tokens: int = 0
     computed: dict[PageIndex, int] = field(default_factory=dict)
     wanted: dict[PageIndex, int] = field(default_factory=dict)
     ready: list[PageIndex] = field(default_factory=list)
@@ -115,10 +115,10 @@ class SendSide:
             send.link = early[0]
             self._fire(send, SendEvent.JOIN)
 
-    def started(self, key: Key, prompt_tokens: int, now: float) -> None:
+    def started(self, key: Key, kv_tokens: int, now: float) -> None:
         send = self._find(key, now)
         if send is not None:
-            send.prompt_tokens = prompt_tokens
+            send.kv_tokens = kv_tokens
             self._fire(send, SendEvent.START)
 
     def chunk_ready(self, key: Key, spans: Iterable[PageSpan], now: float) -> None:
@@ -387,7 +387,7 @@ class SendSide:
     def _act(self, send: Send, action: SendAction) -> None:
         match action:
             case SendAction.SEND_STARTED:
-                message = Started(incarnation=self._me, key=send.key, prompt_tokens=send.prompt_tokens)
+                message = Started(incarnation=self._me, key=send.key, kv_tokens=send.kv_tokens)
                 self._send(send, message)
             case SendAction.POST:
                 pass  # `_settle` posts whatever is ready, now and after every chunk
