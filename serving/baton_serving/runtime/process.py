@@ -154,7 +154,9 @@ class ChildWatch:
             return
         sentinel = fired[0]
         if isinstance(sentinel, int):
-            self._on_death(by_sentinel[sentinel])
+            child = by_sentinel[sentinel]
+            child.process.join(1.0)  # its pipe may close a moment before the exit code is there
+            self._on_death(child)
 
     def close(self) -> None:
         self._closed.close()
