@@ -183,6 +183,7 @@ def _app_options(config: ResolvedConfig, facts: WorkerFacts) -> AppOptions:
         weight_version=given.api.weight_version,
         api_key=given.api.api_key,
         enable_cache_report=given.api.enable_cache_report,
+        stream_output=given.runtime.stream_output,
         server_args=_server_args(config, facts),
         page_size=facts.rank.page_size,
     )

@@ -25,7 +25,7 @@ class Begun(HandoffEvent, frozen=True):
 
 class Arrived(HandoffEvent, frozen=True):
     """Receiving: pages and snapshot are here, nothing can land any more. `pages` and `nbytes` were moved in
-    `seconds` (from the first write posted to the last confirmed)."""
+    `seconds`, the time during which writes were under way."""
 
     snapshot: bytes
     pages: int

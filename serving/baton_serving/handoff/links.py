@@ -76,6 +76,8 @@ class LinkTable:
         self._on_up = on_up
         self._on_lost = on_lost
         self._links: dict[int, Link] = {}
+        self._condemned: dict[int, Link] = {}
+        self.fenced_by_close = True
         self._next = 1
         self._last_tick: float | None = None
         self._last_beat = float("-inf")
@@ -136,6 +138,9 @@ class LinkTable:
             message = decode(frame)
         except Malformed as error:
             self.refuse("malformed", str(error))
+            return None
+        if connection in self._condemned:
+            self.refuse("given up", type(message).__name__)
             return None
         link = self._links.get(connection)
         expected = Hello if link is None else HelloAck | HelloRefused if link.theirs is None else Message
@@ -247,18 +252,28 @@ class LinkTable:
     def disconnected(self, connection: int) -> None:
         """The connection ended: the rim saw it."""
         link = self._links.get(connection)
+        condemned = self._condemned.pop(connection, None)
         if link is not None:
             self.drop(link, "its connection ended", witnessed=True)
+        elif condemned is not None:
+            self._on_lost(condemned, "its connection ended", True)
 
     def drop(self, link: Link, reason: str, witnessed: bool = False) -> None:
-        """End a link for good. Idempotent."""
+        """End a link for good. Idempotent.
+
+        Where closing our engine does not keep a writer out, the connection is kept open: its end, seen by this very
+        process, is the witness that the writer is dead.
+        """
         if self._links.pop(link.connection, None) is None:
             return
         if link.up:
             logger.warning("peer %s lost: %s", link.label, reason)
         if not witnessed:
             self._turn_away(link.connection, f"given up: {reason}")
-        self._rim.hang_up(link.connection)
+        if witnessed or self.fenced_by_close or not link.up:
+            self._rim.hang_up(link.connection)
+        else:
+            self._condemned[link.connection] = link
         self._on_lost(link, reason, witnessed)
         for rank in range(self._ranks):
             self._rim.command(rank, Part(link.connection))
@@ -271,6 +286,8 @@ class LinkTable:
             for link in self:
                 if link.up:
                     self.send(link, Heartbeat(incarnation=self.incarnation, tick=tick, busy=busy))
+            for connection in list(self._condemned):
+                self._turn_away(connection, "given up")  # a dead peer shows itself when it is sent to
         for link in self:
             reason = self._suspicion(link, now)
             if reason:

@@ -208,7 +208,8 @@ class ReceiveSide:
             if receive.link is link:
                 if receive.exposed is None:
                     receive.exposed = link.told_epoch
-                receive.witnessed |= witnessed
+                # Rank 0 holds the connection: its end witnesses the death of a worker of one process only.
+                receive.witnessed |= witnessed and link.theirs is not None and len(link.theirs.ranks) == 1
                 failure = HandoffFailure("unavailable", f"peer {link.label} lost: {reason}")
                 if not link.up:
                     failure = HandoffFailure("unavailable", f"cannot reach {receive.peer_key!r}: {reason}")

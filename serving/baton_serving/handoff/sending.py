@@ -64,8 +64,8 @@ class Send:
     failure: HandoffFailure | None = None
     told_quiet: bool = True  # what SendFailed said
     wants_fence: bool = False
-    begun: float = 0.0
-    seconds: float = 0.0
+    begun: float = 0.0  # when the writes under way began …
+    seconds: float = 0.0  # … and for how long writes have been under way before them
     nbytes: int = 0
     digests: list[PageDigest] = field(default_factory=list)
 
@@ -247,7 +247,8 @@ class SendSide:
             send.digests.extend(report.digests)
             if not flight.ranks:
                 del send.flights[report.batch]
-                send.seconds = now - send.begun
+                if not send.flights:
+                    send.seconds += now - send.begun
         if report.outcome is not Outcome.DONE:
             send.unsure |= report.outcome in (Outcome.BROKEN, Outcome.HUNG)
             text = f"a write to {send.link.label if send.link else 'the receiver'} failed: {report.reason}"
@@ -364,7 +365,7 @@ class SendSide:
             return
         assert send.link is not None
         assert send.link.theirs is not None
-        if not send.posted:
+        if not send.flights:
             send.begun = self._now
         copies = []
         for group in sorted({group for group, _ in ready}):

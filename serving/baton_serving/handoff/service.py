@@ -59,6 +59,7 @@ class HandoffService:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._sockets.watch(self._bell)
         self._events: deque[HandoffEvent] = deque()
+        self._emitted: list[HandoffEvent] = []
         self._stats = HandoffStats()
         self._attempts: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
@@ -92,7 +93,9 @@ class HandoffService:
             self._thread.join()
         self._lookups.shutdown(wait=False, cancel_futures=True)
         self._sockets.close()
-        os.close(self._bell)
+        with self._lock:
+            os.close(self._bell)
+            self._bell = -1
 
     # From the scheduler's thread.
 
@@ -180,8 +183,9 @@ class HandoffService:
         self._ring()
 
     def _ring(self) -> None:
-        if not self._stopped or self._thread.is_alive():
-            os.eventfd_write(self._bell, 1)
+        with self._lock:  # a late look-up or report must not ring a descriptor that is another file's by now
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
 
     # The service's thread.
 
@@ -208,9 +212,17 @@ class HandoffService:
             if now - last >= _TURN:
                 last = now
                 self._core.turn(now, self._tick, max(0.0, self._busy_until - now))
-            self._stats = self._core.stats()
+            self._publish()
             if self._core.ready or self._core.fencing.error:
                 self._ready.set()
+
+    def _publish(self) -> None:
+        """Hand over what this turn brought, never before the counters that go with it."""
+        self._stats = self._core.stats()
+        if self._emitted:
+            self._events.extend(self._emitted)
+            self._emitted.clear()
+            self._wake_scheduler()
 
     def _hush(self) -> None:
         try:
@@ -251,5 +263,4 @@ class HandoffService:
         self._command(rank, command)
 
     def emit(self, event: HandoffEvent) -> None:
-        self._events.append(event)
-        self._wake_scheduler()
+        self._emitted.append(event)

@@ -155,7 +155,7 @@ class ChildWatch:
         sentinel = fired[0]
         if isinstance(sentinel, int):
             child = by_sentinel[sentinel]
-            child.process.join(1.0)  # its pipe may close a moment before the exit code is there
+            child.process.join(1)  # its pipe closes a moment before its exit status can be read
             self._on_death(child)
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class OutcomeBook:
     ) -> None:
         """Report tokens that are in `request.output` already."""
         roster = self._roster
-        first = request.sent == 0
+        first = not request.timings.first_token
         request.sent += len(tokens)
         output = TokenOutput(
             rid=request.rid,

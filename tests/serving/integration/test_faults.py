@@ -1,185 +1,226 @@
-"""What a worker does when something breaks: its processes die, its weights are bad, it is told to stop."""
+"""Killed, stopped, replaced and confused processes: every request ends once, nothing stays held, the next is right."""
 
 from __future__ import annotations
 
-import json
+import asyncio
+import random
+import signal
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from support.tiny_models import write_tiny_checkpoint
-from support.worker_process import BATON_TINY, PATIENCE, WorkerProcess, wait_idle
-
-pytestmark = pytest.mark.timeout(300)
-
-BAD_TOKEN = 77
-LONG = {"temperature": 0, "ignore_eos": True, "max_new_tokens": 500, "logit_bias": {str(BAD_TOKEN): -100}}
-TINY_FLAGS = ("--skip-tokenizer-init", "--max-total-tokens", "8192", "--chunked-prefill-size", "32")
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint("llama", tmp_path_factory.mktemp("llama"))
-
-
-class OpenRequest:
-    """A long streamed answer that a thread reads to its end, whatever that is."""
-
-    def __init__(self, http: httpx.Client, prompt: list[int], params: dict[str, Any]) -> None:
-        self.begun = threading.Event()
-        self.events: list[Any] = []
-        self.ended_at = 0.0
-        self._body = {"input_ids": prompt, "sampling_params": params, "stream": True}
-        self._http = http
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        with self._http.stream("POST", "/generate", json=self._body) as response:
-            for line in response.iter_lines():
-                if line.startswith("data: "):
-                    self.events.append("[DONE]" if line.endswith("[DONE]") else json.loads(line[6:]))
-                    self.begun.set()
-        self.ended_at = time.monotonic()
-
-    def join(self) -> None:
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive(), "the stream hangs"
-
-
-def _client(worker: WorkerProcess) -> httpx.Client:
-    return httpx.Client(base_url=worker.announced()["url"], timeout=PATIENCE)
-
-
-@pytest.mark.parametrize(("name", "tp_size"), [("detokenizer", 1), ("rank1", 2)])
-def test_the_death_of_any_process_ends_the_worker(tmp_path: Path, llama: Path, name: str, tp_size: int) -> None:
-    """Every open request hears of it within five seconds, the exit status says so, the last requests are on disk."""
-    dumps = tmp_path / "dumps"
-    flags = (*TINY_FLAGS, "--tp-size", str(tp_size), "--crash-dump-folder", str(dumps))
-    with WorkerProcess(tmp_path, llama, *flags) as worker, _client(worker) as http:
-        requests = [OpenRequest(http, [5 + at] * 20, LONG) for at in range(4)]
-        assert all(request.begun.wait(PATIENCE) for request in requests)
-        killed_at = time.monotonic()
-        worker.child(name).kill()
-        for request in requests:
-            request.join()
-            assert request.ended_at - killed_at < 5
-            assert request.events[-1] != "[DONE]"
-            assert name in request.events[-1]["error"]["message"]
-        assert worker.ended() == 1
-        assert f"{name} ended with exit code -9" in worker.log
-        (dump,) = dumps.iterdir()
-        head, *lines = [json.loads(line) for line in dump.read_text().splitlines()]
-        assert name in head["failure"]["message"]
-        assert [line["outcome"] for line in lines if line["route"] == "/generate"] == ["open"] * 4
-
-
-@pytest.fixture(scope="module")
-def with_nan(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WorkerProcess, httpx.Client]]:
-    """A worker whose weights hold NaN in the embedding of BAD_TOKEN, so that only prompts with it are poisoned."""
-    path = tmp_path_factory.mktemp("nan") / "checkpoint"
-    path.mkdir()
-    (path / "config.json").write_bytes((llama / "config.json").read_bytes())
-    tensors = load_file(llama / "model.safetensors")
-    tensors["model.embed_tokens.weight"][BAD_TOKEN] = torch.nan
-    save_file(tensors, path / "model.safetensors", {"format": "pt"})
-    flags = (*TINY_FLAGS, "--enable-nan-detection")
-    with WorkerProcess(tmp_path_factory.mktemp("worker"), path, *flags) as worker, _client(worker) as http:
-        yield worker, http
-
-
-def _generate(http: httpx.Client, prompt: list[int]) -> httpx.Response:
-    return http.post("/generate", json={"input_ids": prompt, "sampling_params": {**LONG, "max_new_tokens": 8}})
-
-
-def test_nan_fails_the_request_that_met_it_and_no_other(with_nan: tuple[WorkerProcess, httpx.Client]) -> None:
-    _, http = with_nan
-    sound = [[3, 4, 5], [9] * 50]
-    before = [_generate(http, prompt).json()["output_ids"] for prompt in sound]
-    company = OpenRequest(http, [8, 9, 10], LONG)
-    assert company.begun.wait(PATIENCE)
-    for _ in range(2):  # the second time from the cache, were the poisoned pages kept there
-        reply = _generate(http, [*range(3, 40), BAD_TOKEN, 5])
-        assert reply.status_code == 500
-        assert "not numbers" in reply.json()["error"]["message"]
-    company.join()
-    assert company.events[-2]["meta_info"]["completion_tokens"] == LONG["max_new_tokens"]
-    assert [_generate(http, prompt).json()["output_ids"] for prompt in sound] == before
-    figures = wait_idle(http)
-    assert figures["baton_kv_pages_free"] + figures["baton_kv_pages_cached"] == figures["baton_kv_pages"]
-
-
-def test_a_worker_without_tokenizer(with_nan: tuple[WorkerProcess, httpx.Client]) -> None:
-    _, http = with_nan
-    answer = _generate(http, [3, 4, 5]).json()
-    assert len(answer["output_ids"]) == 8
-    assert answer["text"] == ""
-    for path, body in (("/generate", {"text": "a"}), ("/v1/completions", {"model": "", "prompt": "a"})):
-        reply = http.post(path, json=body)
-        assert 400 <= reply.status_code < 500
-    assert http.get("/health_generate").status_code == 200
-
-
-def test_sigterm_lets_open_requests_end(with_nan: tuple[WorkerProcess, httpx.Client]) -> None:
-    """The last test of this worker: an open stream goes on to its end, the exit status is 0, nothing is left."""
-    worker, http = with_nan
-    request = OpenRequest(http, [5] * 20, LONG)
-    assert request.begun.wait(PATIENCE)
-    worker.terminate()
-    request.join()
-    assert request.events[-1] == "[DONE]"
-    assert request.events[-2]["meta_info"]["completion_tokens"] == LONG["max_new_tokens"]
-    assert worker.ended() == 0
-
-
-def _truncated(path: Path) -> None:
-    file = path / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1000])
-
-
-def _unsupported(path: Path) -> None:
-    config = json.loads((path / "config.json").read_text())
-    config.update(architectures=["MambaForCausalLM"], model_type="mamba")
-    (path / "config.json").write_text(json.dumps(config))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [(_truncated, "model.safetensors"), (_unsupported, "MambaForCausalLM")],
-    ids=["truncated weights", "unsupported architecture"],
+import zmq
+from support.baton_processes import BATON_TINY, BATON_TINY_V2, BatonProcess, BatonProcesses
+from support.disaggregation import (
+    Fleet,
+    Legs,
+    Shape,
+    ask,
+    disaggregated,
+    ended,
+    fresh_prompt,
+    greedy,
+    leg_bodies,
+    next_is_right,
+    reached,
+    send_pair,
+    settled,
+    start_fleet,
+    until,
 )
-def test_a_checkpoint_that_cannot_be_served(
-    tmp_path: Path, llama: Path, spoil: Callable[[Path], None], words: str
+
+LONG = 1850
+
+
+def many(client: httpx.AsyncClient, fleet: Fleet, count: int = 5) -> list[Legs]:
+    """Requests that keep the pair busy for a while, in every state of a handoff."""
+    draw = random.Random()
+    return [send_pair(client, fleet, greedy(fresh_prompt(LONG, draw))) for _ in range(count)]
+
+
+def registered(fleet: Fleet) -> int:
+    return len(httpx.get(f"{fleet.bootstrap.url}/workers").json()["workers"])
+
+
+async def kill_while_pages_move(client: httpx.AsyncClient, fleet: Fleet, victim: BatonProcess, other: str) -> None:
+    legs = many(client, fleet)
+    await reached(fleet.decodes[0], "requests_reserved")
+    victim.kill()
+    survivors = fleet.prefills if other == "prefill" else fleet.decodes
+    answers = [await ended(leg.prefill if other == "prefill" else leg.decode) for leg in legs]
+    assert {answer.status for answer in answers} <= {200, 503}
+    failed = [answer for answer in answers if answer.status == 503]
+    assert failed
+    assert all(victim.key in answer.error["message"] for answer in failed), failed
+    await settled(*survivors)
+    for leg in legs:
+        await ended(leg.prefill)
+        await ended(leg.decode)
+
+
+async def test_prefill_killed_while_pages_move_and_replaced(client: httpx.AsyncClient, fleet: Fleet) -> None:
+    await kill_while_pages_move(client, fleet, fleet.prefills[0], other="decode")
+    fleet.revive()
+    await next_is_right(client, fleet, fleet.whole)
+
+
+async def test_decode_killed_while_pages_move_and_replaced(client: httpx.AsyncClient, fleet: Fleet) -> None:
+    await kill_while_pages_move(client, fleet, fleet.decodes[0], other="prefill")
+    fleet.revive()
+    await next_is_right(client, fleet, fleet.whole)
+
+
+async def test_a_client_that_leaves_in_any_state(client: httpx.AsyncClient, fleet: Fleet) -> None:
+    prefill, decode = fleet.prefills[0], fleet.decodes[0]
+    draw = random.Random(5)
+    states = {
+        "waiting for pages": (decode, "requests_reserved"),
+        "prefilling": (prefill, "requests_prefilling"),
+        "decoding": (decode, "requests_running"),
+    }
+    for worker, metric in states.values():
+        for leaves in ("prefill", "decode"):
+            legs = send_pair(client, fleet, greedy(fresh_prompt(LONG, draw), tokens=400))
+            await reached(worker, metric)
+            gone, left = (legs.prefill, legs.decode) if leaves == "prefill" else (legs.decode, legs.prefill)
+            gone.cancel()
+            assert (await ended(left)).status in (200, 503)  # 200: its work was done
+            await settled(*fleet.workers)
+    await next_is_right(client, fleet, fleet.whole)
+
+
+@pytest.mark.parametrize("alone", ["prefill", "decode"])
+async def test_a_leg_whose_other_half_left_before_it_came(client: httpx.AsyncClient, fleet: Fleet, alone: str) -> None:
+    prefill, decode = fleet.prefills[0], fleet.decodes[0]
+    first, second = leg_bodies(greedy(fresh_prompt(100, random.Random())), prefill)
+    early, late = ((prefill, first), (decode, second)) if alone == "prefill" else ((decode, second), (prefill, first))
+    leaving = asyncio.create_task(ask(client, *early))
+    if alone == "prefill":
+        await reached(prefill, "kv_pages_in_use")  # done, and waiting to be asked for its pages
+    else:
+        await reached(decode, "handoff_waiting")
+    leaving.cancel()
+    await settled(early[0])
+    answer = await ended(asyncio.create_task(ask(client, *late)))
+    assert answer.status == 503
+    await next_is_right(client, fleet, fleet.whole)
+
+
+async def test_bad_tickets_are_refused(client: httpx.AsyncClient, fleet: Fleet) -> None:
+    prefill, decode = fleet.prefills[0], fleet.decodes[0]
+    first, second = leg_bodies(greedy([5, 6, 7]), prefill, transfer_id="once only")
+    answers = await asyncio.gather(ask(client, prefill, first), ask(client, decode, second))
+    assert [answer.status for answer in answers] == [200, 200]
+    for worker, body in ((prefill, first), (decode, second)):
+        answer = await ask(client, worker, body)
+        assert (answer.status, answer.error["param"]) == (400, "transfer_id")
+        assert "was used before" in answer.error["message"]
+    _, stranger = leg_bodies(greedy([5, 6, 7]), prefill)
+    stranger["baton_handoff"]["peer"] = "192.0.2.1:80"
+    answer = await ask(client, decode, stranger)
+    assert answer.status == 503
+    assert "no worker is registered as '192.0.2.1:80'" in answer.error["message"]
+    _, nameless = leg_bodies(greedy([5, 6, 7]), prefill)
+    del nameless["baton_handoff"]["peer"]
+    assert (await ask(client, decode, nameless)).status == 400
+    await next_is_right(client, fleet, fleet.whole)
+
+
+async def test_noise_on_the_control_socket_is_counted_and_survived(client: httpx.AsyncClient, fleet: Fleet) -> None:
+    draw = random.Random(9)
+    for worker in fleet.workers:
+        refused = worker.metrics()["baton_handoff_refused_messages_total"]
+        info = (await client.get(f"{worker.url}/server_info")).json()
+        endpoint = info["handoff_endpoint"]
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        with socket.create_connection((host, int(port))) as raw:
+            raw.sendall(draw.randbytes(5000))
+        with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+            dealer.connect(endpoint)
+            for size in (0, 1, 7, 100, 100_000):
+                dealer.send(draw.randbytes(size))
+            await reached(worker, "handoff_refused_messages_total", refused + 5)
+    await next_is_right(client, fleet, fleet.whole)
+
+
+async def test_bootstrap_restarts_under_load(client: httpx.AsyncClient, fleet: Fleet) -> None:
+    port = str(fleet.bootstrap.facts["grpc"]).rpartition(":")[2]
+    legs = many(client, fleet, 3)
+    await reached(fleet.decodes[0], "requests_reserved")
+    fleet.bootstrap.kill()
+    for leg in legs:
+        assert [(await ended(leg.prefill)).status, (await ended(leg.decode)).status] == [200, 200]
+    fleet.bootstrap = fleet.processes.bootstrap(int(port))
+    await until(lambda: registered(fleet) == len(fleet.workers), "workers to register again")
+    await next_is_right(client, fleet, fleet.whole)
+
+
+async def test_other_weights_are_refused_with_both_sides_named(
+    client: httpx.AsyncClient, fleet: Fleet, processes: BatonProcesses
 ) -> None:
-    path = tmp_path / "checkpoint"
-    path.mkdir()
-    for file in llama.iterdir():
-        (path / file.name).write_bytes(file.read_bytes())
-    spoil(path)
-    _refused(tmp_path, path, words, *TINY_FLAGS)
+    decode = fleet.decodes[0]
+    options = disaggregated("prefill", fleet.bootstrap, fleet.shape.backend)
+    stranger = processes.worker("stranger", BATON_TINY_V2, *options).wait_announced()
+    first, second = leg_bodies(greedy([5, 6, 7]), stranger)
+    computing = asyncio.create_task(ask(client, stranger, first))
+    answer = await ask(client, decode, second)
+    computing.cancel()  # as the gateway does when one leg has failed
+    assert answer.status == 503
+    message = answer.error["message"]
+    assert stranger.key in message
+    assert decode.key in message
+    assert (await ask(client, stranger, greedy([5, 6, 7]))).status == 200
+    await settled(stranger, decode)
+    await next_is_right(client, fleet, fleet.whole)
 
 
-def test_a_port_in_use(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        _refused(tmp_path, BATON_TINY, f"--port {port}", "--port", str(port))
+@pytest.fixture
+def fleet_of(processes: BatonProcesses, request: pytest.FixtureRequest) -> Fleet:
+    """A pair of its own for a test that names the backend."""
+    return start_fleet(processes, BATON_TINY, Shape(request.param))
 
 
-def test_an_unknown_flag(tmp_path: Path) -> None:
-    _refused(tmp_path, BATON_TINY, "--max-running-requests", "--max-runing-requests", "4")
+@pytest.mark.deep
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("fleet_of", ["mooncake", "nixl"], indirect=True)
+async def test_kills_before_during_and_after_a_transfer(client: httpx.AsyncClient, fleet_of: Fleet) -> None:
+    fleet = fleet_of
+    for victim in ("prefill", "decode"):
+        for metric in ("handoff_waiting", "requests_reserved", "requests_running"):
+            legs = send_pair(client, fleet, greedy(fresh_prompt(LONG, random.Random()), tokens=200))
+            await reached(fleet.decodes[0], metric)
+            (fleet.prefills if victim == "prefill" else fleet.decodes)[0].kill()
+            answers = [await ended(legs.prefill), await ended(legs.decode)]
+            left = answers[1] if victim == "prefill" else answers[0]
+            if metric == "requests_running":
+                assert left.status == 200, (victim, left.error)  # the pages had arrived
+            else:
+                assert left.status == 503, (victim, metric)
+            await settled(*(fleet.decodes if victim == "prefill" else fleet.prefills))
+            fleet.revive()
+            await next_is_right(client, fleet, fleet.whole)
 
 
-def _refused(folder: Path, model: Path, words: str, *flags: str) -> None:
-    """Exit status 2, and one line that says what to do."""
-    with WorkerProcess(folder, model, *flags) as worker:
-        assert worker.ended() == 2
-        (line,) = worker.log.splitlines()
-        assert line.startswith("baton: ")
-        assert words in line
+@pytest.mark.deep
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("fleet_of", ["mooncake", "nixl"], indirect=True)
+@pytest.mark.parametrize("hung", ["prefill", "decode"])
+async def test_a_worker_stopped_for_longer_than_its_lease(
+    client: httpx.AsyncClient, fleet_of: Fleet, hung: str
+) -> None:
+    fleet = fleet_of
+    legs = many(client, fleet)
+    await reached(fleet.decodes[0], "requests_reserved")
+    victim = fleet.prefills[0] if hung == "prefill" else fleet.decodes[0]
+    survivor = fleet.decodes[0] if hung == "prefill" else fleet.prefills[0]
+    victim.signal(signal.SIGSTOP)
+    for leg in legs:
+        answer = await ended(leg.decode if hung == "prefill" else leg.prefill)
+        assert answer.status in (200, 503)
+    await settled(survivor)
+    victim.signal(signal.SIGCONT)
+    for leg in legs:
+        answer = await ended(leg.prefill if hung == "prefill" else leg.decode)
+        assert answer.status in (200, 503)
+    await settled(*fleet.workers)
+    await next_is_right(client, fleet, fleet.whole)

@@ -14,7 +14,14 @@ from baton_serving.api.http import sse
 from baton_serving.api.http.answer import answer
 from baton_serving.api.http.body import read_json, typed
 from baton_serving.api.openai.logprobs import CompletionLogprobsBuilder
-from baton_serving.api.openai.render import ResponseHead, check_model, check_top, finish_reason, response_head
+from baton_serving.api.openai.render import (
+    ResponseHead,
+    check_model,
+    check_top,
+    extension,
+    finish_reason,
+    response_head,
+)
 from baton_serving.api.protocol.openai import (
     Completion,
     CompletionChoice,
@@ -109,7 +116,7 @@ class CompletionRenderer:
         prompt = self._echoes[wanted.prompt] if self._echoes is not None and echo else ""
         text = prompt if self._only_prompt else prompt + output.text
         logprobs = None if wanted.logprobs is None else self._token_logprobs(output, echo=echo)
-        return CompletionChoice(output.index, text, logprobs, reason)
+        return CompletionChoice(output.index, text, logprobs, reason, extension(self._head, output))
 
     def _token_logprobs(self, output: ChoiceOutput, *, echo: bool) -> CompletionLogprobs:
         builder = self._logprobs.get(output.index)

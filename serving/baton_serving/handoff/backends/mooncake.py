@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _RUNNING, _DONE = 0, 1
 _NO_TICKET = (0, -1, 2**64 - 1)
 _PORT_ATTEMPTS = 8
+_FAST_BYTES = 1 << 28
 _HANDSHAKE_TIMEOUT = 2.0  # seconds
 _HANDSHAKE_POLL = 0.001
 _WARM_UP_BYTES = 64
@@ -99,6 +100,7 @@ class Handshake:
 class MooncakeBackend:
     """See `TransferBackend`. `protocol` is auto, tcp, rdma or nvlink_intra; `devices` names InfiniBand devices."""
 
+    max_bytes = 1 << 26  # of tcp; some tens of milliseconds
     max_blocks = 768  # two tickets per peer stay below the 2,048 transfers that its tcp lane queues
 
     def __init__(
@@ -118,6 +120,8 @@ class MooncakeBackend:
         self._engine, self._ports = self._start(wanted, devices)
         self._used = _protocol_in_use(wanted, devices)
         self.fenced_by_close = self._used != "nvlink_intra"
+        if self._used != "tcp":
+            self.max_bytes = _FAST_BYTES
 
     def _start(self, protocol: str, devices: str) -> tuple[TransferEngine, set[int]]:
         """An engine whose ports no closed engine of this process ever had."""
@@ -162,6 +166,12 @@ class MooncakeBackend:
             del self._handshakes[peer]
             raise BackendError(f"mooncake cannot reach {peer}")
         return state is Outcome.DONE
+
+    def disconnect(self, peer: str) -> None:
+        """The library keeps its connections until the engine is closed."""
+        handshake = self._handshakes.pop(peer, None)
+        if handshake is not None:
+            handshake.stop()
 
     def post(self, peer: str, runs: Runs) -> int:
         blocks: list[int] = []
