@@ -25,13 +25,12 @@ def _quantity_text(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
+_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"
 Quantity = Annotated[
     str,
     BeforeValidator(_quantity_text),
     Field(
-        max_length=32,
-        pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$",
-        json_schema_extra={"x-kubernetes-int-or-string": True},
+        max_length=32, pattern=_QUANTITY, json_schema_extra={"pattern": _QUANTITY, "x-kubernetes-int-or-string": True}
     ),
 ]
 Quantities = Annotated[dict[Label, Quantity], Field(max_length=16)]
@@ -57,12 +56,27 @@ class Rule:
     field: str = ""
     cluster: bool = False
 
+    def to_schema(self) -> dict[str, str]:
+        """The rule as an entry of `x-kubernetes-validations`."""
+        schema = {"rule": self.cel, "message": self.message}
+        return {**schema, "fieldPath": self.field} if self.field else schema
+
+
+def _with_rules(schema: dict[str, Any], part: type[Part]) -> None:
+    if part.rules:
+        schema["x-kubernetes-validations"] = [rule.to_schema() for rule in part.rules]
+
 
 class Part(BaseModel):
     """A mapping of the manifest. Subclasses state in `rules` what must hold between their fields."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        alias_generator=to_camel,
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        json_schema_extra=_with_rules,
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
 

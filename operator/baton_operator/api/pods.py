@@ -26,7 +26,7 @@ class Resources(Part):
     requests: Quantities = {}
     """Amounts the scheduler sets aside, by resource name."""
     limits: Quantities = {}
-    """Amounts the container may not exceed, by resource name; GPUs and RDMA devices are asked for here."""
+    """Amounts the container may not exceed, by resource name; GPUs are asked for here."""
 
 
 class SecretKey(Part):

@@ -25,6 +25,13 @@ class WorkerScalerStatus(Part):
     """Label selector of the role's pods, of all revisions."""
 
 
+class WorkerScalerMetadata(Metadata):
+    """Object metadata; the name is that of service and role."""
+
+    name: Annotated[str, Field(max_length=63, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+    """Name of the scaler, as in chat-decode."""
+
+
 class WorkerScaler(Part):
     """The number of workers of one role, for an HPA or KEDA to set; made by the operator, stable over revisions."""
 
@@ -32,7 +39,7 @@ class WorkerScaler(Part):
     """Version of this schema."""
     kind: Literal["WorkerScaler"]
     """Kind of this object."""
-    metadata: Metadata
+    metadata: WorkerScalerMetadata
     """Name and labels."""
     spec: WorkerScalerSpec = WorkerScalerSpec()
     """What an autoscaler asks for."""

@@ -17,7 +17,7 @@ class Condition(Part):
     """One aspect of the state, in the form that all Kubernetes tools read."""
 
     type: Annotated[str, Field(max_length=64)]
-    """Aspect: Ready, Progressing, Degraded or Stalled."""
+    """Aspect: Available, Ready, Progressing, Degraded or Stalled."""
     status: Literal["True", "False", "Unknown"]
     """Whether the aspect holds."""
     reason: Annotated[str, Field(max_length=64)]
@@ -64,9 +64,9 @@ class Status(Part):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = []
-    """Ready: a client is served as asked. Progressing: changes are under way. Degraded: less is served than asked.
+    """Available: requests are answered. Ready: and all is as the manifest says. Progressing: it is on its way there.
 
-    Stalled: nothing more happens until a person acts.
+    Degraded: something is in the way. Stalled: nothing more happens until a person acts.
     """
     url: Annotated[str, Field(max_length=512)] = ""
     """Base URL of the OpenAI endpoint inside the cluster."""

@@ -204,6 +204,11 @@ class Transfer(Part):
     """What the bytes travel over. nvlink needs prefill and decode on one machine and works in local runs only."""
     devices: Annotated[list[Text], Field(max_length=16)] = []
     """RDMA devices to use, such as mlx5_0; found automatically when left out."""
+    resource: Label | None = None
+    """Resource of which each worker pod asks for one, as the cluster's RDMA device plugin names it: rdma/hca or alike.
+
+    Local runs ignore it.
+    """
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -211,6 +216,12 @@ class Transfer(Part):
             lambda part: part.protocol == "rdma" or not part.devices,
             "devices are RDMA devices, but protocol is not rdma; write protocol: rdma or leave devices out",
             ".devices",
+        ),
+        Rule(
+            "self.protocol == 'rdma' || !has(self.resource)",
+            lambda part: part.protocol == "rdma" or part.resource is None,
+            "resource is an RDMA device, but protocol is not rdma; write protocol: rdma or leave resource out",
+            ".resource",
         ),
         Rule(
             "self.protocol != 'nvlink'",
@@ -268,22 +279,18 @@ class Security(Part):
     """The HTTP proxy through which downloads go."""
 
 
-def _asks_for_devices(role: WorkerRole) -> bool:
-    asked = (*role.resources.limits, *role.resources.requests)
-    return bool(role.placement.resource_claims) or any("/" in name and not name.endswith("/gpu") for name in asked)
-
-
 def _rdma_rule(role: str) -> Rule:
-    # A mapping's `exists` runs over its keys.
-    other = "exists(name, name.contains('/') && !name.endsWith('/gpu'))"
-    part = f"self.{role}"
     return Rule(
-        f"self.transfer.protocol != 'rdma' || size({part}.placement.resourceClaims) > 0"
-        f" || {part}.resources.limits.{other} || {part}.resources.requests.{other}",
-        lambda spec: spec.transfer.protocol != "rdma" or _asks_for_devices(getattr(spec, role)),
-        f"transfer.protocol is rdma, but {role} pods ask for no RDMA device; add one to {role}.resources.limits, "
-        f"such as rdma/hca: 1, or to {role}.placement.resourceClaims, or write transfer.protocol: tcp",
-        f".{role}.resources",
+        "self.transfer.protocol != 'rdma' || has(self.transfer.resource)"
+        f" || size(self.{role}.placement.resourceClaims) > 0",
+        lambda spec: (
+            spec.transfer.protocol != "rdma"
+            or spec.transfer.resource is not None
+            or bool(getattr(spec, role).placement.resource_claims)
+        ),
+        f"transfer.protocol is rdma, but {role} pods ask for no RDMA device; write transfer.resource, the name of your "
+        f"device plugin's resource, such as rdma/hca, or {role}.placement.resourceClaims, or transfer.protocol: tcp",
+        ".transfer",
         cluster=True,
     )
 
