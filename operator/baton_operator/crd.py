@@ -118,15 +118,15 @@ def structural_schema(part: type[Part]) -> Schema:
     assert isinstance(properties, dict)
     for name in ("apiVersion", "kind"):
         properties[name] = {"type": "string", "description": _mapping(properties[name])["description"]}
-    name = _mapping(_mapping(_mapping(properties["metadata"])["properties"])["name"])
-    properties["metadata"] = {"type": "object", "properties": {"name": name}}
+    name_schema = _mapping(_mapping(_mapping(properties["metadata"])["properties"])["name"])
+    properties["metadata"] = {"type": "object", "properties": {"name": name_schema}}
     return schema
 
 
 def _structural(node: Mapping[str, JsonValue], defs: Mapping[str, Schema]) -> Schema:
     node = _resolved(node, defs)
     if node.get("x-kubernetes-preserve-unknown-fields"):
-        kept = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        kept: Schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
         return {**kept, "description": node["description"]}
     schema: Schema = {key: value for key, value in node.items() if key in _KEPT}
     if "const" in node:

@@ -75,6 +75,8 @@ class Part(BaseModel):
         extra="forbid",
         frozen=True,
         strict=True,
+        validate_by_name=True,
+        validate_by_alias=True,
         use_attribute_docstrings=True,
         json_schema_extra=_with_rules,
     )

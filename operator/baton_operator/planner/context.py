@@ -18,7 +18,7 @@ FIELD_MANAGER: Final = "baton-operator"
 OPERATOR_NAME: Final = "baton-operator"  # label app.kubernetes.io/name of the operator's own pods
 FINALIZER: Final = f"{GROUP}/drain"
 
-INSTANCE: Final = "app.kubernetes.io/instance"
+INSTANCE: Final = f"{GROUP}/service"  # not app.kubernetes.io/instance, which Helm and Argo CD set to their own names
 COMPONENT: Final = "app.kubernetes.io/component"
 REVISION: Final = f"{GROUP}/revision"
 VERSION: Final = f"{GROUP}/version"

@@ -10,7 +10,7 @@ from baton_operator.planner.objects import Object, Ref, int_at, label, list_at, 
 from baton_operator.planner.worker import ROLES, WHOLE
 
 WORKLOAD_KINDS = ("Deployment", "LeaderWorkerSet")
-SERVED = "baton.dev/served"
+PROVEN = "baton.dev/proven"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Group:
     """The workers of one role and revision: a workload, and what it was made from.
 
     `wanted` is what the workload was last told; `present` counts pods that exist, `ready` those that can serve.
-    `settled` says that the counts were taken after that was told; `served` that its version once had a serving set.
+    `settled` says that the counts were taken after that was told; `proven` that once a worker was ready.
     """
 
     role: str
@@ -39,7 +39,7 @@ class Group:
     present: int = 0
     ready: int = 0
     settled: bool = True
-    served: bool = False
+    proven: bool = False
     order: int = 0
 
 
@@ -67,9 +67,8 @@ class Observed:
 
     def records(self) -> list[Object]:
         """ControllerRevisions, oldest first: each holds the workload of one role and revision as it was first made."""
-        return sorted(
-            self.of_kind("ControllerRevision"), key=lambda item: (int_at(item, "revision"), str(ref_of(item)))
-        )
+        found = self.of_kind("ControllerRevision")
+        return sorted(found, key=lambda item: (int_at(item, "revision"), ref_of(item)))
 
     def groups(self) -> list[Group]:
         """One for each workload that exists."""
@@ -77,6 +76,7 @@ class Observed:
         groups = []
         for item in self.workloads():
             role, revision = label(item, COMPONENT), label(item, REVISION)
+            ready = int_at(item, "status", "readyReplicas")
             record = records.get((role, revision), {})
             groups.append(
                 Group(
@@ -86,9 +86,9 @@ class Observed:
                     whole=label(item, WHOLE) == "true",
                     wanted=int_at(item, "spec", "replicas"),
                     present=int_at(item, "status", "replicas"),
-                    ready=int_at(item, "status", "readyReplicas"),
+                    ready=ready,
                     settled=int_at(item, "status", "observedGeneration") >= int_at(item, "metadata", "generation"),
-                    served=text_at(record, "metadata", "annotations", SERVED) == "true",
+                    proven=ready > 0 or text_at(record, "metadata", "annotations", PROVEN) == "true",
                     order=int_at(record, "revision"),
                 )
             )

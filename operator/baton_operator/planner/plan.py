@@ -20,7 +20,7 @@ from baton_operator.planner.objects import Object, Ref, label, ref_of, text_at
 from baton_operator.planner.observed import Observed
 from baton_operator.planner.records import Records, recorded_revisions
 from baton_operator.planner.revision import RoleRevision, wanted_revisions
-from baton_operator.planner.rollout import assign, key_of, serving_versions
+from baton_operator.planner.rollout import assign, key_of
 from baton_operator.planner.scaling import build_scalers, changed, desired_replicas, scaler_ref, scaler_status
 from baton_operator.planner.shared import (
     POD_MONITOR,
@@ -87,7 +87,7 @@ def _reconcile(context: Context, observed: Observed, now: datetime) -> Plan:
         *build_gateway(context),
         *build_budgets(context, budgeted.values()),
         *build_pod_monitor(context),
-        *records.objects(replicas, serving_versions(groups)),
+        *records.objects(replicas, {key_of(group) for group in groups if group.proven}),
         *records.workloads(replicas),
     ]
     scalers = list(build_scalers(context, current))
@@ -130,10 +130,11 @@ def _obstacle(context: Context) -> Trouble | None:
     problems = list(cluster_problems(context.manifest.spec, "spec"))
     if problems:
         return Trouble("InvalidSpec", "; ".join(problems))
-    spans = [r.role for r in wanted_revisions(context.manifest.spec) if role_of(context, r.role).parallelism.nodes > 1]
+    roles = [revision.role for revision in wanted_revisions(context.manifest.spec)]
+    spans = [role for role in roles if role_of(context, role).parallelism.nodes > 1]
     if spans and LEADER_WORKER_SET not in context.settings.apis:
         sentence = (
-            f"{spans[0]} workers span nodes, which needs LeaderWorkerSet; install it, or set parallelism.nodes: 1"
+            f"{spans[0]} workers span nodes, which takes LeaderWorkerSet; install it or write parallelism.nodes: 1"
         )
         return Trouble("LeaderWorkerSetMissing", sentence)
     return None

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from baton_operator.planner.context import COMPONENT, REVISION, VERSION, Context
 from baton_operator.planner.objects import Object, int_at, label, map_at, merged, text_at
-from baton_operator.planner.observed import SERVED, Observed
+from baton_operator.planner.observed import PROVEN, Observed
 from baton_operator.planner.revision import RoleRevision
 from baton_operator.planner.rollout import Key, key_of
 from baton_operator.planner.worker import WHOLE, build_workload, role_of, workload_name
@@ -26,16 +26,16 @@ class Records:
         self._next = 1 + max((int_at(item, "revision") for item in self._stored.values()), default=0)
         self._built = {key: self._build(revision) for key, revision in self._new.items()}
 
-    def objects(self, keys: Mapping[Key, int], served: set[str]) -> Iterator[Object]:
-        """The records to apply for `keys`; those of `served` versions are marked so, for good."""
+    def objects(self, keys: Mapping[Key, int], proven: set[Key]) -> Iterator[Object]:
+        """The records to apply for `keys`; those that are `proven` are marked so, for good."""
         for key in keys:
             item = self._stored.get(key) or self._built.get(key)
             if item is None:
                 continue
-            mark = text_at(item, "metadata", "annotations", SERVED) == "true" or label(item, VERSION) in served
+            mark = text_at(item, "metadata", "annotations", PROVEN) == "true" or key in proven
             metadata = _own_metadata(item)
             if mark:
-                metadata["annotations"] = {SERVED: "true"}
+                metadata["annotations"] = {PROVEN: "true"}
             yield {
                 "apiVersion": "apps/v1",
                 "kind": "ControllerRevision",

@@ -3,9 +3,9 @@
 The guarantee: as long as no pod fails by itself, at each instant some version has a *serving set*, a prefill and a
 decode worker of the same version, or a decode worker that serves whole.
 
-New workers come up beside the old ones. Only when every role has all its new workers ready do the old ones go. Of the
-versions that came before, one is kept meanwhile: the one that serves best among those that ever served; a version that
-never did gives its devices back at once. Stateless: every round decides from what is there now.
+New workers come up beside the old ones. Only when every role has all its new workers ready do the old ones go. Of what
+came before, one revision per role is kept meanwhile, of the version that serves best. A revision of which no worker was
+ever ready ("proven") is not kept: it gives its devices back at once. Every round decides from what is there now.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def assign(current: Sequence[RoleRevision], desired: Mapping[str, int], groups: 
     """
     replicas = {key_of(revision): desired[revision.role] for revision in current}
     old = [group for group in groups if key_of(group) not in replicas]
-    kept = set() if _complete(replicas, groups) else _kept_versions(current, old, groups)
+    kept = set() if _complete(replicas, groups) else _kept(current[-1].version, old)
     for group in old:
-        if group.version in kept:
+        if key_of(group) in kept:
             replicas[key_of(group)] = group.wanted
         elif group.present > 0 or group.wanted > 0:
             replicas[key_of(group)] = 0
@@ -60,12 +60,21 @@ def _complete(wanted: Mapping[Key, int], groups: Sequence[Group]) -> bool:
     return all(ready.get(key, 0) >= count for key, count in wanted.items())
 
 
-def _kept_versions(current: Sequence[RoleRevision], old: Sequence[Group], groups: Sequence[Group]) -> set[str]:
-    """The current version, of which a role's earlier revision may still serve, and the best of the others."""
-    versions = {revision.version for revision in current}
-    pairs = ready_pairs(groups)
-    others = [group for group in old if group.version not in versions and (group.served or pairs[group.version])]
-    if not others:
-        return versions
-    best = max(others, key=lambda group: (pairs[group.version], group.order, group.version))
-    return versions | {best.version}
+def _kept(version: str, old: Sequence[Group]) -> set[Key]:
+    """Per role the best group of the wanted version, and the best of the one other version that serves best."""
+    proven = [group for group in old if group.proven]
+    versions = {version}
+    pairs = ready_pairs(proven)
+    others = [group for group in proven if group.version != version and _can_serve(group.version, proven)]
+    if others:
+        versions.add(max(others, key=lambda group: (pairs[group.version], group.order, group.version)).version)
+    best: dict[tuple[str, str], Group] = {}
+    for group in sorted(proven, key=lambda group: (group.ready, group.order, group.revision)):
+        if group.version in versions:
+            best[group.version, group.role] = group
+    return {key_of(group) for group in best.values()}
+
+
+def _can_serve(version: str, proven: Sequence[Group]) -> bool:
+    groups = [group for group in proven if group.version == version]
+    return any(group.whole for group in groups) or {group.role for group in groups} == {"prefill", "decode"}
