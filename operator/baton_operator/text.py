@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import yaml
-from pydantic import JsonValue
 
 
 class _Dumper(yaml.SafeDumper):
@@ -15,14 +14,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def to_yaml(*documents: Mapping[str, JsonValue]) -> str:
+def to_yaml(*documents: Mapping[str, object]) -> str:
     """The documents as one YAML stream."""
     return "---\n".join(
         yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
         for document in documents
     )
-
-
-def one_per_line(problems: Iterable[str], source: str) -> str:
-    """Problems as lines for a person, each with where it comes from."""
-    return "\n".join(f"{source}: {problem}" for problem in problems)

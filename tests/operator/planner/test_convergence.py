@@ -7,10 +7,10 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fake_cluster import FakeCluster
 
 from baton_operator.planner import Observed, Service
 from baton_operator.planner.rollout import serving_versions
-from support.fake_cluster import FakeCluster
 
 ROLES = st.builds(
     lambda replicas, tensor, memory, args: (

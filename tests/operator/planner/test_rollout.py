@@ -60,7 +60,9 @@ def test_of_several_old_versions_the_one_that_serves_best_is_kept() -> None:
     half = (group("prefill", "p0", "v0", 2, 1), group("decode", "d0", "v0", 1, 1))
     lone = (group("prefill", "p3", "v3", 4, 4),)
     replicas = assign(NEW, WANTED, (*half, *lone, *OLD[:1], group("decode", "d1", "v1", 2, 2)))
-    assert {key: count for key, count in replicas.items() if count and key not in {("prefill", "p2"), ("decode", "d2")}} == {
+    assert {
+        key: count for key, count in replicas.items() if count and key not in {("prefill", "p2"), ("decode", "d2")}
+    } == {
         ("prefill", "p1"): 2,
         ("decode", "d1"): 2,
     }
