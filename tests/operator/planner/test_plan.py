@@ -85,9 +85,13 @@ def waiting(name: str, state_reason: str, note: str = "", **last: Any) -> dict[s
             "image img:1 of the decode pods cannot be pulled: not found",
         ),
         (
-            {"initContainerStatuses": [waiting("fetch-model", "CrashLoopBackOff", exitCode=1, message="no such model")]},
+            {
+                "initContainerStatuses": [
+                    waiting("fetch-model", "CrashLoopBackOff", exitCode=1, message="no such model")
+                ]
+            },
             "ModelMissing",
-            "the model cannot be fetched for decode pods: no such model",
+            "the model cannot be fetched for decode pods: no model",
         ),
         (
             {"containerStatuses": [waiting("worker", "CrashLoopBackOff", exitCode=137, reason="OOMKilled")]},
