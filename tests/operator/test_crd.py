@@ -84,7 +84,7 @@ class Cel:
     """Evaluates every rule of the schema on a manifest."""
 
     def __init__(self) -> None:
-        self.schema = structural_schema(InferenceService)
+        self.schema: dict[str, Any] = structural_schema(InferenceService)
         environment = celpy.Environment()
         rules = {rule["rule"] for _, node in nodes(self.schema) for rule in node.get("x-kubernetes-validations", [])}
         self.programs = {rule: environment.program(environment.compile(rule)) for rule in rules}

@@ -56,7 +56,7 @@ def picture(cluster: FakeCluster) -> Any:
     return objects, status, cluster.service["metadata"]["finalizers"]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(st.data())
 def test_random_orders_and_kills_end_in_the_same_state_and_keep_serving(data: st.DataObject) -> None:
     cluster = FakeCluster(data.draw(SPECS))

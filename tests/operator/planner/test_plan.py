@@ -85,11 +85,7 @@ def waiting(name: str, state_reason: str, note: str = "", **last: Any) -> dict[s
             "image img:1 of the decode pods cannot be pulled: not found",
         ),
         (
-            {
-                "initContainerStatuses": [
-                    waiting("fetch-model", "CrashLoopBackOff", exitCode=1, message="no such model")
-                ]
-            },
+            {"initContainerStatuses": [waiting("fetch-model", "CrashLoopBackOff", exitCode=1, message="no model")]},
             "ModelMissing",
             "the model cannot be fetched for decode pods: no model",
         ),
