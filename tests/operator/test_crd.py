@@ -8,6 +8,7 @@ from typing import Any
 
 import celpy
 import pytest
+from celpy.adapter import json_to_cel
 from celpy.celtypes import BoolType
 from pydantic import ValidationError
 
@@ -94,7 +95,7 @@ class Cel:
         schema = self.schema if schema is None else schema
         messages = set()
         for rule in schema.get("x-kubernetes-validations", []):
-            result = self.programs[rule["rule"]].evaluate({"self": celpy.json_to_cel(value)})
+            result = self.programs[rule["rule"]].evaluate({"self": json_to_cel(value)})
             assert isinstance(result, (bool, BoolType)), rule
             if not result:
                 messages.add(rule["message"])

@@ -200,3 +200,16 @@ def test_children_of_another_service_are_left_alone() -> None:
     stranger = {**item, "metadata": {**item["metadata"], "name": "x", "ownerReferences": [{"uid": "u2"}]}}
     cluster.objects[Ref("apps/v1", "Deployment", "x")] = stranger
     assert cluster.plan().delete == ()
+
+
+def test_old_workers_that_are_away_for_a_moment_are_not_given_up() -> None:
+    cluster = FakeCluster(A)
+    cluster.settle()
+    cluster.round()  # a round that sees them ready writes that down
+    old = set(cluster.replicas())
+    for name in old:
+        cluster.of_kind("Deployment")[name]["status"]["readyReplicas"] = 0
+    cluster.edit(B)
+    cluster.round()
+    cluster.round()
+    assert {name: count for name, count in cluster.replicas().items() if name in old} == dict.fromkeys(old, 1)
