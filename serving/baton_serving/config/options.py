@@ -188,6 +188,11 @@ class RuntimeOptions:
         unit="tokens",
         help="Tokens between two events of a stream; the first is at once.",
     )
+    stream_output: bool = option(
+        "--stream-output",
+        default=False,
+        help="Streams of /generate say what is new; without it each event holds all text so far.",
+    )
     random_seed: int | None = option(
         "--random-seed",
         default=None,

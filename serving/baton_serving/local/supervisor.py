@@ -97,12 +97,12 @@ class Supervisor:
             await self._stopping.wait()
         finally:
             self._stopping.set()
+            if self._watch is not None:
+                await self._watch.aclose()
             await self._stop_children()
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
-            if self._watch is not None:
-                await self._watch.aclose()
         if self._failure is not None:
             raise self._failure
 

@@ -1,16 +1,11 @@
-"""Fixtures of the handoff tests. The harness beside this file is imported by the tests under its own name."""
+"""Fixtures of the handoff tests: workers over each transfer backend."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from handoff_harness import Cluster, Worker
+from support.handoff_workers import Cluster, Worker
 
 
 @pytest.fixture(params=["fake", "mooncake", "nixl"])

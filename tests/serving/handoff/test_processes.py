@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from handoff_harness import BIG, ChildWorker, Cluster, Worker, content, eventually
+from support.handoff_workers import BIG, ChildWorker, Cluster, Worker, content, eventually
 
 from baton_serving.handoff.events import Arrived, Begun, Delivered, ReceiveFailed, ReceiveQuiet, SendFailed, SendQuiet
 from baton_serving.handoff.protocol import PageSpan
@@ -17,7 +17,7 @@ from baton_serving.handoff.rim import Limits
 PAGES = list(range(1, 251))  # 125 MiB
 LIMITS = Limits(lease=2.0)
 
-Spawn = Callable[[str], ChildWorker]
+Spawn = Callable[..., list[ChildWorker]]
 
 
 @pytest.fixture(params=["mooncake", "nixl"])
@@ -31,11 +31,12 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 def spawn(cluster: Cluster) -> Iterator[Spawn]:
     children: list[ChildWorker] = []
 
-    def make(name: str) -> ChildWorker:
-        child = ChildWorker(cluster.backend, name)
-        children.append(child)
-        child.meet(cluster.registry)
-        return child
+    def make(*names: str) -> list[ChildWorker]:
+        started = [ChildWorker(cluster.backend, name) for name in names]
+        children.extend(started)
+        for child in started:
+            child.meet(cluster.registry)
+        return started
 
     yield make
     for child in children:
@@ -76,16 +77,16 @@ def quarantine(worker: Worker) -> int:
 def test_a_sender_that_is_killed(cluster: Cluster, spawn: Spawn) -> None:
     """Before its prefill begins, while it writes, and after it has delivered."""
     receiver = here(cluster, "d")
-    healthy = spawn("healthy")
+    first, second, third = spawn("p1", "p2", "p3")
 
-    child = spawn("p1")
+    child = first
     child.call("open", "t1")
     receiver.service.expect("t1", 0, "p1")
     eventually(lambda: receiver.service.stats().peers == 1)
     child.kill()
     assert receiver.wait(ReceiveFailed, "t1", timeout=2).quiet
 
-    child = spawn("p2")
+    child = second
     receive_from(child, receiver, "t2", PAGES)
     child.call("chunk", "t2", PAGES, 0)
     eventually(lambda: bool(receiver.pools[0].pages[1].any()))
@@ -96,17 +97,19 @@ def test_a_sender_that_is_killed(cluster: Cluster, spawn: Spawn) -> None:
     eventually(lambda: quarantine(receiver) == 0)
     assert time.monotonic() - killed < 5
 
-    child = spawn("p3")
+    child = third
     whole_from(child, receiver, "t3")
     child.wait("Delivered", "t3")
     child.kill()
-    whole_from(healthy, receiver, "t4")
+    eventually(lambda: receiver.service.stats().peers == 0)
+    assert quarantine(receiver) == 0
     assert receiver.service.stats().fences == 1, "a sender that had delivered owes nothing"
 
 
+@pytest.mark.deep
 def test_a_receiver_that_is_killed_while_it_is_written_to(cluster: Cluster, spawn: Spawn) -> None:
     sender = here(cluster, "p", fill=3)
-    child, other = spawn("d1"), spawn("d2")
+    child, other = spawn("d1", "d2")
     for peer in (child, other):
         peer.call("meet", "p", sender.service.endpoint, sender.incarnation)
     sender.service.open("t1")
@@ -139,7 +142,7 @@ def test_a_receiver_that_is_killed_while_it_is_written_to(cluster: Cluster, spaw
 def test_a_stopped_sender_is_fenced_and_writes_no_page_later(cluster: Cluster, spawn: Spawn) -> None:
     """The sender is stopped in the middle of a write for longer than the lease, and goes on after the fence."""
     receiver = here(cluster, "d")
-    child, healthy = spawn("p"), spawn("healthy")
+    child, healthy = spawn("p", "healthy")
     whole_from(healthy, receiver, "before")
     receive_from(child, receiver, "t1", PAGES)
     child.call("chunk", "t1", PAGES, 0)
@@ -168,10 +171,11 @@ def test_a_stopped_sender_is_fenced_and_writes_no_page_later(cluster: Cluster, s
     whole_from(healthy, receiver, "at the end")
 
 
+@pytest.mark.deep
 def test_a_stopped_receiver_frees_its_sender(cluster: Cluster, spawn: Spawn) -> None:
     """The sender's own pages leave quarantine too, though the write to the stopped peer never ends by itself."""
     sender = here(cluster, "p", fill=3)
-    child = spawn("d")
+    (child,) = spawn("d")
     child.call("meet", "p", sender.service.endpoint, sender.incarnation)
     sender.service.open("t1")
     child.call("expect", "t1", 0, "p")

@@ -49,11 +49,12 @@ class Transport(msgspec.Struct, frozen=True):
 class TransferBackend(Protocol):
     """One transfer engine over one memory region. Not thread-safe: one thread calls it.
 
-    `max_blocks` is the number of runs that one `post` takes. `fenced_by_close` says that after `close` no peer can
-    write into the region through this engine any more; where it is False only the death of the peer fences.
+    One `post` takes at most `max_blocks` runs and `max_bytes` bytes. `fenced_by_close` says that after `close` no peer
+    can write into the region through this engine any more; where it is False only the death of the peer fences.
     """
 
     max_blocks: int
+    max_bytes: int
     fenced_by_close: bool
 
     def register(self, region: MemoryRegion) -> None:
@@ -73,6 +74,9 @@ class TransferBackend(Protocol):
     def connected(self, peer: str) -> bool:
         """Whether writes may be posted. Raises BackendError, once, when the connection failed; then connect again."""
 
+    def disconnect(self, peer: str) -> None:
+        """Forget a peer towards which no write is under way; harmless when unknown."""
+
     def post(self, peer: str, runs: Runs) -> int:
         """Start writing `runs` (absolute addresses) to `peer`; returns a ticket. Raises BackendError when nothing
         was sent."""
@@ -90,11 +94,19 @@ BackendFactory = Callable[[str], TransferBackend]  # engine name, unique per inc
 class PoolMemory(Protocol):
     """A rank's pool as the handoff sees it."""
 
-    @property
-    def region(self) -> MemoryRegion: ...
+    region: MemoryRegion
 
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Bytes of the pool, for page hashes."""
+    @property
+    def read(self) -> Callable[[int, int], bytes]:
+        """Bytes of the pool from an offset on, for page hashes."""
+
+
+class DeviceMemory:
+    """A pool on a CUDA device. `copy` brings bytes `(offset, nbytes)` of it to the host."""
+
+    def __init__(self, address: int, nbytes: int, device_id: int, copy: Callable[[int, int], bytes]) -> None:
+        self.region = MemoryRegion(address=address, nbytes=nbytes, cuda=True, device_id=device_id)
+        self.read = copy
 
 
 class HostMemory:

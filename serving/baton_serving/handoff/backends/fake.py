@@ -199,6 +199,7 @@ class FakeBackend:
     """One engine on a fabric. See `TransferBackend`."""
 
     max_blocks = 64
+    max_bytes = 1 << 20
     fenced_by_close = True
 
     def __init__(self, fabric: FakeFabric, name: str) -> None:
@@ -223,6 +224,9 @@ class FakeBackend:
 
     def connected(self, peer: str) -> bool:
         return True
+
+    def disconnect(self, peer: str) -> None:
+        """Nothing is held per peer."""
 
     def post(self, peer: str, runs: Runs) -> int:
         ticket = next(self._tickets)

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 _RUNNING, _DONE = 0, 1
 _NO_TICKET = (0, -1, 2**64 - 1)
 _PORT_ATTEMPTS = 8
+_FAST_BYTES = 1 << 28
 _HANDSHAKE_TIMEOUT = 2.0  # seconds
 _HANDSHAKE_POLL = 0.001
 _WARM_UP_BYTES = 64
@@ -40,7 +41,10 @@ def configure_environment(protocol: str, write_timeout: float) -> None:
     os.environ.setdefault("MC_TRANSFER_TIMEOUT", str(max(5, round(write_timeout))))
     os.environ.setdefault("MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER", "65536")
     if protocol == "nvlink_intra":
-        os.environ.setdefault("MC_INTRANODE_NVLINK", "true")
+        os.environ.setdefault("MC_INTRANODE_NVLINK", "true")  # the name differs between versions
+        os.environ.setdefault("MC_INTRA_NVLINK", "true")
+    elif protocol == "tcp":
+        os.environ.setdefault("MC_FORCE_TCP", "true")  # else an adapter that is there is used
 
 
 class RetiredPorts:
@@ -99,6 +103,7 @@ class Handshake:
 class MooncakeBackend:
     """See `TransferBackend`. `protocol` is auto, tcp, rdma or nvlink_intra; `devices` names InfiniBand devices."""
 
+    max_bytes = 1 << 26  # of tcp; some tens of milliseconds
     max_blocks = 768  # two tickets per peer stay below the 2,048 transfers that its tcp lane queues
 
     def __init__(
@@ -118,6 +123,8 @@ class MooncakeBackend:
         self._engine, self._ports = self._start(wanted, devices)
         self._used = _protocol_in_use(wanted, devices)
         self.fenced_by_close = self._used != "nvlink_intra"
+        if self._used != "tcp":
+            self.max_bytes = _FAST_BYTES
 
     def _start(self, protocol: str, devices: str) -> tuple[TransferEngine, set[int]]:
         """An engine whose ports no closed engine of this process ever had."""
@@ -162,6 +169,12 @@ class MooncakeBackend:
             del self._handshakes[peer]
             raise BackendError(f"mooncake cannot reach {peer}")
         return state is Outcome.DONE
+
+    def disconnect(self, peer: str) -> None:
+        """The library keeps its connections until the engine is closed."""
+        handshake = self._handshakes.pop(peer, None)
+        if handshake is not None:
+            handshake.stop()
 
     def post(self, peer: str, runs: Runs) -> int:
         blocks: list[int] = []

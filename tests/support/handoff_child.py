@@ -1,7 +1,7 @@
-"""A worker in a process of its own, to be killed and stopped: `python handoff_child.py BACKEND NAME`.
+"""A worker in a process of its own, to be killed and stopped: `python -m support.handoff_child BACKEND NAME`.
 
 Reads one JSON list `[method, *arguments]` per line from standard input and prints what comes of it, and every event, as
-one JSON object per line. The parent is `ChildWorker` in `handoff_harness.py`.
+one JSON object per line. The parent is `ChildWorker` in `handoff_workers.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from typing import Any
 
 import msgspec
-from handoff_harness import BIG, Cluster, Worker
+from support.handoff_workers import BIG, Cluster, Worker
 
 from baton_serving.handoff.protocol import PageSpan
 from baton_serving.handoff.rim import PeerAddress
@@ -42,16 +42,6 @@ def main() -> None:
     service = worker.service
     threading.Thread(target=watch, args=(worker,), daemon=True).start()
     say("ready", {"endpoint": service.endpoint, "incarnation": worker.incarnation})
-    tick = 0
-    stop = threading.Event()
-
-    def beat() -> None:
-        nonlocal tick
-        while not stop.wait(0.05):
-            tick += 1
-            service.beat(tick)
-
-    threading.Thread(target=beat, daemon=True).start()
     for line in sys.stdin:
         method, *arguments = json.loads(line)
         obey(worker, cluster, method, arguments)
