@@ -21,7 +21,7 @@ demo: setup  ## Serve the demo model, ask it a few questions, stop again
 
 .PHONY: test
 test: lint  ## Everything that must hold: format, lint, types, layers, tests on the CPU
-	$(PYTEST) -n $(WORKERS) -m "not gpu and not deep" --durations=15
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not gpu and not deep" --durations=15
 
 .PHONY: lint
 lint: setup  ## Format check, lint, types and import layers
@@ -32,7 +32,7 @@ lint: setup  ## Format check, lint, types and import layers
 
 .PHONY: test-deep
 test-deep: setup  ## Long property runs
-	$(PYTEST) -n $(WORKERS) -m deep --timeout=3600 --durations=15
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m deep --timeout=3600 --durations=15
 
 .PHONY: test-gpu
 test-gpu: setup  ## Tests that need a CUDA device
