@@ -50,7 +50,7 @@ def layout_of(args: argparse.Namespace) -> KVLayout:
 
 
 def scattered(seed: int, pages: int, count: int) -> list[int]:
-    return (np.random.default_rng(seed).permutation(pages) + 1)[:count].tolist()
+    return [int(page) + 1 for page in np.random.default_rng(seed).permutation(pages)[:count]]
 
 
 class Pool:

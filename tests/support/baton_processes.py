@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,13 @@ BATON_TINY = REPOSITORY / "examples/models/baton-tiny"
 BATON_TINY_V2 = REPOSITORY / "examples/models/baton-tiny-v2"
 
 _METRIC = re.compile(r"^(baton_\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now, for commands that cannot choose one themselves."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _die_with_parent() -> None:

@@ -18,7 +18,8 @@ from support.baton_processes import BatonProcess, BatonProcesses
 Body = dict[str, Any]
 
 TOLERANCE = 2e-4  # of log-probabilities: splits and chunks alone differ by a few 1e-5
-POOL = ("--max-total-tokens", "24000", "--max-running-requests", "16")
+MODEL = "baton-tiny"
+POOL = ("--served-model-name", MODEL, "--max-total-tokens", "24000", "--max-running-requests", "16")
 VOCABULARY = 1024  # of baton-tiny
 PATIENCE = 90.0  # seconds for one answer on a loaded machine
 
@@ -82,10 +83,15 @@ def disaggregated(mode: str, bootstrap: BatonProcess, backend: str, tp: int = 1,
     return words + ["--disaggregation-verify"] * verify
 
 
-def start_fleet(processes: BatonProcesses, model: Path, shape: Shape, *, whole: bool = True) -> Fleet:
-    """All workers of `shape`, and (with `whole`) one undivided worker to compare them with."""
-    undivided = processes.worker("whole", model, *POOL) if whole else None
-    fleet = Fleet(processes, model, shape, processes.bootstrap(), [], [], undivided)
+def start_fleet(processes: BatonProcesses, model: Path, shape: Shape, whole: str = "null") -> Fleet:
+    """All workers of `shape`, and one undivided worker of mode `whole` to compare them with ("": none).
+
+    A decode worker serves whole whatever comes without a ticket, and requests can move to it.
+    """
+    bootstrap = processes.bootstrap()
+    options = disaggregated("decode", bootstrap, shape.backend) if whole == "decode" else POOL
+    undivided = processes.worker("whole", model, *options) if whole else None
+    fleet = Fleet(processes, model, shape, bootstrap, [], [], undivided)
     fleet.start()
     if undivided is not None:
         undivided.wait_announced()

@@ -17,9 +17,11 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from baton_serving.handoff.backends.base import BackendFactory, HostMemory
+from baton_serving.errors import ConfigError
+from baton_serving.handoff.backends.base import BackendFactory, HostMemory, TransferBackend
 from baton_serving.handoff.backends.fake import FakeFabric
 from baton_serving.handoff.backends.registry import BackendOptions, backend_factory
+from baton_serving.handoff.control import CurveKeys
 from baton_serving.handoff.events import HandoffEvent
 from baton_serving.handoff.layout import PeerDescriptor, rank_slice
 from baton_serving.handoff.protocol import PageSpan
@@ -85,13 +87,13 @@ class Worker:
         verify: bool = False,
         weights: str = "w1",
         backend: str = "fake",
-        incarnation: str = "",
+        curve: CurveKeys | None = None,
     ) -> None:
         limits = limits or Limits()
         slices = [rank_slice(layout, tp, rank) for rank in range(tp)]
         self.name = name
         self.pools = [Pool(slice_.shape.page_bytes, pages) for slice_ in slices]
-        self.incarnation = incarnation or f"{name}-{time.monotonic_ns():x}"
+        self.incarnation = f"{name}-{time.monotonic_ns():x}"
         blank = PeerDescriptor(
             version=1,
             worker=name,
@@ -108,7 +110,9 @@ class Worker:
         self.beating = True
         self.woken = threading.Event()
         self.seen: list[HandoffEvent] = []
-        self.service = HandoffService(blank, self._command, registry.get, self.woken.set, limits=limits, verify=verify)
+        self.service = HandoffService(
+            blank, self._command, registry.get, self.woken.set, limits=limits, verify=verify, curve=curve
+        )
         self.ranks = [
             RankTransfer(
                 RankExecutor(
@@ -123,8 +127,13 @@ class Worker:
             )
             for rank in range(tp)
         ]
-        self.service.start()
-        registry[name] = PeerAddress(self.service.endpoint, self.incarnation)
+        try:
+            self.service.start()
+        except ConfigError:
+            for transfer in self.ranks:
+                transfer.close()
+            raise
+        registry[name] = PeerAddress(self.service.endpoint, self.incarnation, curve.public if curve else "")
 
     def _command(self, rank: int, command: RankCommand) -> None:
         self.ranks[rank].submit(command)
@@ -167,6 +176,7 @@ class Cluster:
     def __init__(self, backend: str) -> None:
         self.backend = backend
         self.fabric = FakeFabric()
+        self.fenced_by_close = True
         self.registry: dict[str, PeerAddress] = {}
         self.workers: list[Worker] = []
         self._stop = threading.Event()
@@ -184,8 +194,13 @@ class Cluster:
 
     def factory(self) -> BackendFactory:
         if self.backend == "fake":
-            return self.fabric.backend
+            return self.fake
         return backend_factory(self.backend, BackendOptions(host="127.0.0.1"))
+
+    def fake(self, name: str) -> TransferBackend:
+        engine = self.fabric.backend(name)
+        engine.fenced_by_close = self.fenced_by_close
+        return engine
 
     def worker(
         self,
@@ -197,6 +212,7 @@ class Cluster:
         limits: Limits | None = None,
         verify: bool = False,
         weights: str = "w1",
+        curve: CurveKeys | None = None,
     ) -> Worker:
         worker = Worker(
             name,
@@ -209,6 +225,7 @@ class Cluster:
             verify=verify,
             weights=weights,
             backend=self.backend,
+            curve=curve,
         )
         self.workers.append(worker)
         return worker

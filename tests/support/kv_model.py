@@ -63,7 +63,7 @@ class KVModel:
     def history(self, request: Request) -> History:
         found = self._histories.get(id(request))
         if found is None:
-            found = self._histories[id(request)] = History(request.namespace, request.prompt)
+            found = self._histories[id(request)] = History(request.namespace, request.prompt + request.output)
             self._live.append(request)
         return found
 

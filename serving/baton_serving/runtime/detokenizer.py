@@ -105,7 +105,6 @@ class _Stream:
             self._text.feed(token_id)
             if self._text.stop is not None:
                 return StopFound(rid="", completion_tokens=self._text.tokens)
-        self._due = self._text.tokens
         return None
 
     @property

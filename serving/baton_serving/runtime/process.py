@@ -154,7 +154,9 @@ class ChildWatch:
             return
         sentinel = fired[0]
         if isinstance(sentinel, int):
-            self._on_death(by_sentinel[sentinel])
+            child = by_sentinel[sentinel]
+            child.process.join(1)  # its pipe closes a moment before its exit status can be read
+            self._on_death(child)
 
     def close(self) -> None:
         self._closed.close()

@@ -102,7 +102,6 @@ CASES = [
     case(CHAT, "baton_resume.output_ids", "resume for more choices", baton_resume={"output_ids": [[1], [2]]}),
     case(CHAT, "baton_resume.output_ids", "resume with no such token", baton_resume={"output_ids": [[VOCAB]]}),
     case(CHAT, "baton_resume.output_ids", "resume too long", max_tokens=1, baton_resume={"output_ids": [[1, 2]]}),
-    case(CHAT, "bootstrap_room", "one room for two", n=2, bootstrap_room=1),
     case(CHAT, "bootstrap_room", "rooms for others", bootstrap_room=[1, 2]),
     case(CHAT, "rid", rid=""),
     case(CHAT, "priority", priority=2**40),

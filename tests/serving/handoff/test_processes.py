@@ -106,6 +106,7 @@ def test_a_sender_that_is_killed(cluster: Cluster, spawn: Spawn) -> None:
     assert receiver.service.stats().fences == 1, "a sender that had delivered owes nothing"
 
 
+@pytest.mark.deep
 def test_a_receiver_that_is_killed_while_it_is_written_to(cluster: Cluster, spawn: Spawn) -> None:
     sender = here(cluster, "p", fill=3)
     child, other = spawn("d1", "d2")
@@ -170,6 +171,7 @@ def test_a_stopped_sender_is_fenced_and_writes_no_page_later(cluster: Cluster, s
     whole_from(healthy, receiver, "at the end")
 
 
+@pytest.mark.deep
 def test_a_stopped_receiver_frees_its_sender(cluster: Cluster, spawn: Spawn) -> None:
     """The sender's own pages leave quarantine too, though the write to the stopped peer never ends by itself."""
     sender = here(cluster, "p", fill=3)

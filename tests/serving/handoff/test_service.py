@@ -12,9 +12,13 @@ import pytest
 import zmq
 from support.handoff_workers import LAYOUT, Cluster, Worker, eventually, send_whole
 
-from baton_serving.errors import InvalidRequest
+from baton_serving.errors import ConfigError, InternalError, InvalidRequest
+from baton_serving.handoff.backends.base import BackendError, TransferBackend
+from baton_serving.handoff.backends.fake import Script
+from baton_serving.handoff.control import CurveKeys
 from baton_serving.handoff.events import Arrived, Begun, Delivered, ReceiveFailed, ReceiveQuiet, SendFailed, SendQuiet
 from baton_serving.handoff.protocol import Heartbeat, Hello, HelloRefused, Join, Key, PageSpan, Started, decode, encode
+from baton_serving.handoff.ranks import CloseEpochs, PostWrites, RankFailed
 from baton_serving.handoff.rim import Limits, PeerAddress
 from baton_serving.kv.layout import KVGroup
 
@@ -99,7 +103,7 @@ def test_only_missing_pages_and_windows_move(fake_cluster: Cluster) -> None:
     sender.service.open("t")
     receiver.service.expect("t", 0, "p")
     sender.service.started("t", 64)
-    assert receiver.wait(Begun, "t").prompt_tokens == 64
+    assert receiver.wait(Begun, "t").kv_tokens == 64
     # The receiver holds the first page of the full kind; of the window kind it wants the last page only.
     receiver.service.announce("t", [PageSpan(0, 1, [31, 32, 33]), PageSpan(1, 2, [0, 34])], 16)
     sender.service.chunk_ready("t", [PageSpan(0, 0, [1, 2, 3, 4]), PageSpan(1, 0, [0, 0, 7, 8])])
@@ -355,7 +359,7 @@ def test_noise_and_lies_on_the_control_socket_are_counted_and_survived(fake_clus
         intruder.socket.send(encode(hello))
         intruder.socket.send(encode(Heartbeat(incarnation="x", tick=1)))
         eventually(lambda: sender.service.stats().refused.get("stale incarnation", 0) == 2)
-        intruder.socket.send(encode(Started(incarnation=receiver.incarnation, key=key, prompt_tokens=1)))
+        intruder.socket.send(encode(Started(incarnation=receiver.incarnation, key=key, kv_tokens=1)))
         eventually(lambda: sender.service.stats().refused.get("unknown transfer", 0) == 1)
     send_whole(sender, receiver, "t", [1, 2], [3, 4])
     receiver.wait(Arrived, "t")
@@ -406,3 +410,72 @@ def test_a_scheduler_that_stands_still_is_suspected_unless_it_said_so(fake_clust
     failed = receiver.wait(ReceiveFailed, "t")
     assert "scheduler stood still" in failed.failure.message
     sender.wait(SendFailed, "t")
+
+
+def test_where_closing_keeps_nobody_out_only_the_death_of_the_writer_frees(fake_cluster: Cluster) -> None:
+    """As over NVLink within a host: a suspected writer's pages wait for the end of its control connection."""
+    fake_cluster.fenced_by_close = False
+    fake_cluster.fabric.director = lambda source, target, blocks: Script([[3600.0]] * blocks)
+    limits = Limits(stall=0.5, heartbeat=0.05)
+    sender, receiver = fake_cluster.worker("p", limits=limits), fake_cluster.worker("d", limits=limits)
+    sender.service.open("t")
+    receiver.service.expect("t", 0, "p")
+    sender.service.started("t", 16)
+    receiver.wait(Begun, "t")
+    receiver.service.announce("t", [PageSpan(0, 0, [1, 2])], 0)
+    sender.service.chunk_ready("t", [PageSpan(0, 0, [1, 2])])
+    sender.beating = False
+    assert not receiver.wait(ReceiveFailed, "t").quiet
+    sender.wait(SendFailed, "t")
+
+    time.sleep(2 * limits.grace)
+    assert not any(isinstance(event, ReceiveQuiet) for event in receiver.service.events())
+    assert receiver.service.stats().quarantined_target_pages == 2
+    assert receiver.service.stats().fences == 0
+    fake_cluster.workers.remove(sender)
+    sender.close()
+
+    receiver.wait(ReceiveQuiet, "t")
+    eventually(lambda: settled(receiver))
+
+
+def test_control_connections_can_be_encrypted(fake_cluster: Cluster) -> None:
+    keys = [CurveKeys(*(key.decode() for key in zmq.curve_keypair())) for _ in range(2)]
+    sender = fake_cluster.worker("p", curve=keys[0])
+    receiver = fake_cluster.worker("d", curve=keys[1], limits=Limits(connect=0.5))
+    sender.fill(1)
+    send_whole(sender, receiver, "t1", [1, 2], [3, 4])
+    receiver.wait(Arrived, "t1")
+
+    plain = fake_cluster.worker("e", limits=Limits(connect=0.5))
+    plain.service.expect("t2", 0, "p")
+    assert plain.wait(ReceiveFailed, "t2").quiet
+    fake_cluster.registry["p"] = PeerAddress(sender.service.endpoint, "", keys[1].public)
+    stranger = fake_cluster.worker("f", curve=keys[1], limits=Limits(connect=0.5))
+    stranger.service.expect("t3", 0, "p")
+    assert "cannot reach" in stranger.wait(ReceiveFailed, "t3").failure.message
+    assert sender.service.stats().peers == 1
+
+
+def test_a_fault_in_a_thread_ends_the_worker_loudly(fake_cluster: Cluster) -> None:
+    worker = fake_cluster.worker("p")
+    worker.service.report(RankFailed(0, "segment lost"))
+    with pytest.raises(InternalError, match="transfers of rank 0 failed: segment lost"):
+        worker.service.events()
+
+
+def test_a_rank_that_cannot_do_its_work_says_so(fake_cluster: Cluster) -> None:
+    worker = fake_cluster.worker("p")
+    worker.ranks[0].submit(CloseEpochs(1))
+    worker.ranks[0].submit(PostWrites(1, Key("t", 0), 0, []))  # no engine is left
+    assert worker.woken.wait(10)
+    with pytest.raises(InternalError, match="transfers of rank 0 failed"):
+        worker.service.events()
+
+
+def test_a_backend_that_does_not_start_is_a_configuration_error() -> None:
+    def broken(name: str) -> TransferBackend:
+        raise BackendError("no such device: name one with --disaggregation-ib-device")
+
+    with pytest.raises(ConfigError, match="the transfer engine does not start: no such device"):
+        Worker("p", broken, {})
