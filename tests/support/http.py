@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import openai
 
-HELLO = [{"role": "user", "content": "how are you?"}]
+HELLO: list[Any] = [{"role": "user", "content": "how are you?"}]
 
 
 def sdk(url: str, api_key: str = "none") -> openai.AsyncOpenAI:

@@ -24,6 +24,7 @@ from baton_serving.runtime.messages import (
     SchedulerInput,
     StopFound,
     StreamState,
+    Timings,
     TokenBatch,
     TokenOutput,
     WorkerState,
@@ -177,6 +178,7 @@ class ScriptedScheduler:
             completion_tokens=len(message.output_ids) + running.position,
             finish=end if isinstance(end, Finish) else None,
             failure=end if isinstance(end, Failure) else None,
+            timings=Timings(received=message.received, transfer_bytes=64) if isinstance(end, Finish) else None,
         )
         if options is not None:
             output.logprobs = [logprob_of(token, options.top, options.token_ids) for token in tokens]

@@ -15,6 +15,7 @@ from baton_serving.errors import (
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
+    NotFound,
     error_from_code,
 )
 from baton_serving.runtime.channels import Pull, Push
@@ -67,14 +68,14 @@ class _OpenRequest:
         self.choice_rids = [f"{request.rid}/{serial}.{index}" for index in range(len(request.choices))]
         self.record = RequestRecord.of(request)
         self.unfinished = set(range(len(request.choices)))
-        self.error: BatonError | None = None
+        self.failure: Failure | None = None
         self._pending: dict[int, TextOutput] = {}
         self._ready = asyncio.Event()
 
     @property
     def over(self) -> bool:
         """Whether the reader has seen everything."""
-        return not (self.unfinished or self._pending or self.error)
+        return not (self.unfinished or self._pending or self.failure)
 
     def deliver(self, index: int, output: TextOutput) -> None:
         earlier = self._pending.get(index)
@@ -85,9 +86,9 @@ class _OpenRequest:
             merge(earlier.tokens, output.tokens)
         self._ready.set()
 
-    def fail(self, error: BatonError) -> None:
-        if self.error is None:
-            self.error = error
+    def fail(self, failure: Failure) -> None:
+        if self.failure is None:
+            self.failure = failure
         self._ready.set()
 
     async def take(self, deadline: float | None) -> list[ChoiceOutput]:
@@ -119,7 +120,7 @@ class TokenizerManager:
         self._by_choice: dict[str, tuple[_OpenRequest, int]] = {}
         self._controls: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._serials = itertools.count()
-        self._dead: BatonError | None = None
+        self._dead: Failure | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -134,7 +135,7 @@ class TokenizerManager:
 
     async def close(self) -> None:
         """Fail what is open and stop reading. The sockets stay the caller's."""
-        self._end_all(Failure("unavailable", "the worker is shutting down"))
+        self.end_all(Failure("unavailable", "the worker is shutting down"))
         if self._loop is not None:
             self._loop.remove_reader(self._inbox.socket.fileno())
             self._loop = None
@@ -165,8 +166,8 @@ class TokenizerManager:
             while not opened.over:
                 for output in await opened.take(deadline):
                     yield output
-                if opened.error is not None:
-                    raise opened.error
+                if opened.failure is not None:
+                    raise _error(opened.failure)
         except TimeoutError:
             error = DeadlineExceeded(f"the request did not end within {request.timeout:g} s")
             opened.record.outcome, opened.record.message = error.code, error.message
@@ -184,10 +185,17 @@ class TokenizerManager:
             self._abort_choices(opened, reason)
         return bool(found)
 
+    def choice_rid(self, rid: str, choice: int) -> str:
+        """What the scheduler calls a choice of an open request. Raises NotFound."""
+        opened = self._open.get(rid)
+        if opened is None or not 0 <= choice < len(opened.choice_rids):
+            raise NotFound(f"no request {rid!r} with a choice {choice} is open here")
+        return opened.choice_rids[choice]
+
     async def control(self, method: str, args: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call a handler of the scheduler. Raises the error it answers, or DeadlineExceeded."""
         if self._dead is not None:
-            raise self._dead
+            raise _error(self._dead)
         call_id = uuid.uuid4().hex
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._controls[call_id] = future
@@ -201,27 +209,27 @@ class TokenizerManager:
             del self._controls[call_id]
 
     def fail_all(self, failure: Failure) -> None:
-        """End every open request and control call with `failure`, and refuse new ones from now on.
+        """`end_all` after a fault, such as the death of a child process: observers are told first.
 
-        For when a child process died. From another thread: `loop.call_soon_threadsafe(manager.fail_all, failure)`.
+        From another thread: `loop.call_soon_threadsafe(manager.fail_all, failure)`.
         """
         if self._dead is None:
             for observer in self._observers:
                 observer.failed(failure)
-            self._end_all(failure)
+            self.end_all(failure)
 
-    def _end_all(self, failure: Failure) -> None:
-        error = error_from_code(failure.code, failure.message, failure.param)
-        self._dead = error
+    def end_all(self, failure: Failure) -> None:
+        """End every open request and control call with `failure`, and refuse new ones from now on."""
+        self._dead = failure
         for opened in self._open.values():
-            opened.fail(error)
+            opened.fail(failure)
         for future in self._controls.values():
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(_error(failure))
 
     def _admit(self, request: GenerateRequest) -> _OpenRequest:
         if self._dead is not None:
-            raise self._dead
+            raise _error(self._dead)
         if request.rid in self._open:
             raise InvalidRequest(f"a request with rid {request.rid!r} is already running: choose another", param="rid")
         opened = _OpenRequest(request, next(self._serials))
@@ -304,11 +312,10 @@ class TokenizerManager:
         self._note(opened.record, index, output, now)
         if is_terminal(tokens):
             opened.unfinished.discard(index)
-        failure = tokens.failure
-        if failure is None:
+        if tokens.token_ids or tokens.failure is None:
             opened.deliver(index, output)
-        else:
-            opened.fail(error_from_code(failure.code, failure.message, failure.param))
+        if tokens.failure is not None:
+            opened.fail(tokens.failure)
 
     def _note(self, record: RequestRecord, index: int, output: TextOutput, now: float) -> None:
         tokens = output.tokens
@@ -331,4 +338,8 @@ class TokenizerManager:
         if reply.error is None:
             future.set_result(reply.result)
         else:
-            future.set_exception(error_from_code(reply.error.code, reply.error.message, reply.error.param))
+            future.set_exception(_error(reply.error))
+
+
+def _error(failure: Failure) -> BatonError:
+    return error_from_code(failure.code, failure.message, failure.param)

@@ -199,6 +199,7 @@ class FakeBackend:
     """One engine on a fabric. See `TransferBackend`."""
 
     max_blocks = 64
+    max_bytes = 1 << 20
     fenced_by_close = True
 
     def __init__(self, fabric: FakeFabric, name: str) -> None:
@@ -218,8 +219,11 @@ class FakeBackend:
     def transport(self) -> Transport:
         return Transport(asked="fake", used="fake")
 
-    def connect(self, endpoint: bytes) -> str:
+    def connect(self, endpoint: bytes, address: int) -> str:
         return endpoint.decode()
+
+    def connected(self, peer: str) -> bool:
+        return True
 
     def disconnect(self, peer: str) -> None:
         """Nothing is held per peer."""

@@ -101,7 +101,7 @@ async def test_bad_input_names_the_field(request_: pb.GenerateRequest, param: st
     async with serving(says("ok")) as (_, channel):
         error = await failing(channel, request_)
         assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
-        metadata = dict(error.trailing_metadata() or ())
+        metadata: dict[str, object] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type]
         assert metadata["baton-error-param"] == param
         assert metadata["baton-error-code"] == "invalid_request_error"
 

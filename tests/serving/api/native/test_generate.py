@@ -157,6 +157,16 @@ async def test_bootstrap_fields_per_choice() -> None:
         ]
 
 
+async def test_one_room_for_several_choices() -> None:
+    async with api_world(says("ok")) as world:
+        body = {"text": "a", "sampling_params": {"n": 2}, "bootstrap_host": "h", "bootstrap_room": 7}
+        assert (await post(f"{world.url}/generate", body)).status_code == 200
+        assert [message.handoff for message in world.scheduler.received] == [
+            HandoffTicket(transfer_id="7.0", peer="h"),
+            HandoffTicket(transfer_id="7.1", peer="h"),
+        ]
+
+
 async def test_an_abort_by_rid_ends_the_answer_with_its_reason() -> None:
     def hang(message: GenerateInput) -> Script:
         return Script(TOKENS[:1], None)

@@ -69,6 +69,17 @@ async def test_echo_repeats_the_prompt_with_its_logprobs() -> None:
             assert choice.text[offset:].startswith(token)
 
 
+async def test_offsets_count_only_what_is_shown() -> None:
+    """A special token in the prompt has a log-probability and no text."""
+    async with api_world(says(" three")) as world:
+        body = {"prompt": [1, *IDS], "echo": True, "logprobs": 0, "max_tokens": 1}
+        (choice,) = (await post(f"{world.url}/v1/completions", body)).json()["choices"]
+        tokens, offsets = choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
+        assert choice["text"].startswith("one two")
+        assert (tokens[0], offsets[:2]) == ("<|start|>", [0, 0])
+        assert all(choice["text"][at:].startswith(token) for token, at in zip(tokens[1:], offsets[1:], strict=True))
+
+
 async def test_echo_without_new_tokens_scores_the_prompt() -> None:
     async with api_world(says(" three")) as world:
         body = {"prompt": "one two", "echo": True, "max_tokens": 0, "logprobs": 0}
