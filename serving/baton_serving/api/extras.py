@@ -123,10 +123,10 @@ def _tickets(fields: CommonFields, count: int) -> Sequence[HandoffTicket | None]
     hosts = _per_choice(fields.bootstrap_host, count, "bootstrap_host")
     ports = _per_choice(fields.bootstrap_port, count, "bootstrap_port")
     rooms = _per_choice(fields.bootstrap_room, count, "bootstrap_room")
-    names = [None if room is None else str(room) for room in rooms]
+    ids = [None if room is None else str(room) for room in rooms]
     if not isinstance(fields.bootstrap_room, list) and count > 1:  # the router sends so for n on /v1/completions
-        names = [f"{fields.bootstrap_room}.{index}" for index in range(count)]
-    return [_ticket(host, port, name) for host, port, name in zip(hosts, ports, names, strict=True)]
+        ids = [f"{fields.bootstrap_room}.{index}" for index in range(count)]
+    return [_ticket(host, port, name) for host, port, name in zip(hosts, ports, ids, strict=True)]
 
 
 def _ticket(host: str | None, port: int | None, name: str | None) -> HandoffTicket | None:

@@ -54,7 +54,7 @@ class Send:
     state: SendState = SendState.OPENED
     deadline: float | None = None
     link: Link | None = None
-    prompt_tokens: int = 0
+    kv_tokens: int = 0
     computed: dict[PageIndex, int] = field(default_factory=dict)
     wanted: dict[PageIndex, int] = field(default_factory=dict)
     ready: list[PageIndex] = field(default_factory=list)
@@ -68,8 +68,8 @@ class Send:
     failure: HandoffFailure | None = None
     told_quiet: bool = True  # what SendFailed said
     wants_fence: bool = False
-    begun: float = 0.0
-    seconds: float = 0.0
+    begun: float = 0.0  # when the writes under way began …
+    seconds: float = 0.0  # … and for how long writes have been under way before them
     nbytes: int = 0
     digests: list[PageDigest] = field(default_factory=list)
 
@@ -122,10 +122,10 @@ class SendSide:
             send.link = early[0]
             self._fire(send, SendEvent.JOIN)
 
-    def started(self, key: Key, prompt_tokens: int, now: float) -> None:
+    def started(self, key: Key, kv_tokens: int, now: float) -> None:
         send = self._find(key, now)
         if send is not None:
-            send.prompt_tokens = prompt_tokens
+            send.kv_tokens = kv_tokens
             self._fire(send, SendEvent.START)
 
     def chunk_ready(self, key: Key, spans: Iterable[PageSpan], now: float) -> None:
@@ -261,7 +261,8 @@ class SendSide:
             send.digests.extend(report.digests)
             if not flight.ranks:
                 del send.flights[report.batch]
-                send.seconds = now - send.begun
+                if not send.flights:
+                    send.seconds += now - send.begun
         if report.outcome is not Outcome.DONE:
             send.broken |= report.outcome is Outcome.BROKEN
             text = f"a write to {send.link.label if send.link else 'the receiver'} failed: {report.reason}"
@@ -380,7 +381,7 @@ class SendSide:
         """Write everything that is ready, as one batch on every rank."""
         assert send.link is not None
         assert send.link.theirs is not None
-        if not send.posted:
+        if not send.flights:
             send.begun = self._now
         copies = []
         for group in sorted({group for group, _ in send.ready}):
@@ -399,7 +400,7 @@ class SendSide:
     def _act(self, send: Send, action: SendAction) -> None:
         match action:
             case SendAction.SEND_STARTED:
-                message = Started(incarnation=self._me, key=send.key, prompt_tokens=send.prompt_tokens)
+                message = Started(incarnation=self._me, key=send.key, kv_tokens=send.kv_tokens)
                 self._send(send, message)
             case SendAction.POST:
                 pass  # `_settle` posts whatever is ready, now and after every chunk

@@ -127,10 +127,10 @@ class HandoffService:
         key = self._first_use(transfer_id, attempt)
         self._put(lambda now: self._core.open(key, now))
 
-    def started(self, transfer_id: str, prompt_tokens: int) -> None:
+    def started(self, transfer_id: str, kv_tokens: int) -> None:
         """Sending: the first chunk is about to be computed."""
         key = self._key(transfer_id)
-        self._put(lambda now: self._core.started(key, prompt_tokens, now))
+        self._put(lambda now: self._core.started(key, kv_tokens, now))
 
     def chunk_ready(self, transfer_id: str, spans: Sequence[PageSpan]) -> None:
         """Sending: these pages are final (and stand on the device). Each page may be offered once."""
