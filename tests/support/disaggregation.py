@@ -83,10 +83,15 @@ def disaggregated(mode: str, bootstrap: BatonProcess, backend: str, tp: int = 1,
     return words + ["--disaggregation-verify"] * verify
 
 
-def start_fleet(processes: BatonProcesses, model: Path, shape: Shape, *, whole: bool = True) -> Fleet:
-    """All workers of `shape`, and (with `whole`) one undivided worker to compare them with."""
-    undivided = processes.worker("whole", model, *POOL) if whole else None
-    fleet = Fleet(processes, model, shape, processes.bootstrap(), [], [], undivided)
+def start_fleet(processes: BatonProcesses, model: Path, shape: Shape, whole: str = "null") -> Fleet:
+    """All workers of `shape`, and one undivided worker of mode `whole` to compare them with ("": none).
+
+    A decode worker serves whole whatever comes without a ticket, and requests can move to it.
+    """
+    bootstrap = processes.bootstrap()
+    options = disaggregated("decode", bootstrap, shape.backend) if whole == "decode" else POOL
+    undivided = processes.worker("whole", model, *options) if whole else None
+    fleet = Fleet(processes, model, shape, bootstrap, [], [], undivided)
     fleet.start()
     if undivided is not None:
         undivided.wait_announced()

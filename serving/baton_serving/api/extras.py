@@ -116,17 +116,17 @@ def _handed_over(fields: CommonFields, choices: list[Choice]) -> list[Choice]:
 def _tickets(fields: CommonFields, count: int) -> Sequence[HandoffTicket | None] | None:
     handoff = fields.baton_handoff
     if handoff is not None:
-        ids = [handoff.transfer_id] if count == 1 else [f"{handoff.transfer_id}.{index}" for index in range(count)]
-        return [HandoffTicket(transfer_id=name, peer=handoff.peer, attempt=handoff.attempt) for name in ids]
+        names = [handoff.transfer_id] if count == 1 else [f"{handoff.transfer_id}.{index}" for index in range(count)]
+        return [HandoffTicket(transfer_id=name, peer=handoff.peer, attempt=handoff.attempt) for name in names]
     if fields.bootstrap_room is None:
         return None
     hosts = _per_choice(fields.bootstrap_host, count, "bootstrap_host")
     ports = _per_choice(fields.bootstrap_port, count, "bootstrap_port")
     rooms = _per_choice(fields.bootstrap_room, count, "bootstrap_room")
-    names: list[str | None] = [None if room is None else str(room) for room in rooms]
+    ids = [None if room is None else str(room) for room in rooms]
     if not isinstance(fields.bootstrap_room, list) and count > 1:  # the router sends so for n on /v1/completions
-        names = [f"{fields.bootstrap_room}.{index}" for index in range(count)]
-    return [_ticket(host, port, name) for host, port, name in zip(hosts, ports, names, strict=True)]
+        ids = [f"{fields.bootstrap_room}.{index}" for index in range(count)]
+    return [_ticket(host, port, name) for host, port, name in zip(hosts, ports, ids, strict=True)]
 
 
 def _ticket(host: str | None, port: int | None, name: str | None) -> HandoffTicket | None:

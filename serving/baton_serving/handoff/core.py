@@ -75,8 +75,8 @@ class HandoffCore:
     def open(self, key: Key, now: float) -> None:
         self.sends.open(key, now)
 
-    def started(self, key: Key, prompt_tokens: int, now: float) -> None:
-        self.sends.started(key, prompt_tokens, now)
+    def started(self, key: Key, kv_tokens: int, now: float) -> None:
+        self.sends.started(key, kv_tokens, now)
 
     def chunk_ready(self, key: Key, spans: Iterable[PageSpan], now: float) -> None:
         self.sends.chunk_ready(key, spans, now)

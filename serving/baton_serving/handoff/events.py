@@ -18,9 +18,9 @@ class HandoffEvent(msgspec.Struct, frozen=True):
 
 
 class Begun(HandoffEvent, frozen=True):
-    """Receiving: the sender computes the first chunk. Reserve pages for the prompt, then call `announce`."""
+    """Receiving: the sender computes the first chunk. Reserve pages for so many tokens, then call `announce`."""
 
-    prompt_tokens: int
+    kv_tokens: int
 
 
 class Arrived(HandoffEvent, frozen=True):

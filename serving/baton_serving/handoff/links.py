@@ -108,7 +108,8 @@ class LinkTable:
         for link in self:
             if link.address is None or link.address.endpoint != address.endpoint:
                 continue
-            if not address.incarnation or link.theirs is None or link.theirs.incarnation == address.incarnation:
+            known = link.address.incarnation if link.theirs is None else link.theirs.incarnation
+            if not known or not address.incarnation or known == address.incarnation:
                 return link
             self.drop(link, "another worker is registered at its address")
         link = Link(self._next * 2, heard=now, address=address)  # even numbers: dialled; the rim gives odd ones
@@ -134,6 +135,12 @@ class LinkTable:
 
     def receive(self, connection: int, frame: bytes, now: float) -> tuple[Link, Message] | None:
         """The message and its link when it is about transfers; everything else is dealt with here."""
+        got = self._take(connection, frame, now)
+        if connection not in self._links and connection not in self._condemned:
+            self._rim.hang_up(connection)  # nothing is remembered of strangers
+        return got
+
+    def _take(self, connection: int, frame: bytes, now: float) -> tuple[Link, Message] | None:
         try:
             message = decode(frame)
         except Malformed as error:
@@ -247,7 +254,8 @@ class LinkTable:
     def _beat(self, link: Link, message: Heartbeat, now: float) -> None:
         if message.tick != link.tick:
             link.tick, link.ticked = message.tick, now
-        link.busy_until = now + message.busy if message.busy > 0 else 0.0
+        if message.busy > 0:
+            link.busy_until = now + message.busy
 
     def disconnected(self, connection: int) -> None:
         """The connection ended: the rim saw it."""
@@ -299,7 +307,7 @@ class LinkTable:
             return f"no answer within {self._limits.connect:g} s" if silent else ""
         if now - link.heard > self._limits.lease:
             return f"no heartbeat for {self._limits.lease:g} s"
-        if now > link.busy_until and now - link.ticked > self._limits.stall:
+        if now - max(link.ticked, link.busy_until) > self._limits.stall:
             return f"its scheduler stood still for {self._limits.stall:g} s"
         return ""
 

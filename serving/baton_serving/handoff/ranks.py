@@ -267,6 +267,8 @@ class RankExecutor:
             if not len(runs):
                 continue
             rank = link.theirs.ranks[target]
+            if int((runs.src + runs.nbytes).max()) > self._memory.region.nbytes:
+                raise ValueError(f"a page to send lies outside the pool of rank {self.rank}")
             if int((runs.dst + runs.nbytes).max()) > rank.pages * rank.shape.page_bytes:
                 batch.spoil(Outcome.NOTHING_SENT, f"a page lies outside the pool of rank {target}")
                 continue

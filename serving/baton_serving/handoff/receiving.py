@@ -50,7 +50,7 @@ class Receive:
     failure: HandoffFailure | None = None
     told_quiet: bool = True
     wants_fence: bool = False
-    prompt_tokens: int = 0
+    kv_tokens: int = 0
 
     @property
     def over(self) -> bool:
@@ -175,11 +175,11 @@ class ReceiveSide:
             self._links.refuse("late" if late else "unknown transfer", f"{type(message).__name__} {message.key}")
             return
         match message:
-            case Started(prompt_tokens=tokens):
+            case Started(kv_tokens=tokens):
                 if receive.state is not ReceiveState.EXPECTING:
                     self._links.refuse("out of order", f"Started {receive.key}")
                     return
-                receive.prompt_tokens = tokens
+                receive.kv_tokens = tokens
                 self._fire(receive, ReceiveEvent.STARTED)
             case Snapshot():
                 if receive.state not in (ReceiveState.RECEIVING, ReceiveState.DRAINING):
@@ -288,7 +288,7 @@ class ReceiveSide:
         key = receive.key
         match action:
             case ReceiveAction.REPORT_BEGUN:
-                self._rim.emit(Begun(key.transfer, key.attempt, receive.prompt_tokens))
+                self._rim.emit(Begun(key.transfer, key.attempt, receive.kv_tokens))
             case ReceiveAction.SEND_PAGES:
                 message = Pages(
                     incarnation=self._me,

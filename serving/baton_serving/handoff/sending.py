@@ -45,16 +45,18 @@ class Flight:
 
 @dataclass
 class Send:
-    """One attempt. `computed` and `wanted` map a page of the request to a page of ours and of the receiver's."""
+    """One attempt. `computed` and `wanted` map a page of the request to a page of ours and of the receiver's; `ready`
+    are those in both that are not posted yet, `posted` counts the others."""
 
     key: Key
     state: SendState = SendState.OPENED
     deadline: float | None = None
     link: Link | None = None
-    prompt_tokens: int = 0
+    kv_tokens: int = 0
     computed: dict[PageIndex, int] = field(default_factory=dict)
     wanted: dict[PageIndex, int] = field(default_factory=dict)
-    posted: set[PageIndex] = field(default_factory=set)
+    ready: list[PageIndex] = field(default_factory=list)
+    posted: int = 0
     verify: bool = False
     snapshot: bytes | None = None
     flights: dict[int, Flight] = field(default_factory=dict)
@@ -113,10 +115,10 @@ class SendSide:
             send.link = early[0]
             self._fire(send, SendEvent.JOIN)
 
-    def started(self, key: Key, prompt_tokens: int, now: float) -> None:
+    def started(self, key: Key, kv_tokens: int, now: float) -> None:
         send = self._find(key, now)
         if send is not None:
-            send.prompt_tokens = prompt_tokens
+            send.kv_tokens = kv_tokens
             self._fire(send, SendEvent.START)
 
     def chunk_ready(self, key: Key, spans: Iterable[PageSpan], now: float) -> None:
@@ -132,6 +134,8 @@ class SendSide:
                     self._fail(send, "internal_error", f"page {index[1]} of KV group {index[0]} was offered twice")
                     return
                 send.computed[index] = page
+                if index in send.wanted:
+                    send.ready.append(index)
         self._settle(send)
 
     def finish(self, key: Key, snapshot: bytes, now: float) -> None:
@@ -210,6 +214,7 @@ class SendSide:
             self._fail(send, "internal_error", complaint)
             return
         send.wanted = wanted
+        send.ready = [index for index in wanted if index in send.computed]
         send.verify = message.verify
         self._fire(send, SendEvent.PAGES)
 
@@ -349,10 +354,10 @@ class SendSide:
     def _settle(self, send: Send) -> None:
         """Turn what the data says into events."""
         if send.state is SendState.WRITING:
-            self._post(send)
-            missing = send.wanted.keys() - send.computed.keys()
-            if send.snapshot is not None and missing:
-                group, index = min(missing)
+            if send.ready:
+                self._post(send)
+            if send.snapshot is not None and send.posted < len(send.wanted):
+                group, index = min(send.wanted.keys() - send.computed.keys())
                 self._fail(send, "internal_error", f"page {index} of KV group {group} was asked for but not computed")
             elif send.snapshot is not None and not send.flights:
                 self._fire(send, SendEvent.COMPLETE)
@@ -360,19 +365,18 @@ class SendSide:
             self._fire(send, SendEvent.QUIET)
 
     def _post(self, send: Send) -> None:
-        ready = [index for index in send.wanted if index in send.computed and index not in send.posted]
-        if not ready:
-            return
+        """Write everything that is ready, as one batch on every rank."""
         assert send.link is not None
         assert send.link.theirs is not None
         if not send.flights:
             send.begun = self._now
         copies = []
-        for group in sorted({group for group, _ in ready}):
-            indices = sorted(index for held, index in ready if held == group)
+        for group in sorted({group for group, _ in send.ready}):
+            indices = sorted(index for held, index in send.ready if held == group)
             source = [send.computed[group, index] for index in indices]
             copies.append(PageCopy(group, indices, source, [send.wanted[group, index] for index in indices]))
-        send.posted.update(ready)
+        send.posted += len(send.ready)
+        send.ready = []
         batch = send.batches
         send.batches += 1
         send.target_epoch = max(send.target_epoch, send.link.theirs.epoch)
@@ -383,7 +387,7 @@ class SendSide:
     def _act(self, send: Send, action: SendAction) -> None:
         match action:
             case SendAction.SEND_STARTED:
-                message = Started(incarnation=self._me, key=send.key, prompt_tokens=send.prompt_tokens)
+                message = Started(incarnation=self._me, key=send.key, kv_tokens=send.kv_tokens)
                 self._send(send, message)
             case SendAction.POST:
                 pass  # `_settle` posts whatever is ready, now and after every chunk

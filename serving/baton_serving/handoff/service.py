@@ -21,11 +21,12 @@ from baton_serving.handoff.events import HandoffEvent, HandoffFailure
 from baton_serving.handoff.layout import PeerDescriptor
 from baton_serving.handoff.protocol import Key, PageSpan
 from baton_serving.handoff.ranks import RankCommand, RankFailed, RankReport
-from baton_serving.handoff.rim import REMEMBERED, Limits, PeerAddress
+from baton_serving.handoff.rim import Limits, PeerAddress
 
 logger = logging.getLogger(__name__)
 
 _TURN = 0.05  # seconds between looks at the clock
+_REMEMBERED = 1 << 16  # transfer ids: many times what can be open at once
 
 Resolve = Callable[[str], PeerAddress | None]
 
@@ -124,10 +125,10 @@ class HandoffService:
         key = self._first_use(transfer_id, attempt)
         self._put(lambda now: self._core.open(key, now))
 
-    def started(self, transfer_id: str, prompt_tokens: int) -> None:
+    def started(self, transfer_id: str, kv_tokens: int) -> None:
         """Sending: the first chunk is about to be computed."""
         key = self._key(transfer_id)
-        self._put(lambda now: self._core.started(key, prompt_tokens, now))
+        self._put(lambda now: self._core.started(key, kv_tokens, now))
 
     def chunk_ready(self, transfer_id: str, spans: Sequence[PageSpan]) -> None:
         """Sending: these pages are final (and stand on the device). Each page may be offered once."""
@@ -170,7 +171,7 @@ class HandoffService:
                 )
             self._attempts[transfer_id] = attempt
             self._attempts.move_to_end(transfer_id)
-            if len(self._attempts) > REMEMBERED:
+            if len(self._attempts) > _REMEMBERED:
                 self._attempts.popitem(last=False)
         return Key(transfer_id, attempt)
 

@@ -13,15 +13,15 @@ from typing import Any, Protocol
 
 import zmq
 
-from baton_serving.errors import BatonError, InvalidRequest, NotFound
+from baton_serving.errors import InvalidRequest
 from baton_serving.runtime.channels import Pull, Push
+from baton_serving.runtime.control_calls import ControlCalls, ControlHandler
 from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers
 from baton_serving.runtime.messages import (
     AbortInput,
     ApiInput,
     ControlInput,
-    ControlReply,
     DetokenizerInput,
     Failure,
     GenerateInput,
@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 STATE_INTERVAL = 0.25  # seconds between two reports of tick and pools
 IDLE_POLL_MS = 250
 PROMPT_TAIL = 16  # tokens of the prompt that the detokenizer needs: a character may begin there
-
-ControlHandler = Callable[..., dict[str, Any]]
 
 
 class LaunchedStep(Protocol):
@@ -126,8 +124,8 @@ class SchedulerLoop:
         self._overlap = overlap
         self._log_interval = log_interval
         self._extension = extension
-        self._controls: dict[str, ControlHandler] = {"flush_cache": self._flush_cache, "check": self._check}
-        self._controls.update(controls or {})
+        handlers: dict[str, ControlHandler] = {"flush_cache": self._flush_cache, "check": self._check}
+        self._controls = ControlCalls({**handlers, **(controls or {})}, to_api.send)
         self._opened: list[StreamState] = []
         self._in_flight: tuple[StepPlan, LaunchedStep] | None = None
         self._stopping = False
@@ -172,6 +170,7 @@ class SchedulerLoop:
             self._in_flight = None
         outputs += self._scheduler.take_outputs()
         self._send(outputs)
+        self._controls.answer()
         self._tick += 1
         self._watchdog.tick()
         if plan is None and self._in_flight is None:
@@ -193,7 +192,7 @@ class SchedulerLoop:
                 case StopFound():
                     self._scheduler.stop_found(message.rid, message.completion_tokens)
                 case ControlInput():
-                    self._control(message)
+                    self._controls.call(message)
         return refused + (self._extension.poll(self._tick) if self._extension is not None else [])
 
     def _admit(self, message: GenerateInput) -> list[TokenOutput]:
@@ -222,16 +221,6 @@ class SchedulerLoop:
             self._scheduler.abort_all(message.reason)
         if self._extension is not None:
             self._extension.aborted(message.rid, message.reason)
-
-    def _control(self, message: ControlInput) -> None:
-        handler = self._controls.get(message.method)
-        try:
-            if handler is None:
-                raise NotFound(f"the scheduler has no call {message.method!r}")
-            reply = ControlReply(id=message.id, result=handler(**message.args))
-        except BatonError as error:
-            reply = ControlReply(id=message.id, error=Failure(error.code, error.message))
-        self._to_api.send(reply)
 
     def _book(self, launched: tuple[StepPlan, LaunchedStep]) -> list[TokenOutput]:
         plan, pending = launched

@@ -139,6 +139,7 @@ def _lead(
         overlap=not config.given.optimization.disable_overlap_schedule,
         log_interval=config.given.logging.decode_log_interval,
         extension=None if handoff is None else handoff.bridge,
+        controls={} if handoff is None else {"move": handoff.bridge.move},
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     endpoint = "" if handoff is None else handoff.service.endpoint

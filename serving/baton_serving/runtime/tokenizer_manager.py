@@ -15,6 +15,7 @@ from baton_serving.errors import (
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
+    NotFound,
     error_from_code,
 )
 from baton_serving.runtime.channels import Pull, Push
@@ -183,6 +184,13 @@ class TokenizerManager:
         for opened in found:
             self._abort_choices(opened, reason)
         return bool(found)
+
+    def choice_rid(self, rid: str, choice: int) -> str:
+        """What the scheduler calls a choice of an open request. Raises NotFound."""
+        opened = self._open.get(rid)
+        if opened is None or not 0 <= choice < len(opened.choice_rids):
+            raise NotFound(f"no request {rid!r} with a choice {choice} is open here")
+        return opened.choice_rids[choice]
 
     async def control(self, method: str, args: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call a handler of the scheduler. Raises the error it answers, or DeadlineExceeded."""

@@ -113,13 +113,13 @@ class Handover:
 
     # Departures
 
-    def extract(self, rid: str) -> bool:
+    def extract(self, rid: str) -> Request | None:
         request = self._find(rid, State.DECODE)
         if request.handoff or request.planned >= request.limit:
-            return False
+            return None
         self._roster.stop(request)
         self._roster.settle()
-        return True
+        return request
 
     def resume(self, rid: str) -> None:
         request = self._find(rid, State.HANDING_OFF)

@@ -187,10 +187,10 @@ class Scheduler:
         """
         self._handover.resume(rid)
 
-    def extract(self, rid: str) -> bool:
+    def extract(self, rid: str) -> Request | None:
         """Stop a running request between two steps; its snapshot comes with `take_handoffs` once it stands still.
 
-        False when it is about to end by length or to be handed over anyway. It may still end in its last launched
+        None when it is about to end by length or to be handed over anyway. It may still end in its last launched
         step; then there is an output instead of a snapshot. Raises NotFound, or InvalidRequest when it is not decoding.
         """
         return self._handover.extract(rid)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tokenizers import Tokenizer
 
 from baton_serving.cli.demo_questions import recall_questions, sum_question
@@ -33,6 +34,7 @@ def test_a_sum() -> None:
     assert (question.answer, question.long) == ("47 + 38 = 85.", False)
 
 
+@pytest.mark.timeout(300)  # a real worker starts
 def test_the_demo_answers_right_and_shows_a_timeline() -> None:
     command = [sys.executable, "-m", "baton_serving.cli.main", "demo", "--undivided"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import openai
 import psutil
+import pytest
 
 ROOT = Path(__file__).parents[3]
 QUESTION = "The code for amber is 4711. The code for jade is 1188. What is the code for amber?"
@@ -20,6 +21,7 @@ def baton(*args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.timeout(300)  # two real workers start: half a minute of CPU on a busy machine
 def test_the_quickstart_serves_and_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
     process = baton("up", "-f", str(ROOT / "examples/quickstart.yaml"), "--port", "0", "--ready-file", str(ready))

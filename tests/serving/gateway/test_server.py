@@ -28,6 +28,12 @@ async def start_gateway(*options: str) -> tuple[asyncio.subprocess.Process, dict
     return process, json.loads(await process.stdout.readline() or b"{}")
 
 
+async def exit_status(process: asyncio.subprocess.Process) -> int | None:
+    """Wait for the process and for the end of what it wrote."""
+    await process.communicate()
+    return process.returncode
+
+
 def ready() -> Callable[[], Beat]:
     """The heartbeats of a worker whose scheduler turns."""
     ticks = count()
@@ -58,7 +64,7 @@ async def test_it_finds_workers_and_outlives_the_bootstrap_server(tmp_path: Path
     for client in clients:
         await client.aclose()
     gateway.send_signal(signal.SIGTERM)
-    assert await gateway.wait() == 0
+    assert await exit_status(gateway) == 0
     for worker in workers:
         await worker.stop()
 
@@ -84,7 +90,7 @@ async def test_told_to_stop_it_lets_open_streams_end() -> None:
             await call.chunk(event)
         await call.end()
         assert await (await asking).read() == b"".join(events("late"))
-    assert await gateway.wait() == 0
+    assert await exit_status(gateway) == 0
     await worker.stop()
     await bootstrap.stop()
 

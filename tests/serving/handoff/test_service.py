@@ -103,7 +103,7 @@ def test_only_missing_pages_and_windows_move(fake_cluster: Cluster) -> None:
     sender.service.open("t")
     receiver.service.expect("t", 0, "p")
     sender.service.started("t", 64)
-    assert receiver.wait(Begun, "t").prompt_tokens == 64
+    assert receiver.wait(Begun, "t").kv_tokens == 64
     # The receiver holds the first page of the full kind; of the window kind it wants the last page only.
     receiver.service.announce("t", [PageSpan(0, 1, [31, 32, 33]), PageSpan(1, 2, [0, 34])], 16)
     sender.service.chunk_ready("t", [PageSpan(0, 0, [1, 2, 3, 4]), PageSpan(1, 0, [0, 0, 7, 8])])
@@ -359,7 +359,7 @@ def test_noise_and_lies_on_the_control_socket_are_counted_and_survived(fake_clus
         intruder.socket.send(encode(hello))
         intruder.socket.send(encode(Heartbeat(incarnation="x", tick=1)))
         eventually(lambda: sender.service.stats().refused.get("stale incarnation", 0) == 2)
-        intruder.socket.send(encode(Started(incarnation=receiver.incarnation, key=key, prompt_tokens=1)))
+        intruder.socket.send(encode(Started(incarnation=receiver.incarnation, key=key, kv_tokens=1)))
         eventually(lambda: sender.service.stats().refused.get("unknown transfer", 0) == 1)
     send_whole(sender, receiver, "t", [1, 2], [3, 4])
     receiver.wait(Arrived, "t")

@@ -26,7 +26,7 @@ def session_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bato
 @pytest.fixture(scope="session")
 def shared_fleet(session_processes: BatonProcesses) -> Fleet:
     """A pair over Mooncake with page hashes compared, and an undivided worker. Tests leave it as they found it."""
-    return start_fleet(session_processes, BATON_TINY, Shape(verify=True))
+    return start_fleet(session_processes, BATON_TINY, Shape(verify=True), whole="decode")
 
 
 @pytest.fixture

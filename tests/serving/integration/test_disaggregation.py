@@ -45,7 +45,7 @@ async def test_a_pair_over_mooncake_answers_like_one_worker(fleet: Fleet) -> Non
 
 
 async def test_a_pair_over_nixl_answers_like_one_worker(fleet: Fleet, processes: BatonProcesses) -> None:
-    pair = start_fleet(processes, BATON_TINY, Shape("nixl"), whole=False)
+    pair = start_fleet(processes, BATON_TINY, Shape("nixl"), whole="")
     await compare(pair, fleet.whole, count=12, seed=4)
 
 

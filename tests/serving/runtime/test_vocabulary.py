@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny_tokenizer import tiny_tokenizer, train
 from tokenizers import AddedToken, Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from baton_serving.runtime.tokenizer import vocabulary_of
 from baton_serving.runtime.vocabulary import ByteVocabulary, TextDecoder, WindowVocabulary
@@ -108,6 +108,15 @@ def test_any_other_tokenizer_is_decoded_in_windows(ids: list[int]) -> None:
     vocabulary = vocabulary_of(hf)
     assert isinstance(vocabulary, WindowVocabulary)
     assert run(vocabulary.decoder((), skip_special_tokens=True), ids) == hf.decode(ids)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12))
+def test_a_tokenizer_in_python_that_drops_unfinished_characters(text: str) -> None:
+    hf = ByT5Tokenizer()
+    vocabulary = vocabulary_of(hf)
+    assert isinstance(vocabulary, WindowVocabulary)
+    ids: list[int] = hf.encode(text, add_special_tokens=False)
+    assert run(vocabulary.decoder((), skip_special_tokens=True), ids) == text
 
 
 def test_a_window_holds_back_an_unfinished_character_but_not_for_ever() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from support.scheduler_world import small_world
 
 from baton_serving.kv.layout import KVGroup, KVLayout
@@ -10,10 +12,10 @@ from baton_serving.scheduling.request import LogprobOptions, Request
 from baton_serving.scheduling.step import LogprobRow
 
 
-def make(slot: int, prompt: list[int], logprob_start: int | None = None, **params: object) -> Request:
+def make(slot: int, prompt: list[int], logprob_start: int | None = None, **params: Any) -> Request:
     kv = KVManager(KVLayout(2, 1, 4, 4, "float32", (KVGroup((0,)),)), 10)
     options = None if logprob_start is None else LogprobOptions(start=logprob_start, top=2, token_ids=(8,))
-    request = Request("r", prompt, SamplingParams(**params), logprobs=options)  # type: ignore[arg-type]
+    request = Request("r", prompt, SamplingParams(**params), logprobs=options)
     request.slot = slot
     request.held = kv.open("r", "", kv.match("", b"", 0))
     kv.grow(request.held, len(prompt))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from baton_serving.scheduling.config import SchedulerConfig
@@ -13,4 +14,4 @@ def test_refuses_an_unknown_policy() -> None:
 @pytest.mark.parametrize("field", ["context_len", "max_running_requests", "max_prefill_tokens", "chunked_prefill_size"])
 def test_refuses_sizes_below_one(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} must be at least 1, not 0"):
-        SchedulerConfig(**({"context_len": 10, "max_running_requests": 1} | {field: 0}))
+        msgspec.convert({"context_len": 10, "max_running_requests": 1} | {field: 0}, SchedulerConfig)

@@ -18,6 +18,7 @@ def test_retracted_requests_lose_and_repeat_nothing(depth: int) -> None:
     world.run_out()
     world.check_answers()
     assert world.scheduler.stats()["retractions_total"] > 0
+    assert [answer.request.planned for answer in world.answers.values()] == [20] * 4
 
 
 def test_the_one_with_least_output_gives_way_and_comes_back_first() -> None:
@@ -64,6 +65,19 @@ def test_in_flight_victims_keep_their_pages_until_their_step_is_over() -> None:
             world.commit()
 
 
+def test_nobody_gives_way_while_pages_are_about_to_come_back() -> None:
+    world = small_world(depth=1)
+    leaving, running = (world.add(world.request([token] * 4, max_new_tokens=8)) for token in (1, 2))
+    world.step()
+    world.abort(leaving.rid)
+    assert not world.scheduler._roster.retract_for(100)
+    world.commit()
+    assert world.scheduler._roster.retract_for(100)
+    assert running.state is State.WAITING
+    world.run_out()
+    world.check_answers()
+
+
 def test_nothing_is_planned_past_the_limit() -> None:
     world = small_world(depth=1)
     request = world.add(world.request([1] * 4, max_new_tokens=3))
@@ -77,8 +91,7 @@ def test_the_context_is_a_limit_too() -> None:
     request = world.add(world.request([1] * 7, max_new_tokens=50))
     world.run_out()
     assert len(request.output) == 3
-    assert world.answers[request.rid].last is not None
-    assert world.answers[request.rid].last.finish.kind == "length"
+    world.check_answers()
 
 
 def test_the_pool_is_a_limit_too() -> None:

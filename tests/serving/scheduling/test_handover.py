@@ -71,6 +71,15 @@ def test_a_sender_is_not_retracted_once_it_has_announced_pages() -> None:
     world.check_answers()
 
 
+def test_pages_that_a_peer_reads_are_out_of_reach_of_retraction() -> None:
+    world = small_world(chunked_prefill_size=4)
+    sender = world.add(world.request([2] * 8, max_new_tokens=1, handoff=True))
+    world.step()
+    assert sender.state is State.PREFILL
+    assert not world.scheduler._roster.retract_for(100)
+    assert not world.scheduler._roster.retract_one()
+
+
 def test_window_groups_announce_their_last_window_alone() -> None:
     world = small_world(windows=(None, 5), page_size=2, chunked_prefill_size=4)
     world.scheduler.add(Request("r", [1] * 12, SamplingParams(max_new_tokens=9), handoff=True))
@@ -102,6 +111,18 @@ def test_a_reservation_asks_for_the_last_window_alone() -> None:
     assert reservation.first == [0, 4]
     assert [len(pages) for pages in reservation.pages] == [6, 2]
     assert NULL_PAGE not in reservation.pages[1]
+
+
+def test_a_reservation_holds_no_window_pages_of_its_prefix_that_decoding_does_not_read() -> None:
+    world = small_world(windows=(None, 5), page_size=2)
+    world.add(world.request([1] * 8, max_new_tokens=0))
+    world.run_out()
+    request = Request("r", [1] * 8 + [2] * 8, SamplingParams())
+    reservation = world.scheduler.reserve(request)
+    assert reservation is not None
+    assert (reservation.prefix_tokens, reservation.first) == (8, [4, 6])
+    assert request.page_list.pages[1][:6] == [NULL_PAGE] * 6
+    assert not request.page_list.window_nodes
 
 
 def test_a_reservation_needs_a_slot_pages_and_room_to_decode() -> None:

@@ -65,6 +65,16 @@ def test_a_broken_row_fails_alone_and_its_kv_is_not_shared() -> None:
     assert sound.last.finish is not None
 
 
+def test_a_request_that_breaks_later_shares_nothing_more() -> None:
+    world = small_world(page_size=2)
+    world.add(world.request([1] * 6, max_new_tokens=20))
+    for _ in range(6):
+        world.step()
+    world.step(nan=True)
+    assert world.scheduler.idle
+    assert world.scheduler.stats()["pages_cached"] == 3
+
+
 def test_a_failed_logit_processor_is_the_callers_fault() -> None:
     world = small_world()
     world.scheduler.add(Request("r", [1, 2], SamplingParams()))

@@ -73,8 +73,9 @@ def test_a_hit_inside_a_page_is_copied_and_counted() -> None:
     request = world.add(world.request([1, 2, 3, 4, 5, 6, 6], max_new_tokens=1))
     plan = plans(world)[0]
     assert (plan.starts, plan.tokens, len(plan.copies)) == ([6], [6], 1)
-    assert world.answers[request.rid].last is not None
-    assert world.answers[request.rid].last.cached_tokens == 6
+    last = world.answers[request.rid].last
+    assert last is not None
+    assert last.cached_tokens == 6
 
 
 def test_a_prompt_that_is_cached_whole_computes_its_last_token() -> None:

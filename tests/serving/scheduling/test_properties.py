@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -161,7 +162,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def handoff_done(self, pick: int) -> None:
         self.world.handoff_done(self.pick(self.world.departures, pick))
 
-    def pick(self, names: dict[str, object], pick: int) -> str:
+    def pick(self, names: Mapping[str, object], pick: int) -> str:
         return list(names)[pick % len(names)]
 
     def teardown(self) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from baton_serving.errors import InternalError
@@ -8,11 +10,11 @@ from baton_serving.scheduling.events import Finish
 from baton_serving.scheduling.request import TRANSITIONS, Event, LogprobOptions, Request, State
 
 
-def make(prompt: list[int] | None = None, logprob_start: int | None = None, **params: object) -> Request:
+def make(prompt: list[int] | None = None, logprob_start: int | None = None, **params: Any) -> Request:
     return Request(
         "r",
         prompt or [1, 2, 3, 4],
-        SamplingParams(**params),  # type: ignore[arg-type]
+        SamplingParams(**params),
         eos_ids=frozenset({9}),
         logprobs=None if logprob_start is None else LogprobOptions(start=logprob_start),
     )
@@ -56,7 +58,7 @@ def test_tokens_run_over_prompt_and_output() -> None:
         ({"min_new_tokens": 1}, [1, 9], Finish("stop", 9)),
     ],
 )
-def test_what_ends_a_request(params: dict[str, object], output: list[int], finish: Finish | None) -> None:
+def test_what_ends_a_request(params: dict[str, Any], output: list[int], finish: Finish | None) -> None:
     request = make(**params)
     request.output = output
     assert request.finish_at(len(output)) == finish

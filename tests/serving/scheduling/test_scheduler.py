@@ -86,6 +86,8 @@ def test_ids_must_be_unique_while_in_use_and_are_free_afterwards() -> None:
     scheduler.add(Request("r", [3, 4], SamplingParams(max_new_tokens=1)))  # the first one's step is not over yet
     after = scheduler.schedule()
     scheduler.commit(plan, StepResult(plan.step, [1]))
+    with pytest.raises(InvalidRequest, match="must be unique"):
+        scheduler.add(Request("r", [5, 6], SamplingParams()))
     assert after is not None
     outputs = scheduler.commit(after, StepResult(after.step, [1]))
     assert [output.finish.kind for output in outputs if output.finish] == ["length"]

@@ -41,7 +41,10 @@ def configure_environment(protocol: str, write_timeout: float) -> None:
     os.environ.setdefault("MC_TRANSFER_TIMEOUT", str(max(5, round(write_timeout))))
     os.environ.setdefault("MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER", "65536")
     if protocol == "nvlink_intra":
-        os.environ.setdefault("MC_INTRANODE_NVLINK", "true")
+        os.environ.setdefault("MC_INTRANODE_NVLINK", "true")  # the name differs between versions
+        os.environ.setdefault("MC_INTRA_NVLINK", "true")
+    elif protocol == "tcp":
+        os.environ.setdefault("MC_FORCE_TCP", "true")  # else an adapter that is there is used
 
 
 class RetiredPorts:

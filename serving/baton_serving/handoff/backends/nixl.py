@@ -141,15 +141,16 @@ class NixlBackend:
         return outcome
 
     def _status(self, call: Callable[[], object]) -> Outcome:
-        """Errors come as exceptions once a write is posted: some of its bytes may be under way."""
+        """Errors come as exceptions. A lost connection ends the write; after any other error nobody can say whether
+        our memory is still read, so the write stays pending until its deadline makes it a hung one."""
         try:
             status = call()
-        except self._errors as error:
-            logger.warning("nixl write failed: %s", error)
+        except self._nixl.nixlRemoteDisconnectError:
             return Outcome.BROKEN
-        if status == self._nixl.NIXL_SUCCESS:
-            return Outcome.DONE
-        return Outcome.PENDING if status == self._nixl.NIXL_IN_PROG else Outcome.BROKEN
+        except self._errors as error:
+            logger.error("a nixl write failed, and may still be under way: %s", error)
+            return Outcome.PENDING
+        return Outcome.DONE if status == self._nixl.NIXL_SUCCESS else Outcome.PENDING
 
     def close(self) -> None:
         """Requests under way are dropped, never released first: releasing one says nothing about its bytes."""
