@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import socket
 import time
@@ -13,6 +12,7 @@ import grpc.aio
 import uvicorn
 
 from baton_bootstrap.errors import SetupError
+from baton_bootstrap.hosted import HostedServer
 from baton_bootstrap.metrics import Metrics
 from baton_bootstrap.registry import Registry
 from baton_bootstrap.service import BEATS_PER_LEASE, RegistryService
@@ -53,7 +53,7 @@ class BootstrapServer:
         self._service = RegistryService(self.registry, metrics, config.token)
         self._grpc: grpc.aio.Server | None = None
         app = create_app(self.registry, metrics, config.token)
-        self._web = _QuietServer(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        self._web = HostedServer(uvicorn.Config(app, log_level="warning", lifespan="off"))
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -85,14 +85,6 @@ class BootstrapServer:
         while True:
             await asyncio.sleep(self.config.lease / BEATS_PER_LEASE / 2)
             self._service.refresh()
-
-
-class _QuietServer(uvicorn.Server):
-    """Signals belong to the process that hosts the server."""
-
-    @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
-        yield
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -2,8 +2,8 @@
 
 Contract: `k` is `[tokens, kv_heads, k_dim]`, `v` is `[tokens, kv_heads, v_dim]`, last dimension contiguous. `k_pages`
 and `v_pages` are strided views `[pages, kv_heads, page_size, dim]` of the pool, written in place and rounded to its
-dtype; an 8-bit float saturates at its largest value. Token i goes to page `pages[i]`, slot `offsets[i]` (both integer `[tokens]`). Two tokens never share a place,
-except in the null page, whose content nobody reads.
+dtype; an 8-bit float saturates at its largest value. Token i goes to page `pages[i]`, slot `offsets[i]` (both integer
+`[tokens]`). Two tokens never share a place, except in the null page, whose content nobody reads.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch.nn import functional
 
 from baton_kernels.registry import TRITON_TYPES, Implementation, Needs, Op
 
@@ -29,10 +30,8 @@ class AddRmsNorm(Protocol):
 
 def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
-    h = x.to(wide)
-    h = h * torch.rsqrt(h.square().mean(dim=-1, keepdim=True) + eps)
     scale = weight.to(wide) + offset if offset else weight.to(wide)
-    return (h * scale).to(x.dtype)
+    return functional.rms_norm(x.to(wide), x.shape[-1:], scale, eps).to(x.dtype)
 
 
 def add_rms_norm_torch(

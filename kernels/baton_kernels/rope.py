@@ -27,14 +27,19 @@ def rope_table(inv_freq: torch.Tensor, max_positions: int, amplitude: float = 1.
     return torch.cat((angles.cos(), angles.sin()), dim=-1) * amplitude
 
 
-def rope_torch(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> None:
+def rotate_heads(heads: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> None:
+    """The same for one tensor of heads `[tokens, heads, head_dim]`, whatever they are."""
     half = table.shape[-1] // 2
     cos, sin = torch.split(table.index_select(0, positions).unsqueeze(1), half, dim=-1)
-    for x in (q, k):
-        low, high = x[..., :half], x[..., half : 2 * half]
-        turned_low = low * cos - high * sin
-        high.copy_(high * cos + low * sin)
-        low.copy_(turned_low)
+    low, high = heads[..., :half], heads[..., half : 2 * half]
+    turned_low = low * cos - high * sin
+    high.copy_(high * cos + low * sin)
+    low.copy_(turned_low)
+
+
+def rope_torch(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> None:
+    rotate_heads(q, positions, table)
+    rotate_heads(k, positions, table)
 
 
 ROPE: Op[Rope] = Op("rope", (Implementation("torch", "baton_kernels.rope:rope_torch"),))

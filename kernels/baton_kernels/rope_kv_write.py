@@ -16,7 +16,7 @@ import torch
 from baton_kernels.kv_write import kv_write_torch
 from baton_kernels.registry import TRITON_TYPES, Implementation, Needs, Op
 from baton_kernels.rms_norm import rms_norm_torch
-from baton_kernels.rope import rope_torch
+from baton_kernels.rope import rotate_heads
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ def rope_kv_write_torch(
     offsets: torch.Tensor,
 ) -> torch.Tensor:
     kv_heads, k_dim, v_dim = k_pages.shape[1], k_pages.shape[3], v_pages.shape[3]
-    k_width, v_width = kv_heads * k_dim, kv_heads * v_dim
-    q, k, v = torch.split(qkv, [qkv.shape[-1] - k_width - v_width, k_width, v_width], dim=-1)
-    tokens = qkv.shape[0]
-    q, k, v = q.view(tokens, -1, k_dim), k.view(tokens, kv_heads, k_dim), v.view(tokens, kv_heads, v_dim)
+    v_width = kv_heads * v_dim
+    heads, v = torch.split(qkv, [qkv.shape[-1] - v_width, v_width], dim=-1)
+    heads, v = heads.view(len(qkv), -1, k_dim), v.view(len(qkv), kv_heads, v_dim)
+    q, k = heads[:, :-kv_heads], heads[:, -kv_heads:]
     if norm is not None:
-        q = rms_norm_torch(q, norm.q_weight, norm.eps, norm.offset)
-        k = rms_norm_torch(k, norm.k_weight, norm.eps, norm.offset)
-    rope_torch(q, k, positions, table)
+        q.copy_(rms_norm_torch(q, norm.q_weight, norm.eps, norm.offset))
+        k.copy_(rms_norm_torch(k, norm.k_weight, norm.eps, norm.offset))
+    rotate_heads(heads, positions, table)
     kv_write_torch(k, v, k_pages, v_pages, pages, offsets)
     return q
 

@@ -1,13 +1,11 @@
-"""Puts the training program of the demo models on the import path: it is run from its folder, not installed."""
+"""Fixtures of the demo models' tests."""
 
-import sys
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
-sys.path.insert(0, str(MODELS))
 
 
 @pytest.fixture(scope="session")

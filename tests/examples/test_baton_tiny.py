@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
+
 from train import heldout
 from train.chats import BOS, END_OF_TURN, turn
 from train.checkpoint import Checkpoint

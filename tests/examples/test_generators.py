@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+
 from train import arithmetic, recall, stories
 from train.batches import ANSWER, CONTEXT, Batches, Phase, mark
 from train.chats import END_OF_TURN, START_OF_TURN, chat_row, plain_row

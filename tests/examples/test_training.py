@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer
+
 from train.batches import PAD, Batches, Phase, load
 from train.checkpoint import Checkpoint
 from train.model import answer_loss, build, hidden_states

@@ -20,7 +20,7 @@ from baton_serving.api.state import Service
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.detokenizer import Detokenizer, DetokenizerState
 from baton_serving.runtime.intake import Intake
-from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput
+from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput, TokenBatch
 from baton_serving.runtime.metrics import Metrics
 from baton_serving.runtime.tokenizer_manager import RequestObserver, TokenizerManager
 from baton_serving.sampling.validate import Limits
@@ -50,6 +50,7 @@ class DetokenizerThread:
         inbox: Pull[DetokenizerInput] = Pull(self._context, addresses.detokenizer, DetokenizerInput)
         to_api: Push[ApiInput] = Push(self._context, addresses.api)
         to_scheduler: Push[SchedulerInput] = Push(self._context, addresses.scheduler)
+        self._address = addresses.detokenizer
         self._sockets = (inbox, to_api, to_scheduler)
         self.state = DetokenizerState(tiny_tokenizer().vocabulary, stream_interval)
         self._stopping = threading.Event()
@@ -59,7 +60,10 @@ class DetokenizerThread:
 
     def close(self) -> None:
         self._stopping.set()
+        wake: Push[DetokenizerInput] = Push(self._context, self._address)
+        wake.send(TokenBatch())
         self._thread.join()
+        wake.close()
         for socket in self._sockets:
             socket.close()
         self._context.term()
@@ -90,6 +94,7 @@ async def pipeline(
     scheduler = ScriptedScheduler(addresses, script)
     manager = TokenizerManager(to_scheduler, inbox, observers)
     manager.start()
+    await manager.control("ready")  # the scheduler's first state has come before this answer
     try:
         yield scheduler, manager, detokenizer
     finally:
@@ -114,8 +119,7 @@ async def api_world(
     reads: Intake | None = None,
 ) -> AsyncIterator[World]:
     """Everything, with a uvicorn server on a free port."""
-    stats: dict[str, float] = {}
-    metrics = Metrics({"model": options.served_model_name}, lambda: stats)
+    metrics = Metrics({"model": options.served_model_name})
     async with pipeline(script, stream_interval, (metrics,)) as (scheduler, manager, detokenizer):
         service = Service(manager, reads or intake(), options, metrics)
         listener = bind("127.0.0.1", 0)

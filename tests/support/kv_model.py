@@ -41,10 +41,10 @@ class History:
 
 
 class Touched(NamedTuple):
-    """A page that a launched step reads or writes, and who held it through which list."""
+    """A page that a launched step reads, writes or copies, and who held it (None: the tree)."""
 
     page: int
-    held: RequestPages
+    held: RequestPages | None
 
 
 class KVModel:
@@ -63,7 +63,7 @@ class KVModel:
     def history(self, request: Request) -> History:
         found = self._histories.get(id(request))
         if found is None:
-            found = self._histories[id(request)] = History(request.namespace, request.prompt)
+            found = self._histories[id(request)] = History(request.namespace, request.prompt + request.output)
             self._live.append(request)
         return found
 
@@ -76,7 +76,7 @@ class KVModel:
         for row, request in enumerate(flight.requests):
             for position in range(plan.starts[row], plan.starts[row] + plan.lengths[row]):
                 self._write(request, plan.slots[row], position, inputs[row][position - plan.starts[row]])
-        self._launched[plan.step] = []
+        self._launched[plan.step] = [Touched(source, None) for source, _ in plan.copies]
         for row, request in enumerate(flight.requests):
             self._read(request, plan, row)
         result = StepResult(plan.step, [-1] * plan.rows, nan_rows=sorted(broken))

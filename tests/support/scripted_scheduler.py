@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from baton_serving.runtime.messages import (
     SchedulerInput,
     StopFound,
     StreamState,
+    Timings,
     TokenBatch,
     TokenOutput,
     WorkerState,
@@ -65,11 +67,11 @@ class ScriptedScheduler:
         self.aborted: list[AbortInput] = []
         self.stopped: list[StopFound] = []
         self.controls: dict[str, Callable[[dict[str, Any]], dict[str, Any] | Failure]] = {
-            "flush_cache": lambda args: {"pages": 7, "idle": True}
+            "flush_cache": lambda args: {"pages": 7, "idle": True},
+            "ready": lambda args: {},
         }
         self.stats: dict[str, float] = {"requests_running": 1, "requests_waiting": 2, "pages_in_use": 3}
         self.ticking = True
-        self.quiet = threading.Event()
         self._tick = 0
         self._running: dict[str, _Running] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -89,22 +91,26 @@ class ScriptedScheduler:
         self._to_api.close()
         self._context.term()
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
-        """Wait until a record fulfils `condition`."""
-        with self._changed:
-            assert self._changed.wait_for(condition, seconds), "the scheduler did not get there"
+    async def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+        """Wait until the records fulfil `condition`; the event loop goes on meanwhile."""
+
+        def wait() -> bool:
+            with self._changed:
+                return self._changed.wait_for(condition, seconds)
+
+        assert await asyncio.to_thread(wait), "the scheduler did not get there"
 
     def _run(self) -> None:
         last_state = 0.0
         while not self._stopping.is_set():
-            self._inbox.socket.poll(1 if self._running else 20)
-            for message in self._inbox.drain():
-                self._take(message)
-            self._step()
             if self.ticking and time.monotonic() - last_state > 0.05:
                 last_state = time.monotonic()
                 self._tick += 1
                 self._to_api.send(WorkerState(tick=self._tick, stats=self.stats))
+            self._inbox.socket.poll(1 if self._running else 20)
+            for message in self._inbox.drain():
+                self._take(message)
+            self._step()
 
     def _take(self, message: SchedulerInput) -> None:
         with self._changed:
@@ -172,6 +178,7 @@ class ScriptedScheduler:
             completion_tokens=len(message.output_ids) + running.position,
             finish=end if isinstance(end, Finish) else None,
             failure=end if isinstance(end, Failure) else None,
+            timings=Timings(received=message.received, transfer_bytes=64) if isinstance(end, Finish) else None,
         )
         if options is not None:
             output.logprobs = [logprob_of(token, options.top, options.token_ids) for token in tokens]

@@ -59,11 +59,12 @@ _KINDS: dict[str, dict[str, object]] = {
     "phi3": {"model_type": "phi3", "tie_word_embeddings": False, "original_max_position_embeddings": MAX_POSITIONS},
     "olmo2": {"model_type": "olmo2"},
     "stablelm": {"model_type": "stablelm", "use_qkv_bias": True, "partial_rotary_factor": 0.5},
+    "gpt2": {"model_type": "gpt2", "num_key_value_heads": None, "scale_attn_by_inverse_layer_idx": True},
     "gpt_neox": {"model_type": "gpt_neox", "num_key_value_heads": None, "rotary_pct": 0.5},
 }
 
 DECODER_KINDS = ("llama", "qwen2", "qwen3", "mistral", "gemma3")
-FALLBACK_KINDS = ("phi3", "olmo2", "stablelm", "gpt_neox")
+FALLBACK_KINDS = ("phi3", "olmo2", "gpt2", "gpt_neox")  # stablelm is one that the interface can't serve
 
 
 def tiny_config(kind: str, overrides: Mapping[str, object] | None = None) -> PretrainedConfig:

@@ -40,6 +40,7 @@ ROUTES: Final[tuple[tuple[str, str, Endpoint], ...]] = (
     ("GET", "/flush_cache", control.flush_cache),
     ("POST", "/flush_cache", control.flush_cache),
     ("POST", "/abort_request", control.abort_request),
+    ("POST", "/baton/move", control.move),
     ("POST", "/tokenize", control.tokenize),
     ("POST", "/detokenize", control.detokenize),
 )

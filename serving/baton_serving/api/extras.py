@@ -123,21 +123,22 @@ def _tickets(fields: CommonFields, count: int) -> Sequence[HandoffTicket | None]
     hosts = _per_choice(fields.bootstrap_host, count, "bootstrap_host")
     ports = _per_choice(fields.bootstrap_port, count, "bootstrap_port")
     rooms = _per_choice(fields.bootstrap_room, count, "bootstrap_room")
-    return [_ticket(host, port, room) for host, port, room in zip(hosts, ports, rooms, strict=True)]
+    ids = [None if room is None else str(room) for room in rooms]
+    if not isinstance(fields.bootstrap_room, list) and count > 1:  # the router sends so for n on /v1/completions
+        ids = [f"{fields.bootstrap_room}.{index}" for index in range(count)]
+    return [_ticket(host, port, name) for host, port, name in zip(hosts, ports, ids, strict=True)]
 
 
-def _ticket(host: str | None, port: int | None, room: int | None) -> HandoffTicket | None:
-    if room is None:
+def _ticket(host: str | None, port: int | None, name: str | None) -> HandoffTicket | None:
+    if name is None:
         return None
     peer = (host or "") if port is None else f"{host or ''}:{port}"
-    return HandoffTicket(transfer_id=str(room), peer=peer)
+    return HandoffTicket(transfer_id=name, peer=peer)
 
 
 def _per_choice(value: T | list[T | None] | None, count: int, name: str) -> list[T | None]:
-    """One value for each of `count` choices. A single room cannot stand for several."""
+    """One value for each of `count` choices."""
     if not isinstance(value, list):
-        if name == "bootstrap_room" and count > 1:
-            raise InvalidRequest(f"bootstrap_room must be a list of {count} rooms, one per choice", param=name)
         return [value] * count
     if len(value) != count:
         raise InvalidRequest(f"{name} has {len(value)} values for {count} choices: send one for each", param=name)

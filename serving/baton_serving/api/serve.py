@@ -10,9 +10,12 @@ import signal
 import socket
 from pathlib import Path
 
+import uvloop
+
 from baton_bootstrap.announce import announce
 from baton_serving import logs
 from baton_serving.api.app import create_app
+from baton_serving.api.grpc.server import GrpcServer
 from baton_serving.api.options import AppOptions
 from baton_serving.api.server import bind, http_server
 from baton_serving.api.state import Service
@@ -48,7 +51,8 @@ def serve(config: ServerConfig) -> int:
         with Worker(resolved, Identity.fresh(host, port)) as worker:
             facts = worker.start()
             api = _ApiProcess(worker, facts, listener)
-            return asyncio.run(api.run())
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(api.run())
 
 
 class _ApiProcess:
@@ -62,6 +66,7 @@ class _ApiProcess:
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._status = 0
+        self._grpc_port = 0
         self._intake, self._tokenizer = load_intake(self._config, facts)
         self._options = _app_options(self._config, facts)
         labels = {
@@ -69,7 +74,7 @@ class _ApiProcess:
             "weight_digest": self._options.weight_digest,
             "role": self._config.given.disaggregation.disaggregation_mode,
         }
-        self._metrics = Metrics(labels, lambda: self._manager.stats)
+        self._metrics = Metrics(labels)
         self._manager = TokenizerManager(worker.to_scheduler, worker.inbox, self._observers())
 
     async def run(self) -> int:
@@ -78,8 +83,9 @@ class _ApiProcess:
             self._loop.add_signal_handler(number, self._stopping.set)
         self._worker.watch(self._child_died_soon)
         self._manager.start()
-        app = create_app(Service(self._manager, self._intake, self._options, self._metrics))
-        server = http_server(app, self._config.log_level_http)
+        service = Service(self._manager, self._intake, self._options, self._metrics)
+        server = http_server(create_app(service), self._config.log_level_http)
+        grpc_server = await self._start_grpc(service)
         if not self._config.given.http.skip_server_warmup:
             await _warm_up(self._manager)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
@@ -91,6 +97,8 @@ class _ApiProcess:
         await _drain(self._manager)
         server.should_exit = True
         await serving
+        if grpc_server is not None:
+            await grpc_server.stop()
         if registration is not None:
             await registration.close()
         await self._manager.close()
@@ -107,6 +115,14 @@ class _ApiProcess:
         if given.crash_dump_folder is not None:
             observers.append(CrashDump(Path(given.crash_dump_folder), self._options.server_args))
         return observers
+
+    async def _start_grpc(self, service: Service) -> GrpcServer | None:
+        options = self._config.given.http
+        if options.grpc_port is None:
+            return None
+        server = GrpcServer(service, options.host, options.grpc_port)
+        self._grpc_port = await server.start()
+        return server
 
     async def _register(self) -> Registration | None:
         if not self._config.bootstrap_addrs:
@@ -134,7 +150,10 @@ class _ApiProcess:
         host, port = self._listener.getsockname()[:2]
         path = self._config.given.http.announce_file
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        announce({"url": url, "http_port": port}, Path(path) if path else None)
+        facts: dict[str, str | int] = {"url": url, "http_port": port}
+        if self._grpc_port:
+            facts["grpc_port"] = self._grpc_port
+        announce(facts, Path(path) if path else None)
 
 
 async def _warm_up(manager: TokenizerManager) -> None:
@@ -151,7 +170,7 @@ async def _drain(manager: TokenizerManager) -> None:
         async with asyncio.timeout(DRAIN_SECONDS):
             await manager.wait_idle()
     except TimeoutError:
-        manager.fail_all(Failure(Unavailable.code, "the worker is shutting down"))
+        manager.end_all(Failure(Unavailable.code, "the worker is shutting down"))
 
 
 def _app_options(config: ResolvedConfig, facts: WorkerFacts) -> AppOptions:
@@ -164,6 +183,7 @@ def _app_options(config: ResolvedConfig, facts: WorkerFacts) -> AppOptions:
         weight_version=given.api.weight_version,
         api_key=given.api.api_key,
         enable_cache_report=given.api.enable_cache_report,
+        stream_output=given.runtime.stream_output,
         server_args=_server_args(config, facts),
         page_size=facts.rank.page_size,
     )

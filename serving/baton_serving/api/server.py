@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Iterator
 
 import uvicorn
 from fastapi import FastAPI
@@ -30,8 +32,16 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+class _Server(uvicorn.Server):
+    """Leaves signals to the process, which drains before it stops the server."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 def http_server(app: FastAPI, log_level: str = "warning") -> uvicorn.Server:
-    """A server for `await server.serve(sockets=[bind(...)])`. It installs no signal handlers of its own."""
+    """A server for `await server.serve(sockets=[bind(...)])`, which ends once `should_exit` is set."""
     config = uvicorn.Config(
         app,
         loop="none",
@@ -44,4 +54,4 @@ def http_server(app: FastAPI, log_level: str = "warning") -> uvicorn.Server:
         server_header=False,
         timeout_graceful_shutdown=5,
     )
-    return uvicorn.Server(config)
+    return _Server(config)

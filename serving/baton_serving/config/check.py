@@ -153,6 +153,11 @@ def _check_runtime(config: ServerConfig) -> None:
 
 def _check_disaggregation(config: ServerConfig) -> None:
     chosen = config.disaggregation
+    if chosen.disaggregation_mode == "decode" and not chosen.disaggregation_bootstrap_addr:
+        raise ConfigError(
+            "--disaggregation-mode decode needs --disaggregation-bootstrap-addr: the HOST:PORT of the bootstrap server "
+            "that the prefill workers register with"
+        )
     if chosen.disaggregation_bootstrap_addr is not None:
         for part in chosen.disaggregation_bootstrap_addr.split(","):
             address("--disaggregation-bootstrap-addr", part)

@@ -53,9 +53,8 @@ class ModelOptions:
     model_impl: str = option(
         "--model-impl",
         default="auto",
-        choices=("auto", "baton", "transformers"),
-        help="Baton's own decoder, or transformers' model running on Baton's KV pool.",
-        auto="baton where it knows the architecture, else transformers",
+        choices=("auto", "transformers"),
+        help='"auto" takes Baton\'s own decoder; "transformers" runs transformers\' model on Baton\'s KV pool.',
     )
     trust_remote_code: bool = option(
         "--trust-remote-code", default=False, help="Run Python code that comes with the checkpoint."
@@ -188,6 +187,11 @@ class RuntimeOptions:
         default=1,
         unit="tokens",
         help="Tokens between two events of a stream; the first is at once.",
+    )
+    stream_output: bool = option(
+        "--stream-output",
+        default=False,
+        help="Streams of /generate say what is new; without it each event holds all text so far.",
     )
     random_seed: int | None = option(
         "--random-seed",

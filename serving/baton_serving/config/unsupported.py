@@ -61,7 +61,6 @@ NOT_YET: tuple[NotYet, ...] = (
     *_values(_ONE_POOL, "--hybrid-kvcache-ratio", "--swa-full-tokens-ratio"),
     *_flags(_ONE_POOL, "--disable-hybrid-swa-memory"),
     *_values("use --max-running-requests", "--max-micro-batch-size"),
-    *_flags("read the increments of a stream from /v1/completions", "--stream-output"),
     *_values(_NO_GRAMMAR, "--constrained-json-whitespace-pattern"),
     *_flags(_NO_GRAMMAR, "--disable-outlines-disk-cache"),
     *_flags("an idle worker waits without spinning, so leave it out", "--sleep-on-idle"),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import orjson
-
-from baton_serving.errors import BatonError, CapacityError, InvalidRequest
+from baton_serving.api.http.problems import error_body
+from baton_serving.errors import BatonError, CapacityError
 from baton_serving.gateway.upstream import Headers
 
 JSON = (b"content-type", b"application/json")
@@ -21,23 +20,13 @@ class Reply:
     headers: Headers = field(default_factory=lambda: [JSON])
 
 
-def error_object(error: BatonError) -> dict[str, object]:
-    """The object OpenAI clients expect under `error`."""
-    return {
-        "message": error.message,
-        "type": "invalid_request_error" if error.status < 500 and error.status != 429 else error.code,
-        "param": error.param if isinstance(error, InvalidRequest) else None,
-        "code": error.code,
-    }
-
-
 def error_reply(error: BatonError) -> Reply:
     headers = [JSON]
     if isinstance(error, CapacityError) and error.retry_after is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
-    return Reply(error.status, orjson.dumps({"error": error_object(error)}), headers)
+    return Reply(error.status, error_body(error), headers)
 
 
 def error_event(error: BatonError) -> bytes:
     """A last event for a stream that breaks off: clients raise on it, and no `[DONE]` follows."""
-    return b"data: " + orjson.dumps({"error": error_object(error)}) + b"\n\n"
+    return b"data: " + error_body(error) + b"\n\n"

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import uvicorn
 
 from baton_bootstrap.client import WatchClient
-from baton_serving.errors import ConfigError
+from baton_bootstrap.hosted import HostedServer
+from baton_serving.api.server import bind
 from baton_serving.gateway.app import App
 from baton_serving.gateway.metrics import Metrics
 from baton_serving.gateway.routing import Router, RoutingConfig
 
-BACKLOG = 2048
 IDLE_SECONDS = 75  # a client's idle connection is kept this long
 DRAIN_SECONDS = 30  # open streams may take this long to end once the gateway was told to stop
 
@@ -41,7 +38,7 @@ class Gateway:
         self.router = Router(config.routing)
         self._watch = WatchClient(config.bootstrap, token=config.token)
         app = App(self.router, Metrics(self.router.fleet))
-        self._server = _Server(
+        self._server = HostedServer(
             uvicorn.Config(
                 app,
                 http="httptools",
@@ -53,14 +50,13 @@ class Gateway:
                 server_header=False,
                 timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=DRAIN_SECONDS,
-                backlog=BACKLOG,
             )
         )
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Raises `ConfigError` when the port cannot be had."""
-        listener = _listen(self.config.host, self.config.port)
+        listener = bind(self.config.host, self.config.port)
         self.port = listener.getsockname()[1]
         await self._watch.start()
         self._tasks = [
@@ -82,21 +78,3 @@ class Gateway:
             view = await self._watch.changed(version)
             version = view.version
             self.router.update(view)
-
-
-class _Server(uvicorn.Server):
-    """Signals belong to the process that hosts the gateway."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose a free --port, or 0 to be given one"
-        ) from error

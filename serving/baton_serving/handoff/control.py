@@ -117,7 +117,7 @@ class ControlSockets:
         if socket is not None and monitor is not None:
             self._poller.unregister(monitor)
             self._poller.unregister(socket)
-            socket.disable_monitor()  # type: ignore[no-untyped-call]
+            socket.disable_monitor()
             monitor.close(0)
             socket.close(_LINGER_MS)
 

@@ -18,14 +18,14 @@ class HandoffEvent(msgspec.Struct, frozen=True):
 
 
 class Begun(HandoffEvent, frozen=True):
-    """Receiving: the sender computes the first chunk. Reserve pages for the prompt, then call `announce`."""
+    """Receiving: the sender computes the first chunk. Reserve pages for so many tokens, then call `announce`."""
 
-    prompt_tokens: int
+    kv_tokens: int
 
 
 class Arrived(HandoffEvent, frozen=True):
     """Receiving: pages and snapshot are here, nothing can land any more. `pages` and `nbytes` were moved in
-    `seconds` (from the first write posted to the last confirmed)."""
+    `seconds`, the time during which writes were under way."""
 
     snapshot: bytes
     pages: int

@@ -132,7 +132,7 @@ class Fencing:
             self._rim.command(rank, CloseEpochs(self.own_epoch - 1))
 
     def _note_transport(self, reports: list[EpochOpened]) -> None:
-        self.by_close = all(report.fenced_by_close for report in reports)
+        self.by_close = self._links.fenced_by_close = all(report.fenced_by_close for report in reports)
         transport = next((report.transport for report in reports if report.transport.degraded), reports[0].transport)
         if transport.degraded and transport != self.transport:
             logger.warning(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from baton_serving.handoff.layout import PeerDescriptor, PeerRefused, check_compatible
 from baton_serving.handoff.protocol import (
+    Aborted,
     Control,
     Heartbeat,
     Hello,
@@ -21,6 +22,7 @@ from baton_serving.handoff.protocol import (
     Key,
     Malformed,
     Message,
+    Snapshot,
     decode,
     encode,
 )
@@ -58,7 +60,8 @@ class Link:
 
 
 class LinkTable:
-    """All links. `on_up` and `on_lost` are told of admissions and ends (`witnessed`: the connection itself ended)."""
+    """All links. `on_up` and `on_lost` are told of admissions and ends (`witnessed`: the connection itself ended);
+    `owed` tells whether any page is in quarantine on account of a link."""
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class LinkTable:
         ranks: int,
         on_up: Callable[[Link], None],
         on_lost: Callable[[Link, str, bool], None],
+        owed: Callable[[Link], bool],
     ) -> None:
         self._rim = rim
         self._limits = limits
@@ -75,7 +79,10 @@ class LinkTable:
         self._ranks = ranks
         self._on_up = on_up
         self._on_lost = on_lost
+        self._owed = owed
         self._links: dict[int, Link] = {}
+        self._condemned: dict[int, Link] = {}
+        self.fenced_by_close = True
         self._next = 1
         self._last_tick: float | None = None
         self._last_beat = float("-inf")
@@ -97,7 +104,7 @@ class LinkTable:
         logger.debug("handoff message refused: %s %s", reason, detail)
 
     def send(self, link: Link, message: Control) -> None:
-        if self.alive(link):
+        if self.alive(link) or self._condemned.get(link.connection) is link:
             self._rim.send(link.connection, encode(message))
 
     def reach(self, address: PeerAddress, now: float) -> Link:
@@ -106,7 +113,8 @@ class LinkTable:
         for link in self:
             if link.address is None or link.address.endpoint != address.endpoint:
                 continue
-            if not address.incarnation or link.theirs is None or link.theirs.incarnation == address.incarnation:
+            known = link.address.incarnation if link.theirs is None else link.theirs.incarnation
+            if not known or not address.incarnation or known == address.incarnation:
                 return link
             self.drop(link, "another worker is registered at its address")
         link = Link(self._next * 2, heard=now, address=address)  # even numbers: dialled; the rim gives odd ones
@@ -132,11 +140,19 @@ class LinkTable:
 
     def receive(self, connection: int, frame: bytes, now: float) -> tuple[Link, Message] | None:
         """The message and its link when it is about transfers; everything else is dealt with here."""
+        got = self._take(connection, frame, now)
+        if connection not in self._links and connection not in self._condemned:
+            self._rim.hang_up(connection)  # nothing is remembered of strangers
+        return got
+
+    def _take(self, connection: int, frame: bytes, now: float) -> tuple[Link, Message] | None:
         try:
             message = decode(frame)
         except Malformed as error:
             self.refuse("malformed", str(error))
             return None
+        if connection in self._condemned:
+            return self._last_words(self._condemned[connection], message)
         link = self._links.get(connection)
         expected = Hello if link is None else HelloAck | HelloRefused if link.theirs is None else Message
         if not isinstance(message, expected):
@@ -161,6 +177,14 @@ class LinkTable:
             self._beat(link, message, now)
             return None
         return link, message
+
+    def _last_words(self, link: Link, message: Message) -> tuple[Link, Message] | None:
+        """Of a peer that was given up, only the proof counts that it has become quiet."""
+        assert link.theirs is not None
+        if isinstance(message, Aborted | Snapshot) and message.incarnation == link.theirs.incarnation:
+            return link, message
+        self.refuse("given up", type(message).__name__)
+        return None
 
     def _greet(self, connection: int, link: Link | None, message: Hello, now: float) -> None:
         theirs = message.descriptor
@@ -242,23 +266,34 @@ class LinkTable:
     def _beat(self, link: Link, message: Heartbeat, now: float) -> None:
         if message.tick != link.tick:
             link.tick, link.ticked = message.tick, now
-        link.busy_until = now + message.busy if message.busy > 0 else 0.0
+        if message.busy > 0:
+            link.busy_until = now + message.busy
 
     def disconnected(self, connection: int) -> None:
         """The connection ended: the rim saw it."""
         link = self._links.get(connection)
+        condemned = self._condemned.pop(connection, None)
         if link is not None:
             self.drop(link, "its connection ended", witnessed=True)
+        elif condemned is not None:
+            self._on_lost(condemned, "its connection ended", True)
 
     def drop(self, link: Link, reason: str, witnessed: bool = False) -> None:
-        """End a link for good. Idempotent."""
+        """End a link for good. Idempotent.
+
+        Where closing our engine does not keep a writer out, the connection is kept open while anything is in
+        quarantine: its end, seen by this very process, is the witness that the writer is dead or has nothing under way.
+        """
         if self._links.pop(link.connection, None) is None:
             return
         if link.up:
             logger.warning("peer %s lost: %s", link.label, reason)
         if not witnessed:
             self._turn_away(link.connection, f"given up: {reason}")
-        self._rim.hang_up(link.connection)
+        if witnessed or self.fenced_by_close or not link.up:
+            self._rim.hang_up(link.connection)
+        else:
+            self._condemned[link.connection] = link
         self._on_lost(link, reason, witnessed)
         for rank in range(self._ranks):
             self._rim.command(rank, Part(link.connection))
@@ -271,10 +306,19 @@ class LinkTable:
             for link in self:
                 if link.up:
                     self.send(link, Heartbeat(incarnation=self.incarnation, tick=tick, busy=busy))
+            self._visit_condemned()
         for link in self:
             reason = self._suspicion(link, now)
             if reason:
                 self.drop(link, reason)
+
+    def _visit_condemned(self) -> None:
+        for link in list(self._condemned.values()):
+            if self._owed(link):
+                self._turn_away(link.connection, "given up")  # a dead peer shows itself when it is sent to
+            else:
+                del self._condemned[link.connection]
+                self._rim.hang_up(link.connection)
 
     def _suspicion(self, link: Link, now: float) -> str:
         if not link.up:
@@ -282,7 +326,7 @@ class LinkTable:
             return f"no answer within {self._limits.connect:g} s" if silent else ""
         if now - link.heard > self._limits.lease:
             return f"no heartbeat for {self._limits.lease:g} s"
-        if now > link.busy_until and now - link.ticked > self._limits.stall:
+        if now - max(link.ticked, link.busy_until) > self._limits.stall:
             return f"its scheduler stood still for {self._limits.stall:g} s"
         return ""
 

@@ -7,6 +7,7 @@ inside one page are the same for every page of a group: they are planned once an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,24 @@ def merge(runs: Runs) -> Runs:
     touches = (runs.src[:-1] + end == runs.src[1:]) & (runs.dst[:-1] + end == runs.dst[1:])
     starts = np.flatnonzero(np.concatenate(([True], ~touches)))
     return Runs(runs.src[starts], runs.dst[starts], np.add.reduceat(runs.nbytes, starts))
+
+
+def tickets(runs: Runs, max_blocks: int, max_bytes: int) -> Iterator[Runs]:
+    """Cut runs, in order, into parts of at most `max_blocks` runs and `max_bytes` bytes; longer runs are split."""
+    pieces = -(-runs.nbytes // max_bytes)
+    if len(runs) and int(pieces.max()) > 1:
+        row = np.repeat(np.arange(len(runs)), pieces)
+        ahead = (np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * max_bytes
+        sizes = np.minimum(runs.nbytes[row] - ahead, max_bytes)
+        runs = Runs(runs.src[row] + ahead, runs.dst[row] + ahead, sizes)
+    ends = np.cumsum(runs.nbytes)
+    first = 0
+    while first < len(runs):
+        before = int(ends[first] - runs.nbytes[first])
+        last = int(np.searchsorted(ends, before + max_bytes, side="right"))
+        last = min(max(last, first + 1), first + max_blocks)
+        yield runs[first:last]
+        first = last
 
 
 def page_runs(

@@ -85,9 +85,9 @@ class Join(TransferMessage):
 
 
 class Started(TransferMessage):
-    """Sender → receiver: the first chunk is being computed; the prompt has this many tokens."""
+    """Sender → receiver: the first chunk is being computed; KV of this many tokens is to come, prefix included."""
 
-    prompt_tokens: int
+    kv_tokens: int
 
 
 class Pages(TransferMessage):

@@ -11,9 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -22,19 +20,18 @@ from baton_serving.handoff.backends.base import (
     BackendFactory,
     Outcome,
     PoolMemory,
-    TransferBackend,
     Transport,
 )
 from baton_serving.handoff.digests import received_digests, sent_digests
 from baton_serving.handoff.layout import PeerDescriptor, RankDescriptor
 from baton_serving.handoff.plan import CopyPlanner, Runs, join_runs
 from baton_serving.handoff.protocol import Key, PageDigest
+from baton_serving.handoff.writes import Batch, WriteEngine
 
 logger = logging.getLogger(__name__)
 
 _IDLE_POLL = 0.02  # seconds between looks at a write that is stuck
 _BUSY_POLL = 0.0005
-_TICKETS_PER_PEER = 2
 
 
 class PageCopy(msgspec.Struct, frozen=True, array_like=True):
@@ -147,48 +144,6 @@ class RankFailed(msgspec.Struct, frozen=True, tag=True):
 RankReport = EpochOpened | EpochFailed | EpochsClosed | Wrote | Digested | RankFailed
 
 
-@dataclass
-class _Batch:
-    """One `PostWrites` under way: slices not yet posted or not yet ended."""
-
-    key: Key
-    number: int
-    deadline: float
-    begun: float
-    nbytes: int
-    left: int = 0
-    outcome: Outcome = Outcome.DONE
-    reason: str = ""
-    late: bool = False
-    digests: list[PageDigest] = field(default_factory=list)
-
-    def spoil(self, outcome: Outcome, reason: str) -> None:
-        """The worst end of any slice is the end of the batch."""
-        if self.outcome is not Outcome.BROKEN:
-            self.outcome, self.reason = outcome, self.reason or reason
-
-
-@dataclass
-class _Lane:
-    """Writes to one peer engine, in order: what waits and what is under way (ticket, batch)."""
-
-    peer: str
-    waiting: deque[tuple[Runs, _Batch]] = field(default_factory=deque)
-    posted: list[tuple[int, _Batch]] = field(default_factory=list)
-
-
-class _Engine:
-    """One epoch: a backend and its lanes."""
-
-    def __init__(self, backend: TransferBackend) -> None:
-        self.backend = backend
-        self.lanes: dict[str, _Lane] = {}
-
-    @property
-    def busy(self) -> bool:
-        return any(lane.posted or lane.waiting for lane in self.lanes.values())
-
-
 class RankExecutor:
     """Carries out commands and polls writes; `report` takes what comes of them. One thread calls it."""
 
@@ -211,7 +166,7 @@ class RankExecutor:
         self._clock = clock
         self._write_timeout = write_timeout
         self._name = name
-        self._engines: dict[int, _Engine] = {}
+        self._engines: dict[int, WriteEngine] = {}
         self._links: dict[int, Introduce] = {}
         self._planners: dict[int, CopyPlanner] = {}
 
@@ -228,15 +183,34 @@ class RankExecutor:
             case Introduce(link=link):
                 self._links[link] = command
                 self._planners[link] = CopyPlanner(command.mine, self.rank, command.theirs)
+                self._reach(link)
+                self._forget()
             case Part(link=link):
                 self._links.pop(link, None)
                 self._planners.pop(link, None)
+                self._forget()
             case PostWrites():
                 self._post(command)
             case CancelWrites(key=key):
-                self._cancel(key)
+                for engine in self._engines.values():
+                    engine.drop(lambda batch: batch.key == key, "the transfer was cancelled")
             case DigestPages():
                 self._digest(command)
+
+    def poll(self) -> bool:
+        """Look at every write once and post what waits. Returns whether anything ended."""
+        moved = [engine.poll() for engine in list(self._engines.values())]
+        return any(moved)
+
+    def close(self) -> None:
+        """Tear every engine down."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    @property
+    def _newest(self) -> WriteEngine:
+        return self._engines[max(self._engines)]
 
     def _open(self, epoch: int) -> None:
         try:
@@ -245,7 +219,9 @@ class RankExecutor:
         except BackendError as error:
             self.report(EpochFailed(self.rank, epoch, str(error)))
             return
-        self._engines[epoch] = _Engine(backend)
+        self._engines[epoch] = WriteEngine(backend, self._clock, self._write_timeout, self._ended, self._late)
+        for link in self._links:
+            self._reach(link)
         descriptor = msgspec.structs.replace(
             self._slice,
             pages=self._memory.region.nbytes // self._slice.shape.page_bytes,
@@ -254,123 +230,61 @@ class RankExecutor:
         )
         self.report(EpochOpened(self.rank, epoch, descriptor, backend.transport(), backend.fenced_by_close))
 
+    def _reach(self, link: int) -> None:
+        """Begin to connect the newest engine to the ranks that this one will write to, while the peer is alive."""
+        if not self._engines:
+            return
+        theirs = self._links[link].theirs
+        for target in self._planners[link].targets():
+            rank = theirs.ranks[target]
+            try:
+                self._newest.reach(rank.endpoint, rank.address)
+            except BackendError as error:
+                logger.warning("rank %d cannot connect to %s: %s", self.rank, theirs.label, error)
+
+    def _forget(self) -> None:
+        """Let go of engines that no peer describes any more."""
+        described = {rank.endpoint for link in self._links.values() for rank in link.theirs.ranks}
+        for engine in self._engines.values():
+            engine.forget(described)
+
     def _close(self, epoch: int) -> None:
         for number in [number for number in self._engines if number <= epoch]:
-            engine = self._engines.pop(number)
-            engine.backend.close()
-            for lane in engine.lanes.values():
-                for _, batch in lane.posted:
-                    self._slice_ended(batch, Outcome.BROKEN, "the engine was closed")
-                for _, batch in lane.waiting:
-                    self._slice_ended(batch, Outcome.NOTHING_SENT, "the engine was closed")
+            self._engines.pop(number).close()
         self.report(EpochsClosed(self.rank, epoch))
 
     def _post(self, command: PostWrites) -> None:
-        now = self._clock()
+        batch = Batch(command.key, command.batch, begun=self._clock(), left=1)  # 1: held until every ticket is queued
         link = self._links.get(command.link)
-        batch = _Batch(command.key, command.batch, deadline=now + self._write_timeout, begun=now, nbytes=0)
+        engine = self._newest
         if link is None:
-            batch.spoil(Outcome.NOTHING_SENT, "the link is gone")
-            self._finish(batch)
+            engine.end(batch, Outcome.NOTHING_SENT, "the link is gone")
             return
         planner = self._planners[command.link]
-        engine = self._engines[max(self._engines)]
-        batch.left = 1  # held until every slice is queued
         for target in planner.targets():
             parts = [planner.runs(target, copy.group, copy.source, copy.target) for copy in command.copies]
             runs = join_runs(parts)
             if not len(runs):
                 continue
             rank = link.theirs.ranks[target]
+            if int((runs.src + runs.nbytes).max()) > self._memory.region.nbytes:
+                raise ValueError(f"a page to send lies outside the pool of rank {self.rank}")
             if int((runs.dst + runs.nbytes).max()) > rank.pages * rank.shape.page_bytes:
                 batch.spoil(Outcome.NOTHING_SENT, f"a page lies outside the pool of rank {target}")
                 continue
             absolute = Runs(runs.src + self._memory.region.address, runs.dst + rank.address, runs.nbytes)
-            self._enqueue(engine, rank.endpoint, absolute, batch)
+            engine.add(rank.endpoint, rank.address, absolute, batch)
         if command.verify:
             batch.digests = sent_digests(self._memory, self.rank, planner, self._slice, command.copies)
-        self._slice_ended(batch, Outcome.DONE, "")
-        self._pump(engine)
-
-    def _enqueue(self, engine: _Engine, endpoint: bytes, runs: Runs, batch: _Batch) -> None:
-        try:
-            peer = engine.backend.connect(endpoint)
-        except BackendError as error:
-            batch.spoil(Outcome.NOTHING_SENT, str(error))
-            return
-        lane = engine.lanes.setdefault(peer, _Lane(peer))
-        size = engine.backend.max_blocks
-        for first in range(0, len(runs), size):
-            lane.waiting.append((runs[first : first + size], batch))
-            batch.left += 1
-        batch.nbytes += runs.total
-
-    def _cancel(self, key: Key) -> None:
-        for engine in self._engines.values():
-            for lane in engine.lanes.values():
-                dropped = [batch for _, batch in lane.waiting if batch.key == key]
-                lane.waiting = deque(entry for entry in lane.waiting if entry[1].key != key)
-                for batch in dropped:
-                    self._slice_ended(batch, Outcome.NOTHING_SENT, "the transfer was cancelled")
+        engine.end(batch, Outcome.DONE, "")
+        engine.pump()
 
     def _digest(self, command: DigestPages) -> None:
         link = self._links.get(command.link)
         digests = [] if link is None else received_digests(self._memory, self.rank, link, command.copies)
         self.report(Digested(self.rank, command.key, digests))
 
-    def poll(self) -> bool:
-        """Look at every write once. Returns whether anything ended."""
-        moved = False
-        for engine in list(self._engines.values()):
-            for lane in engine.lanes.values():
-                moved |= self._poll_lane(engine, lane)
-            self._pump(engine)
-        self._watch_deadlines()
-        return moved
-
-    def _poll_lane(self, engine: _Engine, lane: _Lane) -> bool:
-        still = []
-        for ticket, batch in lane.posted:
-            outcome = engine.backend.poll(ticket)
-            if outcome is Outcome.PENDING:
-                still.append((ticket, batch))
-            else:
-                self._slice_ended(batch, outcome, "a write failed")
-        moved = len(still) != len(lane.posted)
-        lane.posted = still
-        return moved
-
-    def _pump(self, engine: _Engine) -> None:
-        """Post what waits. A batch that is spoiled posts no more."""
-        for lane in engine.lanes.values():
-            while lane.waiting and len(lane.posted) < _TICKETS_PER_PEER:
-                runs, batch = lane.waiting.popleft()
-                if batch.outcome is not Outcome.DONE or batch.late:
-                    self._slice_ended(batch, Outcome.NOTHING_SENT, batch.reason)
-                    continue
-                try:
-                    lane.posted.append((engine.backend.post(lane.peer, runs), batch))
-                except BackendError as error:
-                    self._slice_ended(batch, Outcome.NOTHING_SENT, str(error))
-
-    def _watch_deadlines(self) -> None:
-        now = self._clock()
-        for engine in self._engines.values():
-            for lane in engine.lanes.values():
-                for batch in [batch for _, batch in lane.posted] + [batch for _, batch in lane.waiting]:
-                    if now >= batch.deadline and not batch.late:
-                        batch.late = True
-                        reason = f"a write took longer than {self._write_timeout:g} s"
-                        self.report(Wrote(self.rank, batch.key, batch.number, Outcome.HUNG, reason=reason))
-
-    def _slice_ended(self, batch: _Batch, outcome: Outcome, reason: str) -> None:
-        batch.left -= 1
-        if outcome is not Outcome.DONE:
-            batch.spoil(outcome, reason)
-        if batch.left == 0:
-            self._finish(batch)
-
-    def _finish(self, batch: _Batch) -> None:
+    def _ended(self, batch: Batch) -> None:
         seconds = self._clock() - batch.begun
         self.report(
             Wrote(
@@ -385,10 +299,8 @@ class RankExecutor:
             )
         )
 
-    def close(self) -> None:
-        for engine in self._engines.values():
-            engine.backend.close()
-        self._engines.clear()
+    def _late(self, batch: Batch) -> None:
+        self.report(Wrote(self.rank, batch.key, batch.number, Outcome.HUNG, reason=batch.reason))
 
 
 class RankTransfer:

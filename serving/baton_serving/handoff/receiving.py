@@ -50,7 +50,7 @@ class Receive:
     failure: HandoffFailure | None = None
     told_quiet: bool = True
     wants_fence: bool = False
-    prompt_tokens: int = 0
+    kv_tokens: int = 0
 
     @property
     def over(self) -> bool:
@@ -175,11 +175,11 @@ class ReceiveSide:
             self._links.refuse("late" if late else "unknown transfer", f"{type(message).__name__} {message.key}")
             return
         match message:
-            case Started(prompt_tokens=tokens):
+            case Started(kv_tokens=tokens):
                 if receive.state is not ReceiveState.EXPECTING:
                     self._links.refuse("out of order", f"Started {receive.key}")
                     return
-                receive.prompt_tokens = tokens
+                receive.kv_tokens = tokens
                 self._fire(receive, ReceiveEvent.STARTED)
             case Snapshot():
                 if receive.state not in (ReceiveState.RECEIVING, ReceiveState.DRAINING):
@@ -208,11 +208,16 @@ class ReceiveSide:
             if receive.link is link:
                 if receive.exposed is None:
                     receive.exposed = link.told_epoch
-                receive.witnessed |= witnessed
+                # Rank 0 holds the connection: its end witnesses the death of a worker of one process only.
+                receive.witnessed |= witnessed and link.theirs is not None and len(link.theirs.ranks) == 1
                 failure = HandoffFailure("unavailable", f"peer {link.label} lost: {reason}")
                 if not link.up:
                     failure = HandoffFailure("unavailable", f"cannot reach {receive.peer_key!r}: {reason}")
                 self._fire(receive, ReceiveEvent.PEER_LOST, failure)
+
+    def owes(self, link: Link) -> bool:
+        """Whether writes of the peer behind `link` may still land in pages of failed transfers."""
+        return any(receive.link is link and receive.state is ReceiveState.DRAINING for receive in self)
 
     def digested(self, report: Digested, now: float) -> None:
         self._now = now
@@ -287,7 +292,7 @@ class ReceiveSide:
         key = receive.key
         match action:
             case ReceiveAction.REPORT_BEGUN:
-                self._rim.emit(Begun(key.transfer, key.attempt, receive.prompt_tokens))
+                self._rim.emit(Begun(key.transfer, key.attempt, receive.kv_tokens))
             case ReceiveAction.SEND_PAGES:
                 message = Pages(
                     incarnation=self._me,

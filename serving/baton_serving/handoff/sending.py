@@ -36,38 +36,47 @@ PageIndex = tuple[int, int]  # (KV group, page index within the request)
 
 @dataclass
 class Flight:
-    """One batch of writes: the ranks that have not reported its end, and the engines it runs between."""
+    """One batch of writes: the ranks that have not reported its end, and the engines it runs between. `hung`: past its
+    deadline."""
 
     ranks: set[int]
     target_epoch: int
     own_epoch: int
+    hung: bool = False
 
 
 @dataclass
 class Send:
-    """One attempt. `computed` and `wanted` map a page of the request to a page of ours and of the receiver's."""
+    """One attempt. `computed` and `wanted` map a page of the request to a page of ours and of the receiver's; `ready`
+    are those in both that are not posted yet, `posted` counts the others."""
 
     key: Key
     state: SendState = SendState.OPENED
     deadline: float | None = None
     link: Link | None = None
-    prompt_tokens: int = 0
+    kv_tokens: int = 0
     computed: dict[PageIndex, int] = field(default_factory=dict)
     wanted: dict[PageIndex, int] = field(default_factory=dict)
-    posted: set[PageIndex] = field(default_factory=set)
+    ready: list[PageIndex] = field(default_factory=list)
+    posted: int = 0
     verify: bool = False
     snapshot: bytes | None = None
     flights: dict[int, Flight] = field(default_factory=dict)
     batches: int = 0
-    unsure: bool = False  # some write ended without confirmation: bytes may land later
+    broken: bool = False  # some write ended without confirmation: bytes may land later
     target_epoch: int = 0
     failure: HandoffFailure | None = None
     told_quiet: bool = True  # what SendFailed said
     wants_fence: bool = False
-    begun: float = 0.0
-    seconds: float = 0.0
+    begun: float = 0.0  # when the writes under way began …
+    seconds: float = 0.0  # … and for how long writes have been under way before them
     nbytes: int = 0
     digests: list[PageDigest] = field(default_factory=list)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether nobody can say when the last byte of what was posted lands."""
+        return self.broken or any(flight.hung for flight in self.flights.values())
 
     @property
     def over(self) -> bool:
@@ -113,10 +122,10 @@ class SendSide:
             send.link = early[0]
             self._fire(send, SendEvent.JOIN)
 
-    def started(self, key: Key, prompt_tokens: int, now: float) -> None:
+    def started(self, key: Key, kv_tokens: int, now: float) -> None:
         send = self._find(key, now)
         if send is not None:
-            send.prompt_tokens = prompt_tokens
+            send.kv_tokens = kv_tokens
             self._fire(send, SendEvent.START)
 
     def chunk_ready(self, key: Key, spans: Iterable[PageSpan], now: float) -> None:
@@ -132,6 +141,8 @@ class SendSide:
                     self._fail(send, "internal_error", f"page {index[1]} of KV group {index[0]} was offered twice")
                     return
                 send.computed[index] = page
+                if index in send.wanted:
+                    send.ready.append(index)
         self._settle(send)
 
     def finish(self, key: Key, snapshot: bytes, now: float) -> None:
@@ -210,6 +221,7 @@ class SendSide:
             self._fail(send, "internal_error", complaint)
             return
         send.wanted = wanted
+        send.ready = [index for index in wanted if index in send.computed]
         send.verify = message.verify
         self._fire(send, SendEvent.PAGES)
 
@@ -241,15 +253,18 @@ class SendSide:
         flight = send.flights.get(report.batch) if send is not None else None
         if send is None or flight is None or report.rank not in flight.ranks:
             return
-        if report.outcome is not Outcome.HUNG:
+        if report.outcome is Outcome.HUNG:
+            flight.hung = True
+        else:
             flight.ranks.discard(report.rank)
             send.nbytes += report.nbytes
             send.digests.extend(report.digests)
             if not flight.ranks:
                 del send.flights[report.batch]
-                send.seconds = now - send.begun
+                if not send.flights:
+                    send.seconds += now - send.begun
         if report.outcome is not Outcome.DONE:
-            send.unsure |= report.outcome in (Outcome.BROKEN, Outcome.HUNG)
+            send.broken |= report.outcome is Outcome.BROKEN
             text = f"a write to {send.link.label if send.link else 'the receiver'} failed: {report.reason}"
             self._fire(send, SendEvent.WRITE_FAILED, HandoffFailure("unavailable", text))
         self._settle(send)
@@ -263,6 +278,10 @@ class SendSide:
             if send.link is link:
                 text = f"peer {link.label} lost: {reason}"
                 self._fire(send, SendEvent.PEER_LOST, HandoffFailure("unavailable", text))
+
+    def owes(self, link: Link) -> bool:
+        """Whether writes of failed transfers are under way to the peer behind `link`."""
+        return any(send.link is link and send.state is SendState.QUIESCING for send in self)
 
     def writes_to_older(self, link: Link) -> bool:
         """Whether a write that matters is under way into an engine that the peer behind `link` has replaced."""
@@ -348,10 +367,10 @@ class SendSide:
     def _settle(self, send: Send) -> None:
         """Turn what the data says into events."""
         if send.state is SendState.WRITING:
-            self._post(send)
-            missing = send.wanted.keys() - send.computed.keys()
-            if send.snapshot is not None and missing:
-                group, index = min(missing)
+            if send.ready:
+                self._post(send)
+            if send.snapshot is not None and send.posted < len(send.wanted):
+                group, index = min(send.wanted.keys() - send.computed.keys())
                 self._fail(send, "internal_error", f"page {index} of KV group {group} was asked for but not computed")
             elif send.snapshot is not None and not send.flights:
                 self._fire(send, SendEvent.COMPLETE)
@@ -359,19 +378,18 @@ class SendSide:
             self._fire(send, SendEvent.QUIET)
 
     def _post(self, send: Send) -> None:
-        ready = [index for index in send.wanted if index in send.computed and index not in send.posted]
-        if not ready:
-            return
+        """Write everything that is ready, as one batch on every rank."""
         assert send.link is not None
         assert send.link.theirs is not None
-        if not send.posted:
+        if not send.flights:
             send.begun = self._now
         copies = []
-        for group in sorted({group for group, _ in ready}):
-            indices = sorted(index for held, index in ready if held == group)
+        for group in sorted({group for group, _ in send.ready}):
+            indices = sorted(index for held, index in send.ready if held == group)
             source = [send.computed[group, index] for index in indices]
             copies.append(PageCopy(group, indices, source, [send.wanted[group, index] for index in indices]))
-        send.posted.update(ready)
+        send.posted += len(send.ready)
+        send.ready = []
         batch = send.batches
         send.batches += 1
         send.target_epoch = max(send.target_epoch, send.link.theirs.epoch)
@@ -382,7 +400,7 @@ class SendSide:
     def _act(self, send: Send, action: SendAction) -> None:
         match action:
             case SendAction.SEND_STARTED:
-                message = Started(incarnation=self._me, key=send.key, prompt_tokens=send.prompt_tokens)
+                message = Started(incarnation=self._me, key=send.key, kv_tokens=send.kv_tokens)
                 self._send(send, message)
             case SendAction.POST:
                 pass  # `_settle` posts whatever is ready, now and after every chunk

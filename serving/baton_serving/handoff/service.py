@@ -21,11 +21,12 @@ from baton_serving.handoff.events import HandoffEvent, HandoffFailure
 from baton_serving.handoff.layout import PeerDescriptor
 from baton_serving.handoff.protocol import Key, PageSpan
 from baton_serving.handoff.ranks import RankCommand, RankFailed, RankReport
-from baton_serving.handoff.rim import REMEMBERED, Limits, PeerAddress
+from baton_serving.handoff.rim import Limits, PeerAddress
 
 logger = logging.getLogger(__name__)
 
 _TURN = 0.05  # seconds between looks at the clock
+_REMEMBERED = 1 << 16  # transfer ids: many times what can be open at once
 
 Resolve = Callable[[str], PeerAddress | None]
 
@@ -59,6 +60,7 @@ class HandoffService:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._sockets.watch(self._bell)
         self._events: deque[HandoffEvent] = deque()
+        self._emitted: list[HandoffEvent] = []
         self._stats = HandoffStats()
         self._attempts: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
@@ -85,14 +87,18 @@ class HandoffService:
             raise ConfigError(f"the transfer engine does not start: {reason}")
 
     def close(self) -> None:
-        """Stop serving. Transfers under way are not announced as failed; the ranks' engines are theirs to close."""
+        """Stop serving. Transfers under way are not announced as failed.
+
+        Close the ranks' transfers first: the end of the control connections tells peers that nothing is written."""
         self._stopped = True
         self._ring()
         if self._thread.is_alive():
             self._thread.join()
         self._lookups.shutdown(wait=False, cancel_futures=True)
         self._sockets.close()
-        os.close(self._bell)
+        with self._lock:
+            os.close(self._bell)
+            self._bell = -1
 
     # From the scheduler's thread.
 
@@ -121,10 +127,10 @@ class HandoffService:
         key = self._first_use(transfer_id, attempt)
         self._put(lambda now: self._core.open(key, now))
 
-    def started(self, transfer_id: str, prompt_tokens: int) -> None:
+    def started(self, transfer_id: str, kv_tokens: int) -> None:
         """Sending: the first chunk is about to be computed."""
         key = self._key(transfer_id)
-        self._put(lambda now: self._core.started(key, prompt_tokens, now))
+        self._put(lambda now: self._core.started(key, kv_tokens, now))
 
     def chunk_ready(self, transfer_id: str, spans: Sequence[PageSpan]) -> None:
         """Sending: these pages are final (and stand on the device). Each page may be offered once."""
@@ -167,7 +173,7 @@ class HandoffService:
                 )
             self._attempts[transfer_id] = attempt
             self._attempts.move_to_end(transfer_id)
-            if len(self._attempts) > REMEMBERED:
+            if len(self._attempts) > _REMEMBERED:
                 self._attempts.popitem(last=False)
         return Key(transfer_id, attempt)
 
@@ -180,8 +186,9 @@ class HandoffService:
         self._ring()
 
     def _ring(self) -> None:
-        if not self._stopped or self._thread.is_alive():
-            os.eventfd_write(self._bell, 1)
+        with self._lock:  # a late look-up or report must not ring a descriptor that is another file's by now
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
 
     # The service's thread.
 
@@ -208,9 +215,17 @@ class HandoffService:
             if now - last >= _TURN:
                 last = now
                 self._core.turn(now, self._tick, max(0.0, self._busy_until - now))
-            self._stats = self._core.stats()
+            self._publish()
             if self._core.ready or self._core.fencing.error:
                 self._ready.set()
+
+    def _publish(self) -> None:
+        """Hand over what this turn brought, never before the counters that go with it."""
+        self._stats = self._core.stats()
+        if self._emitted:
+            self._events.extend(self._emitted)
+            self._emitted.clear()
+            self._wake_scheduler()
 
     def _hush(self) -> None:
         try:
@@ -251,5 +266,4 @@ class HandoffService:
         self._command(rank, command)
 
     def emit(self, event: HandoffEvent) -> None:
-        self._events.append(event)
-        self._wake_scheduler()
+        self._emitted.append(event)

@@ -20,7 +20,8 @@ class LruQueue(Generic[N]):
     """Candidates for eviction, oldest stamp first; subclasses say what counts.
 
     A node is in the heap at most once. An entry that is no candidate any more is dropped when it comes up, and one
-    that was used since is put back with its new stamp, so that locking and touching a node cost nothing here.
+    that was used since is put back with its new stamp, so that locking and touching a node cost nothing here. Stamps
+    never fall.
     """
 
     __slots__ = ("_heap", "_members")

@@ -136,7 +136,7 @@ class _Leaves(LruQueue[Node]):
         return node.used
 
     def evictable(self, node: Node) -> bool:
-        return node.refs == 0 and not node.nodes
+        return node.refs == 0 and not node.nodes and node.parent is not None
 
 
 class _Windows(LruQueue[Node]):
@@ -261,10 +261,11 @@ class RadixCache:
                 return
             if current.refs < 0:
                 raise InternalError(f"a radix node of {current.namespace!r} was unlocked once too often")
-            if current.parent is not None:
+            parent = current.parent
+            if parent is not None:
                 self.evictable += len(self._full)
             self._settle(current)
-            current = current.parent
+            current = parent
 
     def lock_window(self, node: Node) -> None:
         """Pin the window pages of this one node."""
@@ -343,10 +344,14 @@ class RadixCache:
             window = self._windows.peek() if self._windowed else None
             if leaf and (window is None or leaf.used <= window.window_used):
                 self._leaves.pop()
+                parent = leaf.parent
                 self._remove(leaf)
+                if parent is not None:
+                    self._settle(parent)
             elif window:
                 self._windows.pop()
                 self._hollow(window)
+                self._settle(window)
             else:
                 break
         return self._pool.free - free_before
@@ -368,19 +373,27 @@ class RadixCache:
         assert parent is not None
         i = bisect_left(parent.keys, node.key)
         del parent.keys[i], parent.nodes[i]
-        node.whole = False
+        node.parent = None
         if self._observer:
             self._observer.removed(node.namespace, node.block)
-        self._settle(parent)
 
     def _settle(self, node: Node) -> None:
-        """Let a node go that lost its last lock or child: a leaf becomes a candidate, an empty root disappears."""
-        if node.refs or node.nodes:
-            return
-        if node.parent is not None:
-            self._leaves.push(node)
-        elif self._roots.get(node.namespace) is node:
-            del self._roots[node.namespace]
+        """See to a node that lost its last lock, child or window: a leaf waits for eviction, dead wood goes at once.
+
+        A hollow leaf is dead, since no hit can end there; so is an empty root.
+        """
+        current: Node | None = node
+        while current is not None and not current.refs and not current.nodes:
+            parent = current.parent
+            if parent is None:
+                if self._roots.get(current.namespace) is current:
+                    del self._roots[current.namespace]
+                return
+            if current.whole or self._window == 1:
+                self._leaves.push(current)
+                return
+            self._remove(current)
+            current = parent
 
     # Checks
 

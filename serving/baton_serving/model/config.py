@@ -163,6 +163,12 @@ def decoder_config(values: Mapping[str, Any], origin: str, max_positions: int | 
             f"{origin}: architecture {architecture} is not supported (supported: {', '.join(sorted(_ARCHITECTURES))}); "
             "try --model-impl transformers"
         )
+    quantization = values.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
+        raise ConfigError(
+            f"{origin}: weights quantised with {method!r} are not supported; use the model's plain weights"
+        )
     full = parse_config(values, origin)
     config: PretrainedConfig = full.get_text_config(decoder=True)
     fields = _common(config, origin, max_positions)

@@ -20,7 +20,6 @@ from baton_serving.model.digest import content_digest
 from baton_serving.model.options import MODEL_IMPLS, LoadedModel, ModelInfo, ModelOptions
 from baton_serving.model.parallel import shard
 from baton_serving.model.placement import placements
-from baton_serving.model.transformers_fallback import load_fallback
 from baton_serving.model.weights import place_weights
 
 __all__ = ["LoadedModel", "ModelInfo", "ModelOptions", "load_model"]
@@ -36,6 +35,8 @@ def load_model(options: ModelOptions) -> LoadedModel:
     values = read_config_json(options.path, options.overrides)
     origin = str(options.path / "config.json")
     if options.model_impl == "transformers":
+        from baton_serving.model.transformers_fallback import load_fallback  # pulls in half of transformers: seconds
+
         loaded, checkpoint = load_fallback(options, values, origin)
     else:
         loaded, checkpoint = _load_decoder(options, values, origin)

@@ -1,22 +1,20 @@
-"""Any other decoder through transformers' attention interface: its modules compute, our pages hold the KV.
+"""Any other decoder through transformers: its modules compute, our pages hold the KV.
 
-All new tokens of a step go through the model as one sequence `[1, tokens]` with their own position ids. Every attention
-module calls the function registered here with its queries, keys and values, and that function writes and reads the
-pages of the step it was given as a keyword argument. What a layer needs (heads, window, scale) is found by
-running the model once with a probe in the place of the step. Source of the interface:
+All new tokens of a step go through the model as one sequence `[1, tokens]` with their own position ids, and its
+attention modules call our function (`transformers_attention`). What a layer needs (heads, window, scale) is found by
+running the model once with a probe. Source of the interface:
 https://huggingface.co/docs/transformers/transformers_as_backend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from baton_kernels.kv_write import KV_WRITE
@@ -27,92 +25,16 @@ from baton_serving.model.batch import ForwardBatch
 from baton_serving.model.checkpoint import Checkpoint, DummyCheckpoint, open_checkpoint
 from baton_serving.model.config import architecture_of, parse_config
 from baton_serving.model.options import LoadedModel, ModelInfo, ModelOptions
+from baton_serving.model.transformers_attention import (
+    INTERFACE,
+    Attend,
+    AttentionCall,
+    AttentionProbe,
+    PagedStep,
+    register_interface,
+)
 
-_INTERFACE = "baton_paged"
-_SPECIAL = ("s_aux", "position_bias", "head_mask")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
-
-
-@dataclass(frozen=True)
-class _Call:
-    """How one layer calls its attention."""
-
-    q_heads: int
-    kv_heads: int
-    k_dim: int
-    v_dim: int
-    scale: float
-    window: int | None
-    softcap: float | None
-
-
-class _Attend(Protocol):
-    """What stands behind the interface in one forward pass: the probe or a step."""
-
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: _Call) -> torch.Tensor:
-        """`q`, `k`, `v` are `[tokens, heads, dim]`; the result is `[tokens, q_heads, v_dim]`."""
-
-
-def _paged_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    baton_attend: _Attend | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """The registered function: tensors are `[1, heads, tokens, dim]`, the result `[1, tokens, heads, dim]`."""
-    if baton_attend is None:
-        raise ConfigError("does not pass keyword arguments on to its attention")
-    special = {"attention_mask": attention_mask, **{name: kwargs.get(name) for name in _SPECIAL}}
-    for name, given in special.items():
-        if given is not None:
-            raise ConfigError(f"needs {name} in its attention, which paged attention does not have")
-    if not getattr(module, "is_causal", True):
-        raise ConfigError("has attention that is not causal")
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    call = _Call(
-        q_heads=q.shape[1],
-        kv_heads=k.shape[1],
-        k_dim=k.shape[2],
-        v_dim=v.shape[2],
-        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        window=sliding_window,
-        softcap=softcap,
-    )
-    return baton_attend.attend(module.layer_idx, q, k, v, call).unsqueeze(0), None  # type: ignore[arg-type]
-
-
-class _Probe:
-    """Records how each layer calls its attention."""
-
-    def __init__(self) -> None:
-        self.calls: dict[int, _Call] = {}
-
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: _Call) -> torch.Tensor:
-        if layer in self.calls:
-            raise ConfigError("attends more than once in a layer")
-        self.calls[layer] = call
-        return q.new_zeros(q.shape[0], call.q_heads, call.v_dim)
-
-
-class _PagedStep:
-    """One step on our pool. `scale` is what the planner was told; a layer with another one has its queries scaled."""
-
-    def __init__(self, step: StepAttention, scale: float) -> None:
-        self._step = step
-        self._scale = scale
-
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: _Call) -> torch.Tensor:
-        write = KV_WRITE.select(q.device, q.dtype)
-        write(k, v, *self._step.pages(layer), *self._step.write_places(layer))
-        if call.scale != self._scale:
-            q = q * (call.scale / self._scale)
-        return self._step.attend(layer, q)
 
 
 class _Given(nn.Module):
@@ -135,13 +57,14 @@ class TransformersModel:
 
     capturable = False
 
-    def __init__(self, stack: nn.Module, head: nn.Module, scale: float) -> None:
+    def __init__(self, stack: nn.Module, head: PreTrainedModel, scale: float) -> None:
         self._stack = stack
         self._head = head
         self._scale = scale
+        self._kv_write = KV_WRITE.select(head.device, head.dtype)
 
     def hidden_states(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
-        step = _PagedStep(attention, self._scale)
+        step = PagedStep(attention, self._scale, self._kv_write)
         hidden: torch.Tensor = _run(self._stack, batch.input_ids, batch.positions, step).last_hidden_state
         return hidden[0] if batch.logits_rows is None else hidden[0].index_select(0, batch.logits_rows)
 
@@ -150,7 +73,7 @@ class TransformersModel:
         return logits[0].float()
 
 
-def _run(module: nn.Module, input_ids: torch.Tensor, positions: torch.Tensor, attend: _Attend) -> Any:
+def _run(module: nn.Module, input_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> Any:
     return module(
         input_ids=input_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False, baton_attend=attend
     )
@@ -167,7 +90,7 @@ def load_fallback(options: ModelOptions, values: Mapping[str, Any], origin: str)
         raise ConfigError(f"{origin}: transformers has no causal language model for {architecture}")
     if not model_class._supports_attention_backend:
         raise ConfigError(f"{architecture}: transformers runs it without its attention interface, so Baton can't")
-    AttentionInterface.register(_INTERFACE, _paged_attention)
+    register_interface()
     dtype = options.resolve_dtype(str(config.dtype).removeprefix("torch.") if config.dtype else None)
     module, checkpoint = _load_module(model_class, config, options, dtype)
     try:
@@ -196,12 +119,12 @@ def load_fallback(options: ModelOptions, values: Mapping[str, Any], origin: str)
     return loaded, checkpoint
 
 
-def _take_apart(module: PreTrainedModel, config: PretrainedConfig) -> tuple[TransformersModel, list[_Call]]:
+def _take_apart(module: PreTrainedModel, config: PretrainedConfig) -> tuple[TransformersModel, list[AttentionCall]]:
     """The model in its two halves and its layers' calls; ConfigError unless the halves make the whole."""
     tokens = torch.arange(2, device=module.device)
-    probe = _Probe()
+    probe = AttentionProbe()
     with torch.inference_mode():
-        whole = _run(module, tokens, tokens, _Probe()).logits[0].float()
+        whole = _run(module, tokens, tokens, AttentionProbe()).logits[0].float()
         stack = module.get_decoder()
         output = _run(stack, tokens, tokens, probe)
         layers = _layer_calls(probe.calls, config)
@@ -214,7 +137,7 @@ def _take_apart(module: PreTrainedModel, config: PretrainedConfig) -> tuple[Tran
     return model, layers
 
 
-def _layer_calls(calls: Mapping[int, _Call], config: PretrainedConfig) -> list[_Call]:
+def _layer_calls(calls: Mapping[int, AttentionCall], config: PretrainedConfig) -> list[AttentionCall]:
     """The calls in layer order; ConfigError unless one pool and one planner can serve them all."""
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None) or []
@@ -237,7 +160,7 @@ def _load_module(
 ) -> tuple[PreTrainedModel, Checkpoint]:
     checkpoint: Checkpoint
     if options.load_format == "dummy":
-        module = model_class._from_config(config, attn_implementation=_INTERFACE, dtype=dtype)
+        module = model_class._from_config(config, attn_implementation=INTERFACE, dtype=dtype)
         shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
         checkpoint = DummyCheckpoint(shapes, options.seed, 1.0, torch.device("cpu"))
         for name, parameter in module.named_parameters():
@@ -257,7 +180,7 @@ def _from_pretrained(
             path,
             config=config,
             dtype=dtype,
-            attn_implementation=_INTERFACE,
+            attn_implementation=INTERFACE,
             local_files_only=True,
             use_safetensors={"safetensors": True, "pt": False}.get(load_format),
             ignore_mismatched_sizes=True,

@@ -67,7 +67,10 @@ class AnswerText:
         return shown + self.stop if self.stop is not None and self._keep_stop else shown
 
     def flush(self) -> str:
-        """What was held back as a possible stop string. Bytes of an unfinished character are never shown."""
+        """What was held back as a possible stop string, once it is clear that the answer is whole.
+
+        Bytes of an unfinished character are never shown.
+        """
         return self._matcher.flush() if self._matcher is not None else ""
 
 
@@ -102,7 +105,6 @@ class _Stream:
             self._text.feed(token_id)
             if self._text.stop is not None:
                 return StopFound(rid="", completion_tokens=self._text.tokens)
-        self._due = self._text.tokens
         return None
 
     @property
@@ -116,7 +118,7 @@ class _Stream:
             if self._text.stop is not None:
                 _cut(output, index + 1, self._text.stop)
                 break
-        if is_terminal(output) and self._text.stop is None:
+        if output.finish is not None and self._text.stop is None:
             self._pending_text.append(self._text.flush())
         self._pending = output if self._pending is None else merge(self._pending, output)
 

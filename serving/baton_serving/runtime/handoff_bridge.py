@@ -30,9 +30,10 @@ from baton_serving.handoff.events import (
 from baton_serving.handoff.protocol import PageSpan
 from baton_serving.handoff.service import HandoffService
 from baton_serving.kv.radix import pack
+from baton_serving.runtime.control_calls import Later
 from baton_serving.runtime.messages import Failure, Finish, GenerateInput, HandoffTicket, TokenOutput
 from baton_serving.sampling.params import TokenLogprobs
-from baton_serving.scheduling.events import ChunkReady, Snapshot
+from baton_serving.scheduling.events import Snapshot
 from baton_serving.scheduling.request import Request, State
 from baton_serving.scheduling.scheduler import Scheduler
 
@@ -58,8 +59,11 @@ class RequestSnapshot(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 @dataclass
 class _Sending:
+    """`move` is the call that made a running request move, to be answered when it stands still."""
+
     ticket: HandoffTicket
     request: Request
+    move: Later | None = None
     started: bool = False
     failed: bool = False
 
@@ -71,6 +75,7 @@ class _Receiving:
     ticket: HandoffTicket
     request: Request
     begun: bool = False
+    kv_tokens: int = 0
     reserved: bool = False
     over: bool = False
 
@@ -98,6 +103,28 @@ class HandoffBridge:
         """Requests that wait for their sender or for pages here."""
         return sum(not receiving.reserved for receiving in self._receiving.values())
 
+    def stats(self) -> dict[str, float]:
+        """Counters and gauges of the handoff, for `/metrics`."""
+        stats = self._service.stats()
+        return {
+            "handoff_bytes_sent": stats.bytes_sent,
+            "handoff_bytes_received": stats.bytes_received,
+            "handoff_pages_sent": stats.pages_sent,
+            "handoff_pages_received": stats.pages_received,
+            "handoff_receive_seconds": stats.receive_seconds,
+            "handoff_delivered": stats.delivered,
+            "handoff_arrived": stats.arrived,
+            "handoff_sends_failed": stats.sends_failed,
+            "handoff_receives_failed": stats.receives_failed,
+            "handoff_mismatched_pages": stats.mismatched_pages,
+            "handoff_refused_messages": sum(stats.refused.values()),
+            "handoff_source_pages_quarantined": stats.quarantined_source_pages,
+            "handoff_peers": stats.peers,
+            "handoff_fences": stats.fences,
+            "handoff_transport_degraded": float(stats.transport_degraded),
+            "handoff_waiting": self.waiting,
+        }
+
     def admit(self, message: GenerateInput, request: Request) -> bool:
         """Take note of a request with a ticket; True when it is to wait here for its pages (InvalidRequest)."""
         ticket = message.handoff
@@ -117,6 +144,29 @@ class HandoffBridge:
         self._transfer_of[request.rid] = ticket.transfer_id
         return True
 
+    def move(self, rid: str, transfer_id: str, attempt: int = 0) -> Later:
+        """Control call: stop a running request and offer it to whoever asks for the transfer.
+
+        The result holds its `output_ids` once it stands still: another worker goes on after exactly those. It ends here
+        with finish "handoff" when it was taken over, and goes on here when nobody takes it in time. Raises
+        InvalidRequest when it is not decoding, about to end, or on the move already; NotFound.
+        """
+        if rid in self._transfer_of:
+            raise InvalidRequest("the request is being handed over already", "rid")
+        self._service.open(transfer_id, attempt)
+        try:
+            request = self._scheduler.extract(rid)
+            if request is None:
+                raise InvalidRequest("the request is about to end: let it", "rid")
+        except BatonError as error:
+            self._service.abort(transfer_id, error.message)
+            raise
+        sending = _Sending(HandoffTicket(transfer_id=transfer_id, attempt=attempt), request, move=Later(), started=True)
+        self._sending[transfer_id] = sending
+        self._transfer_of[rid] = transfer_id
+        assert sending.move is not None
+        return sending.move
+
     def aborted(self, rid: str, reason: str) -> None:
         """End the transfer of `rid`, or all (""). A request that the scheduler never saw gets its last output here."""
         for known in [rid] if rid else list(self._transfer_of):
@@ -132,8 +182,11 @@ class HandoffBridge:
         transfer_id = self._transfer_of.get(output.rid)
         if transfer_id is None:
             return
-        if transfer_id in self._sending and output.finish is not None and output.finish.kind == "handoff":
+        sending = self._sending.get(transfer_id)
+        if sending is not None and output.finish is not None and output.finish.kind == "handoff":
             return
+        if sending is not None and sending.move is not None:
+            sending.move.fail(InvalidRequest("the request ended before it stood still", "rid"))
         receiving = self._receiving.get(transfer_id)
         if receiving is not None:
             receiving.over = True
@@ -148,6 +201,7 @@ class HandoffBridge:
         for receiving in list(self._receiving.values()):
             if receiving.begun and not receiving.reserved and not receiving.over:
                 self._reserve(receiving)
+        self.booked()  # a request that moves may stand still without a step
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -156,19 +210,30 @@ class HandoffBridge:
         for transfer_id, sending in self._sending.items():
             if not sending.started and sending.request.state not in (State.NEW, State.WAITING):
                 sending.started = True
-                self._service.started(transfer_id, len(sending.request.prompt))
+                self._service.started(transfer_id, sending.request.goal)
 
     def booked(self) -> None:
         """A step was booked: pass on the pages and snapshots that it completed."""
         for event in self._scheduler.take_handoffs():
             transfer_id = self._transfer_of.get(event.rid)
             sending = None if transfer_id is None else self._sending.get(transfer_id)
-            if transfer_id is None or sending is None or sending.failed:
+            if transfer_id is None or sending is None:
                 continue  # its transfer is over already
-            if isinstance(event, ChunkReady):
+            if isinstance(event, Snapshot):
+                self._stands_still(transfer_id, sending, event)
+            elif not sending.failed:
                 self._service.chunk_ready(transfer_id, _spans(event.first, event.pages))
-            else:
-                self._service.finish(transfer_id, msgspec.msgpack.encode(_snapshot(event, sending.request)))
+
+    def _stands_still(self, transfer_id: str, sending: _Sending, snapshot: Snapshot) -> None:
+        if sending.failed:
+            if sending.move is not None:  # no page of it was offered yet
+                self._forget_sending(sending)
+            return
+        if sending.move is not None:
+            self._service.started(transfer_id, snapshot.kv_tokens)
+            self._service.chunk_ready(transfer_id, _spans([0] * len(snapshot.pages), snapshot.pages))
+            sending.move.resolve({"output_ids": snapshot.output_ids})
+        self._service.finish(transfer_id, msgspec.msgpack.encode(_snapshot(snapshot, sending.request)))
 
     # Events
 
@@ -177,7 +242,7 @@ class HandoffBridge:
         receiving = self._receiving.get(event.transfer_id)
         match event:
             case Begun() if receiving is not None:
-                self._begin(receiving, event.prompt_tokens)
+                self._begin(receiving, event.kv_tokens)
             case Arrived() if receiving is not None:
                 self._arrive(receiving, event)
             case ReceiveFailed() if receiving is not None:
@@ -189,19 +254,22 @@ class HandoffBridge:
             case SendFailed() if sending is not None:
                 self._send_failed(sending, event)
 
-    def _begin(self, receiving: _Receiving, prompt_tokens: int) -> None:
-        own = len(receiving.request.prompt)
-        if prompt_tokens != own:
-            message = f"the prefill worker counts {prompt_tokens} prompt tokens, this worker {own}: same tokenizer?"
+    def _begin(self, receiving: _Receiving, kv_tokens: int) -> None:
+        request = receiving.request
+        known = len(request.prompt) + len(request.output)
+        # A prefill computes all that is known; of a request that moves, the last token is the next step's input.
+        if kv_tokens not in (known, known - 1 if request.output else known):
+            message = f"the other worker has KV of {kv_tokens} tokens, this worker knows {known}: same tokenizer?"
             self._fail(receiving, Failure(InternalError.code, message))
             return
         receiving.begun = True
-        receiving.request.timings.scheduled = time.time()
+        receiving.kv_tokens = kv_tokens
+        request.timings.scheduled = time.time()
 
     def _reserve(self, receiving: _Receiving) -> None:
         """Ask for pages; without room now, the next turn asks again."""
         try:
-            reservation = self._scheduler.reserve(receiving.request)
+            reservation = self._scheduler.reserve(receiving.request, receiving.kv_tokens)
         except BatonError as error:
             param = error.param if isinstance(error, InvalidRequest) else None
             self._fail(receiving, Failure(error.code, error.message, param))
@@ -216,10 +284,10 @@ class HandoffBridge:
     def _arrive(self, receiving: _Receiving, event: Arrived) -> None:
         request = receiving.request
         snapshot = msgspec.msgpack.decode(event.snapshot, type=RequestSnapshot)
-        if snapshot.prompt_hash != _prompt_hash(request):
-            message = "the prefill worker computed another prompt than this worker was given: same tokenizer?"
+        complaint = _complaint(snapshot, request)
+        if complaint:
             self._drop_reservation(receiving, event, quarantine=False)
-            self._fail(receiving, Failure(InternalError.code, message))
+            self._fail(receiving, complaint)
             return
         timings = request.timings
         timings.transferred = time.time()
@@ -256,12 +324,21 @@ class HandoffBridge:
     def _send_failed(self, sending: _Sending, event: SendFailed) -> None:
         sending.failed = True
         failure = _as_failure(event.failure)
-        self._scheduler.abort(sending.request.rid, failure.message, failure)
-        if event.quiet:
+        if sending.move is None:
+            self._scheduler.abort(sending.request.rid, failure.message, failure)
+        else:
+            log.warning("request %s was not taken over: %s", sending.request.rid, failure.message)
+            sending.move.fail(Unavailable(failure.message))
+        if event.quiet and sending.request.state is not State.STOPPING:
             self._forget_sending(sending)
 
     def _forget_sending(self, sending: _Sending) -> None:
-        self._scheduler.handoff_done(sending.request.rid)
+        """No peer reads its pages any more."""
+        request = sending.request
+        if sending.failed and sending.move is not None and request.state is State.HANDING_OFF:
+            self._scheduler.handoff_cancelled(request.rid)
+        else:
+            self._scheduler.handoff_done(request.rid)
         del self._sending[sending.ticket.transfer_id]
         self._transfer_of.pop(sending.request.rid, None)
 
@@ -301,6 +378,17 @@ class HandoffBridge:
 
 def _spans(first: list[int], pages: list[list[int]]) -> list[PageSpan]:
     return [PageSpan(group, start, ids) for group, (start, ids) in enumerate(zip(first, pages, strict=True))]
+
+
+def _complaint(snapshot: RequestSnapshot, request: Request) -> Failure | None:
+    """Why what arrived is not what this worker was asked for, if so."""
+    if snapshot.prompt_hash != _prompt_hash(request):
+        message = "the other worker computed another prompt than this worker was given: same tokenizer?"
+        return Failure(InternalError.code, message)
+    if snapshot.output_ids[: len(snapshot.output_ids) - snapshot.unsent] != request.output:
+        name = "baton_resume.output_ids"
+        return Failure(InvalidRequest.code, f"{name} are not the tokens that the other worker has reported", name)
+    return None
 
 
 def _prompt_hash(request: Request) -> str:

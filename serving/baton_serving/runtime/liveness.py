@@ -30,8 +30,3 @@ class Liveness:
     def alive(self) -> bool:
         now = self._clock()
         return now - self._moved <= WINDOW or now <= self._busy_until
-
-    @property
-    def still_for(self) -> float:
-        """Seconds since the tick last moved (infinite before the first)."""
-        return self._clock() - self._moved

@@ -13,15 +13,15 @@ from typing import Any, Protocol
 
 import zmq
 
-from baton_serving.errors import BatonError, InvalidRequest, NotFound
+from baton_serving.errors import InvalidRequest
 from baton_serving.runtime.channels import Pull, Push
+from baton_serving.runtime.control_calls import ControlCalls, ControlHandler
 from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers
 from baton_serving.runtime.messages import (
     AbortInput,
     ApiInput,
     ControlInput,
-    ControlReply,
     DetokenizerInput,
     Failure,
     GenerateInput,
@@ -43,8 +43,6 @@ STATE_INTERVAL = 0.25  # seconds between two reports of tick and pools
 IDLE_POLL_MS = 250
 PROMPT_TAIL = 16  # tokens of the prompt that the detokenizer needs: a character may begin there
 
-ControlHandler = Callable[..., dict[str, Any]]
-
 
 class LaunchedStep(Protocol):
     """A step on the device: the executor's `PendingStep`."""
@@ -64,6 +62,10 @@ class LoopExtension(Protocol):
     @property
     def wake_fd(self) -> int:
         """File descriptor that becomes readable when `poll` has something to do."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Its gauges and counters."""
         ...
 
     def admit(self, message: GenerateInput, request: Request) -> bool:
@@ -122,13 +124,13 @@ class SchedulerLoop:
         self._overlap = overlap
         self._log_interval = log_interval
         self._extension = extension
-        self._controls: dict[str, ControlHandler] = {"flush_cache": self._flush_cache, "check": self._check}
-        self._controls.update(controls or {})
+        handlers: dict[str, ControlHandler] = {"flush_cache": self._flush_cache, "check": self._check}
+        self._controls = ControlCalls({**handlers, **(controls or {})}, to_api.send)
         self._opened: list[StreamState] = []
         self._in_flight: tuple[StepPlan, LaunchedStep] | None = None
         self._stopping = False
         self._tick = 0
-        self._was_idle = True
+        self._rested = self._checked = True  # nothing ran since the last report, and since the last check of the books
         self._next_state = 0.0
         self._steps = 0
         self._figures = figures
@@ -168,11 +170,14 @@ class SchedulerLoop:
             self._in_flight = None
         outputs += self._scheduler.take_outputs()
         self._send(outputs)
+        self._controls.answer()
         self._tick += 1
         self._watchdog.tick()
         if plan is None and self._in_flight is None:
             self._rest()
-        elif time.monotonic() >= self._next_state:
+            return
+        self._rested = self._checked = False
+        if time.monotonic() >= self._next_state:
             self._report()
 
     def _receive(self) -> list[TokenOutput]:
@@ -187,7 +192,7 @@ class SchedulerLoop:
                 case StopFound():
                     self._scheduler.stop_found(message.rid, message.completion_tokens)
                 case ControlInput():
-                    self._control(message)
+                    self._controls.call(message)
         return refused + (self._extension.poll(self._tick) if self._extension is not None else [])
 
     def _admit(self, message: GenerateInput) -> list[TokenOutput]:
@@ -217,16 +222,6 @@ class SchedulerLoop:
         if self._extension is not None:
             self._extension.aborted(message.rid, message.reason)
 
-    def _control(self, message: ControlInput) -> None:
-        handler = self._controls.get(message.method)
-        try:
-            if handler is None:
-                raise NotFound(f"the scheduler has no call {message.method!r}")
-            reply = ControlReply(id=message.id, result=handler(**message.args))
-        except BatonError as error:
-            reply = ControlReply(id=message.id, error=Failure(error.code, error.message))
-        self._to_api.send(reply)
-
     def _book(self, launched: tuple[StepPlan, LaunchedStep]) -> list[TokenOutput]:
         plan, pending = launched
         result = pending.result()
@@ -250,20 +245,21 @@ class SchedulerLoop:
             self._opened = []
 
     def _rest(self) -> None:
-        """Nothing to run: check the books once, say so, and wait for something to do."""
-        if self._scheduler.idle and not self._was_idle:
-            self._scheduler.check()
-        newly = not self._was_idle
-        self._was_idle = self._scheduler.idle
-        if newly or time.monotonic() >= self._next_state:
+        """Nothing to run: say so once, and wait for something to do. Check the books when nothing comes for a while."""
+        idle = self._scheduler.idle
+        if (idle and not self._rested) or time.monotonic() >= self._next_state:
             self._report()
-        if not self._stopping:
-            self._poller.poll(IDLE_POLL_MS)
-            self._was_idle = self._was_idle and self._scheduler.idle
+        self._rested = idle
+        if not self._stopping and not self._poller.poll(IDLE_POLL_MS) and idle and not self._checked:
+            self._scheduler.check()
+            self._checked = True
 
     def _report(self) -> None:
         self._next_state = time.monotonic() + STATE_INTERVAL
-        self._to_api.send(WorkerState(tick=self._tick, stats=self._figures.report(self._tick)))
+        stats = self._figures.report(self._tick)
+        if self._extension is not None:
+            stats.update(self._extension.stats())
+        self._to_api.send(WorkerState(tick=self._tick, stats=stats))
 
     def _log_step(self, plan: StepPlan) -> None:
         stats = self._scheduler.stats()

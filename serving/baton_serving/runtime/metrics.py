@@ -6,7 +6,7 @@ counters are measured in the API process, where the client's clock runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -90,7 +90,7 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
     _gauge("token_usage_ratio", "token_usage", "Share of the KV pool in use by running requests, 0 to 1."),
     _gauge("cache_hit_ratio", "cache_hit_rate", "Share of recent prompt tokens found in the radix cache, 0 to 1."),
     _gauge("generation_tokens_per_second", "gen_throughput", "Tokens generated per second, lately."),
-    _gauge("kv_pages_total", "pages_total", "Pages of the KV pool."),
+    _gauge("kv_pages", "pages_total", "Pages of the KV pool."),
     _gauge("kv_pages_free", "pages_free", "Pages that nothing occupies."),
     _gauge("kv_pages_cached", "pages_cached", "Pages that the radix cache holds."),
     _gauge("kv_pages_evictable", "pages_evictable", "Pages of the radix cache that no request uses."),
@@ -102,14 +102,45 @@ METRICS: Final[tuple[MetricSpec, ...]] = (
     _counter("retractions", "retractions_total", "Times that a request gave up its pages to be computed again later."),
     _counter("scheduler_steps", "steps_total", "Steps that the scheduler booked."),
     _counter("sampled_tokens", "generated_tokens_total", "Tokens sampled, those of requests that go on included."),
+    _counter("handoff_sent_bytes", "handoff_bytes_sent", "Bytes of KV pages written to other workers."),
+    _counter("handoff_received_bytes", "handoff_bytes_received", "Bytes of KV pages that other workers wrote here."),
+    _counter("handoff_sent_pages", "handoff_pages_sent", "KV pages written to other workers."),
+    _counter("handoff_received_pages", "handoff_pages_received", "KV pages that other workers wrote here."),
+    _counter("handoff_receive_seconds", "handoff_receive_seconds", "Seconds that pages were on their way here."),
+    _counter("handoffs_delivered", "handoff_delivered", "Requests that another worker took over."),
+    _counter("handoffs_arrived", "handoff_arrived", "Requests taken over from another worker."),
+    _counter("handoff_send_failures", "handoff_sends_failed", "Requests that could not be handed over."),
+    _counter("handoff_receive_failures", "handoff_receives_failed", "Requests that did not arrive."),
+    _counter(
+        "handoff_mismatched_pages", "handoff_mismatched_pages", "Pages that arrived with another hash than they left."
+    ),
+    _counter(
+        "handoff_refused_messages",
+        "handoff_refused_messages",
+        "Control messages refused: strange, stale or broken.",
+    ),
+    _gauge(
+        "handoff_source_pages_quarantined",
+        "handoff_source_pages_quarantined",
+        "Pages that a write may still read.",
+    ),
+    _gauge("handoff_peers", "handoff_peers", "Workers with which pages can be exchanged now."),
+    _counter("handoff_fences", "handoff_fences", "Times that a peer was cut off by replacing the transfer engines."),
+    _gauge(
+        "handoff_transport_degraded",
+        "handoff_transport_degraded",
+        "1 while a slower transport than asked for is used.",
+    ),
+    _gauge("handoff_waiting", "handoff_waiting", "Requests that wait for their prefill worker or for pages here."),
     _gauge("scheduler_tick", "tick", "Turns of the scheduler loop; it moves when idle too."),
 )
 
 
 class Metrics:
-    """The metrics of one worker, an observer of its requests. `stats` gives the scheduler's latest figures."""
+    """The metrics of one worker, an observer of its requests. `worker` are the labels of `baton_worker_info`."""
 
-    def __init__(self, worker: Mapping[str, str], stats: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, worker: Mapping[str, str]) -> None:
+        self._worker = worker
         self._registry = CollectorRegistry()
         self._histograms: dict[str, Histogram] = {}
         self._counters: dict[str, Counter] = {}
@@ -120,11 +151,12 @@ class Metrics:
                 )
             elif spec.kind == "counter" and not spec.stat:
                 self._counters[spec.name] = Counter(spec.name, spec.help, spec.labels, registry=self._registry)
-        self._registry.register(_SchedulerCollector(worker, stats))
 
-    def exposition(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self._registry)
+    def exposition(self, stats: Mapping[str, float]) -> bytes:
+        """All metrics in the Prometheus text format; `stats` are the scheduler's latest figures."""
+        scheduler = CollectorRegistry()
+        scheduler.register(_SchedulerCollector(self._worker, stats))
+        return generate_latest(self._registry) + generate_latest(scheduler)
 
     def started(self, record: RequestRecord) -> None:
         """Nothing is counted before a request ends: counters then agree with each other."""
@@ -153,36 +185,23 @@ class Metrics:
         self._counters["baton_requests"].labels(record.outcome, request.route).inc()
         self._counters["baton_prompt_tokens"].inc(record.prompt_tokens)
         self._counters["baton_generation_tokens"].inc(record.completion_tokens)
-        self._counters["baton_cached_tokens"].inc(sum(record.cached_tokens))
+        self._counters["baton_cached_tokens"].inc(record.cached_prompt_tokens)
 
     def _observe(self, name: str, value: float) -> None:
         self._histograms[name].observe(value)
 
 
 class _SchedulerCollector(Collector):
-    """Reads the scheduler's figures when Prometheus asks; those it does not report are left out."""
+    """The scheduler's figures as they are; those it does not report are left out."""
 
-    def __init__(self, worker: Mapping[str, str], stats: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, worker: Mapping[str, str], stats: Mapping[str, float]) -> None:
         self._worker = worker
         self._stats = stats
 
     def collect(self) -> Iterable[Metric]:
-        stats = self._stats()
         for spec in METRICS:
             if spec.kind == "info":
                 yield InfoMetricFamily(spec.name, spec.help, value=dict(self._worker))
-            elif spec.stat in stats:
+            elif spec.stat in self._stats:
                 family = GaugeMetricFamily if spec.kind == "gauge" else CounterMetricFamily
-                yield family(spec.name, spec.help, value=stats[spec.stat])
-
-
-def reference() -> str:
-    """The table as Markdown, which docs/metrics.md holds."""
-    rows = "\n".join(f"| `{_exposed(spec)}` | {spec.kind} | {spec.help} |" for spec in METRICS)
-    return f"| name | kind | meaning |\n|---|---|---|\n{rows}\n"
-
-
-def _exposed(spec: MetricSpec) -> str:
-    suffix = {"counter": "_total", "info": "_info"}.get(spec.kind, "")
-    labels = "{" + ", ".join(spec.labels) + "}" if spec.labels else ""
-    return spec.name + suffix + labels
+                yield family(spec.name, spec.help, value=self._stats[spec.stat])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,11 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
     """
     device = rank_device(config, tp_rank)
     if device.type == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // config.tp_size))
+        # One core stays free: threads that wait for a busy core hold up every operator.
+        torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // config.tp_size))
     parallel = init_parallel(tp_rank, config.tp_size, f"file://{rendezvous}", device, config.dist_timeout)
     given = config.given
+    template = given.api.chat_template
     loaded = load_model(
         ModelOptions(
             path=Path(given.model.model_path),
@@ -111,7 +114,7 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
             page_size=config.page_size,
             kv_cache_dtype=given.dtype.kv_cache_dtype,
             tokenizer_path=Path(config.tokenizer_path),
-            chat_template=given.api.chat_template,
+            chat_template=None if template is None else Path(template).read_text(encoding="utf-8"),
             parallel=parallel,
         )
     )

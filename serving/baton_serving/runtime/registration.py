@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from typing import Final
+
 from baton_bootstrap.client import RegistrationClient
 from baton_bootstrap.records import Beat, Load, Role, State, Worker
 from baton_serving.config import ResolvedConfig
@@ -10,6 +14,9 @@ from baton_serving.runtime.identity import Identity, engine_digest
 from baton_serving.runtime.rank import RankFacts
 from baton_serving.runtime.tokenizer_manager import TokenizerManager
 
+log = logging.getLogger(__name__)
+
+REGISTRATION_WAIT: Final = 5.0  # seconds
 _ROLES = {"prefill": Role.PREFILL, "decode": Role.DECODE, "null": Role.BOTH}
 
 
@@ -17,12 +24,12 @@ def worker_record(config: ResolvedConfig, identity: Identity, facts: RankFacts, 
     """What the registry holds of a worker that answers HTTP at `host:port`.
 
     Its keys are the names by which a router may call its bootstrap: SGLang's sends the host of the worker's URL with a
-    bootstrap port, or without one.
+    bootstrap port, or without one. Where several workers share a host, such a key names none of them.
     """
     given = config.given.disaggregation
     keys = [f"{host}:{port}"]
     if given.disaggregation_mode == "prefill":
-        keys.append(f"{host}:{given.disaggregation_bootstrap_port}")
+        keys += [host, f"{host}:{given.disaggregation_bootstrap_port}"]
     url_host = f"[{host}]" if ":" in host else host
     return Worker(
         id=identity.id,
@@ -52,7 +59,13 @@ class Registration:
         self._client = RegistrationClient(bootstrap_addresses(config), record, self._beat, token=bootstrap_token())
 
     async def start(self) -> None:
+        """Register, and return once others can find the worker. With no server up it serves anyway, and tries on."""
         await self._client.start()
+        try:
+            async with asyncio.timeout(REGISTRATION_WAIT):
+                await self._client.registered()
+        except TimeoutError:
+            log.warning("no bootstrap server answers: nobody finds this worker until one does")
 
     def drain(self) -> None:
         """Tell everyone at once that no new work should come here."""

@@ -44,7 +44,7 @@ class RequestLog:
             "route": request.route,
             "outcome": record.outcome,
             "prompt_tokens": record.prompt_tokens,
-            "cached_tokens": sum(record.cached_tokens),
+            "cached_tokens": record.cached_prompt_tokens,
             "completion_tokens": record.completion_tokens,
             "seconds": record.finished - request.received,
         }

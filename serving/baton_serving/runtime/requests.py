@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from baton_serving.runtime.messages import HandoffTicket, LogprobOptions, Timings, TokenOutput
@@ -36,6 +37,14 @@ class GenerateRequest:
     trace: str = ""
     route: str = ""
     received: float = field(default_factory=time.time)
+
+
+def cached_prompt_tokens(request: GenerateRequest, cached: Sequence[int]) -> int:
+    """Prompt tokens that needed no computing, from each choice's count: of a prompt's choices the least one counts."""
+    least: dict[int, int] = {}
+    for choice, count in zip(request.choices, cached, strict=True):
+        least[choice.prompt] = min(least.get(choice.prompt, count), count)
+    return sum(least.values())
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,10 @@ class RequestRecord:
     @property
     def prompt_tokens(self) -> int:
         return sum(len(prompt) for prompt in self.request.prompts)
+
+    @property
+    def cached_prompt_tokens(self) -> int:
+        return cached_prompt_tokens(self.request, self.cached_tokens)
 
     @property
     def completion_tokens(self) -> int:

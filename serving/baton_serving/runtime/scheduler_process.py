@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Callable
 
 import zmq
 
 from baton_serving import logs
 from baton_serving.config import ResolvedConfig
 from baton_serving.handoff.rim import Limits
+from baton_serving.model.options import LoadedModel
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers, follow
@@ -63,6 +65,28 @@ def scheduler_config(config: ResolvedConfig) -> SchedulerConfig:
     )
 
 
+def request_maker(loaded: LoadedModel) -> Callable[[GenerateInput], Request]:
+    """Turns messages into the scheduler's requests. Their KV is shared only with requests of the same weights."""
+    eos = frozenset(loaded.info.eos_token_ids)
+
+    def make_request(message: GenerateInput) -> Request:
+        request = Request(
+            message.rid,
+            message.input_ids,
+            message.params,
+            eos_ids=eos,
+            namespace=loaded.digest,
+            priority=message.priority,
+            logprobs=message.logprobs,
+            received=message.received,
+        )
+        request.output = list(message.output_ids)  # sent by another worker: generation goes on after them
+        request.sent = len(message.output_ids)
+        return request
+
+    return make_request
+
+
 def _follow(
     config: ResolvedConfig,
     identity: Identity,
@@ -98,24 +122,6 @@ def _lead(
     to_api: Push[ApiInput] = Push(context, addresses.api)
     followers = Followers(context, addresses, config.dist_timeout)
     scheduler = Scheduler(scheduler_config(config), rank.loaded.kv_layout, rank.pool.pages)
-    eos = frozenset(rank.loaded.info.eos_token_ids)
-    digest = rank.loaded.digest
-
-    def make_request(message: GenerateInput) -> Request:
-        request = Request(
-            message.rid,
-            message.input_ids,
-            message.params,
-            eos_ids=eos,
-            namespace=digest,
-            priority=message.priority,
-            logprobs=message.logprobs,
-            received=message.received,
-        )
-        request.output = list(message.output_ids)  # sent by another worker: generation goes on after them
-        request.sent = len(message.output_ids)
-        return request
-
     handoff = None
     if _disaggregated(config):
         handoff = Handoff(config, identity, rank, scheduler, context, addresses)
@@ -127,12 +133,13 @@ def _lead(
         inbox,
         to_detokenizer,
         to_api,
-        make_request,
+        request_maker(rank.loaded),
         watchdog,
         Figures(scheduler),
         overlap=not config.given.optimization.disable_overlap_schedule,
         log_interval=config.given.logging.decode_log_interval,
         extension=None if handoff is None else handoff.bridge,
+        controls={} if handoff is None else {"move": handoff.bridge.move},
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     endpoint = "" if handoff is None else handoff.service.endpoint

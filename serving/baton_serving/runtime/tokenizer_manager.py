@@ -10,14 +10,12 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-import zmq
-import zmq.asyncio
-
 from baton_serving.errors import (
     BatonError,
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
+    NotFound,
     error_from_code,
 )
 from baton_serving.runtime.channels import Pull, Push
@@ -70,14 +68,14 @@ class _OpenRequest:
         self.choice_rids = [f"{request.rid}/{serial}.{index}" for index in range(len(request.choices))]
         self.record = RequestRecord.of(request)
         self.unfinished = set(range(len(request.choices)))
-        self.error: BatonError | None = None
+        self.failure: Failure | None = None
         self._pending: dict[int, TextOutput] = {}
         self._ready = asyncio.Event()
 
     @property
     def over(self) -> bool:
         """Whether the reader has seen everything."""
-        return not (self.unfinished or self._pending or self.error)
+        return not (self.unfinished or self._pending or self.failure)
 
     def deliver(self, index: int, output: TextOutput) -> None:
         earlier = self._pending.get(index)
@@ -88,9 +86,9 @@ class _OpenRequest:
             merge(earlier.tokens, output.tokens)
         self._ready.set()
 
-    def fail(self, error: BatonError) -> None:
-        if self.error is None:
-            self.error = error
+    def fail(self, failure: Failure) -> None:
+        if self.failure is None:
+            self.failure = failure
         self._ready.set()
 
     async def take(self, deadline: float | None) -> list[ChoiceOutput]:
@@ -122,8 +120,8 @@ class TokenizerManager:
         self._by_choice: dict[str, tuple[_OpenRequest, int]] = {}
         self._controls: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._serials = itertools.count()
-        self._dead: BatonError | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._dead: Failure | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self.liveness = Liveness()
@@ -131,15 +129,16 @@ class TokenizerManager:
 
     def start(self) -> None:
         """Begin to read replies, in the running event loop."""
-        self._reader = asyncio.create_task(self._read(), name="tokenizer-manager")
-        self._reader.add_done_callback(self._reader_ended)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._inbox.socket.fileno(), self._read)
+        self._loop.call_soon(self._read)
 
     async def close(self) -> None:
         """Fail what is open and stop reading. The sockets stay the caller's."""
-        self._end_all(Failure("unavailable", "the worker is shutting down"))
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.wait([self._reader])
+        self.end_all(Failure("unavailable", "the worker is shutting down"))
+        if self._loop is not None:
+            self._loop.remove_reader(self._inbox.socket.fileno())
+            self._loop = None
 
     @property
     def open_requests(self) -> int:
@@ -167,8 +166,8 @@ class TokenizerManager:
             while not opened.over:
                 for output in await opened.take(deadline):
                     yield output
-                if opened.error is not None:
-                    raise opened.error
+                if opened.failure is not None:
+                    raise _error(opened.failure)
         except TimeoutError:
             error = DeadlineExceeded(f"the request did not end within {request.timeout:g} s")
             opened.record.outcome, opened.record.message = error.code, error.message
@@ -186,10 +185,17 @@ class TokenizerManager:
             self._abort_choices(opened, reason)
         return bool(found)
 
+    def choice_rid(self, rid: str, choice: int) -> str:
+        """What the scheduler calls a choice of an open request. Raises NotFound."""
+        opened = self._open.get(rid)
+        if opened is None or not 0 <= choice < len(opened.choice_rids):
+            raise NotFound(f"no request {rid!r} with a choice {choice} is open here")
+        return opened.choice_rids[choice]
+
     async def control(self, method: str, args: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call a handler of the scheduler. Raises the error it answers, or DeadlineExceeded."""
         if self._dead is not None:
-            raise self._dead
+            raise _error(self._dead)
         call_id = uuid.uuid4().hex
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._controls[call_id] = future
@@ -203,27 +209,27 @@ class TokenizerManager:
             del self._controls[call_id]
 
     def fail_all(self, failure: Failure) -> None:
-        """End every open request and control call with `failure`, and refuse new ones from now on.
+        """`end_all` after a fault, such as the death of a child process: observers are told first.
 
-        For when a child process died. From another thread: `loop.call_soon_threadsafe(manager.fail_all, failure)`.
+        From another thread: `loop.call_soon_threadsafe(manager.fail_all, failure)`.
         """
         if self._dead is None:
             for observer in self._observers:
                 observer.failed(failure)
-            self._end_all(failure)
+            self.end_all(failure)
 
-    def _end_all(self, failure: Failure) -> None:
-        error = error_from_code(failure.code, failure.message, failure.param)
-        self._dead = error
+    def end_all(self, failure: Failure) -> None:
+        """End every open request and control call with `failure`, and refuse new ones from now on."""
+        self._dead = failure
         for opened in self._open.values():
-            opened.fail(error)
+            opened.fail(failure)
         for future in self._controls.values():
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(_error(failure))
 
     def _admit(self, request: GenerateRequest) -> _OpenRequest:
         if self._dead is not None:
-            raise self._dead
+            raise _error(self._dead)
         if request.rid in self._open:
             raise InvalidRequest(f"a request with rid {request.rid!r} is already running: choose another", param="rid")
         opened = _OpenRequest(request, next(self._serials))
@@ -274,16 +280,13 @@ class TokenizerManager:
         for index in sorted(opened.unfinished):
             self._to_scheduler.send(AbortInput(rid=opened.choice_rids[index], reason=reason))
 
-    async def _read(self) -> None:
-        socket = zmq.asyncio.Socket.from_socket(self._inbox.socket)
-        while True:
-            await socket.poll()
+    def _read(self) -> None:
+        """Take in all that has arrived. ZeroMQ's descriptor stays readable until a receive finds nothing more."""
+        try:
             for message in self._inbox.drain():
                 self._handle(message)
-
-    def _reader_ended(self, reader: asyncio.Task[None]) -> None:
-        if not reader.cancelled() and (error := reader.exception()) is not None:
-            log.error("reading replies failed", exc_info=error)
+        except Exception as error:  # nobody else would see it, and requests would hang
+            log.exception("reading replies failed")
             self.fail_all(Failure(InternalError.code, f"the API process cannot read replies: {error}"))
 
     def _handle(self, message: ApiInput) -> None:
@@ -309,11 +312,10 @@ class TokenizerManager:
         self._note(opened.record, index, output, now)
         if is_terminal(tokens):
             opened.unfinished.discard(index)
-        failure = tokens.failure
-        if failure is None:
+        if tokens.token_ids or tokens.failure is None:
             opened.deliver(index, output)
-        else:
-            opened.fail(error_from_code(failure.code, failure.message, failure.param))
+        if tokens.failure is not None:
+            opened.fail(tokens.failure)
 
     def _note(self, record: RequestRecord, index: int, output: TextOutput, now: float) -> None:
         tokens = output.tokens
@@ -336,4 +338,8 @@ class TokenizerManager:
         if reply.error is None:
             future.set_result(reply.result)
         else:
-            future.set_exception(error_from_code(reply.error.code, reply.error.message, reply.error.param))
+            future.set_exception(_error(reply.error))
+
+
+def _error(failure: Failure) -> BatonError:
+    return error_from_code(failure.code, failure.message, failure.param)

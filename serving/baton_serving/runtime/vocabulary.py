@@ -94,7 +94,7 @@ Decode = Callable[[Sequence[int], bool], str]
 class WindowVocabulary:
     """Any other tokenizer: `decode(ids, skip_special_tokens)` of a few tokens, with and without the new one.
 
-    Text that ends in a replacement character is held back, as its last character may be unfinished.
+    A token that adds nothing, or a replacement character at the end, is held back: a character may be unfinished.
     """
 
     longest_token = 0
@@ -126,7 +126,8 @@ class _WindowDecoder:
         self._window.append(token_id)
         before = self._decode(self._window[: self._shown], self._skip)
         text = self._decode(self._window, self._skip)
-        if text.endswith(REPLACEMENT) and len(self._window) - self._shown < _LONGEST_WINDOW:
+        unfinished = text.endswith(REPLACEMENT) or len(text) == len(before)
+        if unfinished and len(self._window) - self._shown < _LONGEST_WINDOW:
             return ""
         self._window = self._window[self._shown :]
         self._shown = len(self._window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -9,6 +10,7 @@ from types import TracebackType
 import zmq
 
 from baton_serving.config import ResolvedConfig
+from baton_serving.runtime.bootstrap_process import bootstrap_main
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.detokenizer import detokenizer_main
 from baton_serving.runtime.identity import Identity
@@ -19,6 +21,8 @@ from baton_serving.runtime.rank import RankFacts, logit_processors
 from baton_serving.runtime.scheduler_process import rank_main
 from baton_serving.runtime.tokenizer import Tokenizer, TokenizerSource, load_tokenizer
 from baton_serving.sampling.validate import Limits
+
+BOOTSTRAP = "bootstrap"  # the child's name
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Worker:
 
         Raises ConfigError when the caller must change something, InternalError when a child died.
         """
+        self._serve_bootstrap()
         source = tokenizer_source(self.config)
         level = self.config.given.logging.log_level
         interval = self.config.given.runtime.stream_interval
@@ -64,8 +69,19 @@ class Worker:
             self._children.append(
                 Child(f"rank{tp_rank}", rank_main, self.config, self.identity, tp_rank, self._addresses)
             )
-        facts = [child.wait_ready() for child in self._children]
-        return WorkerFacts(self.config, RankFacts.from_plain(facts[1]))
+        facts = {child.name: child.wait_ready() for child in self._children if child.name != BOOTSTRAP}
+        return WorkerFacts(self.config, RankFacts.from_plain(facts["rank0"]))
+
+    def _serve_bootstrap(self) -> None:
+        """A prefill worker that was given no bootstrap server brings one along."""
+        given = self.config.given
+        if given.disaggregation.disaggregation_mode != "prefill" or self.config.bootstrap_addrs:
+            return
+        host, port = given.http.host, given.disaggregation.disaggregation_bootstrap_port
+        server = Child(BOOTSTRAP, bootstrap_main, host, port, given.logging.log_level)
+        self._children.append(server)
+        port = server.wait_ready()["port"]
+        self.config = dataclasses.replace(self.config, bootstrap_addrs=((host, port),))
 
     def watch(self, on_death: Callable[[str, int | None], None]) -> None:
         """Call `on_death(name, exit code)` once, from a thread of its own, when the first child ends."""

@@ -28,7 +28,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 class Timings(msgspec.Struct, omit_defaults=True):
     """Times in seconds, by the scheduler's clock, at which a request passed each stage (0: not passed).
 
-    `transfer_seconds` is how long `transfer_bytes` were moving, which overlaps with the prefill.
+    `transfer_seconds` is how long writes of `transfer_bytes` were under way, most of it while the prefill went on.
     """
 
     received: float = 0.0

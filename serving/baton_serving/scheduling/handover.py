@@ -21,11 +21,10 @@ class Handover:
 
     # Arrivals
 
-    def reserve(self, request: Request, output: list[int]) -> Reservation | None:
+    def reserve(self, request: Request, tokens: int | None) -> Reservation | None:
         roster, kv = self._roster, self._kv
-        request.output = list(output)
         request.set_goal()
-        tokens = len(request.prompt) + max(0, len(output) - 1)
+        tokens = request.goal if tokens is None else tokens
         hit = kv.match(request.namespace, request.goal_key, tokens)
         request.held = held = kv.open(request.rid, request.namespace, hit)
         kv.slide(held, tokens)
@@ -114,13 +113,13 @@ class Handover:
 
     # Departures
 
-    def extract(self, rid: str) -> bool:
+    def extract(self, rid: str) -> Request | None:
         request = self._find(rid, State.DECODE)
         if request.handoff or request.planned >= request.limit:
-            return False
+            return None
         self._roster.stop(request)
         self._roster.settle()
-        return True
+        return request
 
     def resume(self, rid: str) -> None:
         request = self._find(rid, State.HANDING_OFF)

@@ -67,10 +67,15 @@ class OutcomeBook:
     def put_out(
         self, request: Request, tokens: list[int], logprobs: list[TokenLogprobs], finish: Finish | None
     ) -> None:
-        """Report tokens that are in `request.output` already."""
+        """Report tokens that are in `request.output` already, and the end of the request if they end it."""
         roster = self._roster
-        first = request.sent == 0
         request.sent += len(tokens)
+        first = not request.timings.first_token
+        if first:
+            request.timings.first_token = roster.clock()
+        if finish is not None:
+            roster.end(request, finish, tokens=tokens, logprobs=logprobs)
+            return
         output = TokenOutput(
             rid=request.rid,
             token_ids=tokens,
@@ -80,18 +85,9 @@ class OutcomeBook:
             logprobs=logprobs,
         )
         if first:
-            request.timings.first_token = roster.clock()
             output.prompt_logprobs = request.take_prompt_logprobs()
             output.timings = request.timings
         roster.outputs.append(output)
-        if finish is not None:
-            roster.outputs.pop()
-            roster.end(request, finish)
-            last = roster.outputs[-1]
-            last.token_ids = tokens
-            last.logprobs = logprobs
-            if first:
-                last.prompt_logprobs = output.prompt_logprobs
 
     def _end_without_output(self, request: Request) -> None:
         if request.handoff:

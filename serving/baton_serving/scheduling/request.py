@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 
 import msgspec
@@ -82,7 +83,8 @@ class Request:
 
     Token counts: `computed` of its tokens have their KV computed once all planned steps are over; `kv` of them have it
     now. `planned` output tokens will have been sampled once all planned steps are over; `len(output)` are known.
-    `namespace` keeps apart KV that must never be shared: weight digest, adapter, cache salt.
+    `namespace` keeps apart KV that must never be shared: weight digest, adapter, cache salt. `output`, at the start,
+    are tokens that another worker reported, with the prompt's log-probabilities: generation goes on after them.
     """
 
     __slots__ = (
@@ -136,6 +138,7 @@ class Request:
         priority: int = 0,
         logprobs: LogprobOptions | None = None,
         handoff: bool = False,
+        output: Sequence[int] = (),
         received: float = 0.0,
     ) -> None:
         self.rid = rid
@@ -153,7 +156,7 @@ class Request:
         self.limit = params.max_new_tokens  # output tokens; lowered to what context and pool allow when taken in
         self.arrival = 0
         self.state = State.NEW
-        self.output: list[int] = []
+        self.output = list(output)
         self.slot = -1
         self.held: RequestPages | None = None
         self.goal = len(
@@ -163,7 +166,7 @@ class Request:
         self.computed = 0
         self.kv = 0
         self.planned = 0
-        self.sent = 0  # output tokens reported
+        self.sent = len(self.output)  # output tokens reported
         self.last_step = -1  # last step that contains this request
         self.cached = -1  # prompt tokens found in the tree at first admission; -1: not admitted yet
         self.retracted = False
@@ -177,7 +180,7 @@ class Request:
         self.prompt_logprobs: list[TokenLogprobs] | None = None
         self.output_logprobs: list[TokenLogprobs] = []
         self.logprob_next = len(prompt)  # next prompt position whose log-probability has not come yet
-        if logprobs is not None and logprobs.start >= 0:
+        if logprobs is not None and logprobs.start >= 0 and not self.output:
             self.prompt_logprobs = []
             self.logprob_next = max(1, logprobs.start)  # nothing predicts position 0
         self.logprob_planned = self.logprob_next  # the same once all planned steps are over

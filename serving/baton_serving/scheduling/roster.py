@@ -7,7 +7,7 @@ the batch stays in `off_batch` until both are over.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from baton_serving.errors import InternalError
 from baton_serving.kv.manager import KVManager
@@ -18,6 +18,7 @@ from baton_serving.scheduling.events import Failure, Finish, HandoffEvent, Snaps
 from baton_serving.scheduling.policy import retraction_order
 from baton_serving.scheduling.queue import WaitingQueue
 from baton_serving.scheduling.request import Event, Request, State
+from baton_serving.scheduling.step import TokenLogprobs
 
 
 class Roster:
@@ -55,15 +56,24 @@ class Roster:
 
     # Ends
 
-    def end(self, request: Request, finish: Finish | None = None, failure: Failure | None = None) -> None:
-        """Put out the terminal output and let the request go as soon as it may."""
+    def end(
+        self,
+        request: Request,
+        finish: Finish | None = None,
+        failure: Failure | None = None,
+        tokens: Sequence[int] = (),
+        logprobs: Sequence[TokenLogprobs] = (),
+    ) -> None:
+        """Put out the terminal output, with the last tokens, and let the request go as soon as it may."""
         request.timings.finished = self.clock()
         self.outputs.append(
             TokenOutput(
                 rid=request.rid,
+                token_ids=list(tokens),
                 prompt_tokens=len(request.prompt),
                 cached_tokens=max(0, request.cached),
                 completion_tokens=request.sent,
+                logprobs=list(logprobs),
                 prompt_logprobs=request.take_prompt_logprobs(),
                 finish=finish,
                 failure=failure,

@@ -13,7 +13,7 @@ Nothing here blocks, sleeps, or reads a clock but the one it is given.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from baton_serving.errors import InternalError, InvalidRequest, QueueFull
 from baton_serving.kv.layout import KVLayout
@@ -70,6 +70,9 @@ class Scheduler:
             self._fit(request)
         except InvalidRequest as error:
             roster.end(request, failure=Failure(error.code, error.message, error.param))
+            return
+        if request.output and (finish := request.finish_at(len(request.output))):
+            roster.end(request, finish)
             return
         if roster.queue.full:
             message = f"{len(roster.queue)} requests are waiting already, which is the limit; try again later"
@@ -184,27 +187,28 @@ class Scheduler:
         """
         self._handover.resume(rid)
 
-    def extract(self, rid: str) -> bool:
+    def extract(self, rid: str) -> Request | None:
         """Stop a running request between two steps; its snapshot comes with `take_handoffs` once it stands still.
 
-        False when it is about to end by length or to be handed over anyway. It may still end in its last launched
+        None when it is about to end by length or to be handed over anyway. It may still end in its last launched
         step; then there is an output instead of a snapshot. Raises NotFound, or InvalidRequest when it is not decoding.
         """
         return self._handover.extract(rid)
 
     # Handoff: the decode side
 
-    def reserve(self, request: Request, output: Sequence[int] = ()) -> Reservation | None:
+    def reserve(self, request: Request, kv_tokens: int | None = None) -> Reservation | None:
         """Keep a slot and pages for the KV of a request that a peer computes; None when there is no room now.
 
-        That is the KV of its prompt, and of all but the last of `output` when it has produced tokens already.
+        That is the KV of its first `kv_tokens` tokens; by default of all that are known, when the peer will draw the
+        next one.
         No output is owed for it before `adopt`, unless it is aborted. Reserved pages are never taken back; a tree
         prefix that it counts on is locked. Raises InvalidRequest when it could never fit, or its `rid` is here.
         """
         self._refuse_duplicate(request)
         self._fit(request)
         self._number(request)
-        return self._handover.reserve(request, list(output))
+        return self._handover.reserve(request, kv_tokens)
 
     def adopt(
         self,

@@ -133,7 +133,7 @@ def test_json_values_are_read() -> None:
 
 
 def test_transfer_settings() -> None:
-    config = resolved(H200, disaggregation_mode="decode", disaggregation_ib_device="mlx5_0")
+    config = resolved(H200, disaggregation_mode="prefill", disaggregation_ib_device="mlx5_0")
     assert config.transfer_protocol == "rdma"
     config = resolved(disaggregation_bootstrap_addr="10.0.0.7:8998,[::1]:9000")
     assert config.bootstrap_addrs == (("10.0.0.7", 8998), ("::1", 9000))
@@ -141,6 +141,7 @@ def test_transfer_settings() -> None:
 
 WRONG: list[tuple[HostFacts, dict[str, object], str]] = [
     (CPU, {"model_path": ""}, "--model-path is missing"),
+    (CPU, {"disaggregation_mode": "decode"}, "--disaggregation-mode decode needs --disaggregation-bootstrap-addr"),
     (CPU, {"device": "cuda"}, "--device cuda: no CUDA device is visible; use --device cpu"),
     (H200, {"tp_size": 4}, "--tp-size 4 needs as many CUDA devices; 2 are visible"),
     (CPU, {"tp_size": 3}, "--tp-size 3 does not divide the model's 8 attention heads"),

@@ -52,7 +52,7 @@ MESSAGES: list[Control] = [
     HelloRefused(incarnation="i", reason="page size"),
     Heartbeat(incarnation="i", tick=1 << 40, busy=2.5),
     Join(incarnation="i", key=KEY),
-    Started(incarnation="i", key=KEY, prompt_tokens=100),
+    Started(incarnation="i", key=KEY, kv_tokens=100),
     Pages(incarnation="i", key=KEY, spans=[PageSpan(0, 3, [4, 5])], prefix_tokens=48, verify=True),
     Snapshot(
         incarnation="i",

@@ -99,6 +99,7 @@ def test_context_length_can_be_overridden() -> None:
         ({"architectures": []}, "`architectures` is missing"),
         ({"model_type": "never_heard_of"}, "knows no model_type 'never_heard_of'"),
         ({"model_type": None}, "knows no model_type None"),
+        ({"quantization_config": {"quant_method": "awq"}}, "weights quantised with 'awq' are not supported"),
         ({"hidden_act": "relu6"}, "[Aa]ctivation 'relu6' is not supported"),
         ({"num_attention_heads": 3, "head_dim": 16, "hidden_size": 48}, "3 query heads are not a multiple of 2"),
         ({"hidden_size": "wide"}, "transformers refuses it"),

@@ -80,6 +80,15 @@ def test_dtype(dtype: str, expected_dtype: torch.dtype, tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {expected_dtype}
 
 
+@pytest.mark.parametrize("kv_dtype", ["fp8_e4m3", "fp8_e5m2"])
+def test_8_bit_kv_stays_close(kv_dtype: str, path: Path, expected: torch.Tensor) -> None:
+    loaded = load_model(ModelOptions(path, kv_cache_dtype=kv_dtype))
+    assert loaded.kv_layout.dtype.startswith(f"float8_{kv_dtype[4:]}")
+    likeness = torch.nn.functional.cosine_similarity(logits(loaded), expected)
+    assert likeness.min() > 0.9
+    assert likeness.max() < 1.0 - 1e-5
+
+
 def test_overrides_change_the_model_and_its_digest(path: Path, expected: torch.Tensor) -> None:
     changed = load_model(ModelOptions(path, overrides={"rms_norm_eps": 0.5}))
     assert not torch.allclose(logits(changed), expected)

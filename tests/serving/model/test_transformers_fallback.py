@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.paged_runner import PagedRunner
-from support.tiny_models import write_tiny_checkpoint
+from support.tiny_models import FALLBACK_KINDS, write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from baton_serving.errors import ConfigError
@@ -31,7 +31,7 @@ def expected_logits(path: Path) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("kind", ["phi3", "olmo2", "gpt_neox", "gemma3", "mistral"])
+@pytest.mark.parametrize("kind", [*FALLBACK_KINDS, "gemma3", "mistral"])
 def test_chunks_decode_and_company_match_transformers(kind: str, tmp_path: Path) -> None:
     path = write_tiny_checkpoint(kind, tmp_path, seed=5)
     runner = PagedRunner(load(path))

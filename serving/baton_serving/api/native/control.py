@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from baton_serving.api.http.body import read_json, typed
-from baton_serving.api.protocol.native import AbortBody, DetokenizeBody, TokenizeBody
+from baton_serving.api.protocol.native import AbortBody, DetokenizeBody, MoveBody, TokenizeBody
 from baton_serving.api.state import service_of
 from baton_serving.errors import InvalidRequest
 
@@ -26,6 +26,19 @@ async def abort_request(request: Request) -> Response:
         raise InvalidRequest("send rid, or abort_all: true", param="rid")
     found = service.manager.abort("" if body.abort_all else body.rid)
     return _json({"aborted": found})
+
+
+async def move(request: Request) -> Response:
+    """Stop a running choice and offer it to another worker; answers with the tokens it has once it stands still.
+
+    The caller sends the request to that worker with `baton_resume` (those tokens) and `baton_handoff` (this transfer,
+    this worker as peer). The stream here ends with finish "handoff", or goes on when nobody takes the choice over.
+    """
+    service = service_of(request)
+    body = typed(await read_json(request, service.options.max_body_bytes), MoveBody)
+    rid = service.manager.choice_rid(body.rid, body.choice)
+    call = {"rid": rid, "transfer_id": body.transfer_id, "attempt": body.attempt}
+    return _json(await service.manager.control("move", call))
 
 
 async def tokenize(request: Request) -> Response:

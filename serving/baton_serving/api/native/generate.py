@@ -46,6 +46,7 @@ async def generate(request: Request) -> Response:
         service.options,
         batch=batch or len(choices) > 1,
         with_text=bool(body.return_text_in_logprobs),
+        timings=bool(body.baton_timings),
     )
     return await answer(request, service.manager.generate(wanted), renderer, stream=stream)
 

@@ -96,7 +96,8 @@ async def get_load(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    return Response(service_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    service = service_of(request)
+    return Response(service.metrics.exposition(service.manager.stats), media_type=CONTENT_TYPE_LATEST)
 
 
 def _figure(stats: Mapping[str, float], name: str) -> int:

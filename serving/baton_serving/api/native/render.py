@@ -9,6 +9,7 @@ import msgspec
 
 from baton_serving.api.http import sse
 from baton_serving.api.options import AppOptions
+from baton_serving.api.protocol.common import ChoiceExtension
 from baton_serving.runtime.detokenizer import replayed_text
 from baton_serving.runtime.messages import Finish, TokenOutput
 from baton_serving.runtime.outputs import merge
@@ -21,17 +22,25 @@ Triple = tuple[float | None, int, str | None]
 
 class NativeRenderer:
     """`batch`: a whole response is a list, and events of a stream carry `index`. `with_text`: log-probabilities name
-    their token's text as well as its id.
+    their token's text as well as its id. `timings`: a finished answer says when it passed its stages.
     """
 
     def __init__(
-        self, request: GenerateRequest, vocabulary: Vocabulary, options: AppOptions, *, batch: bool, with_text: bool
+        self,
+        request: GenerateRequest,
+        vocabulary: Vocabulary,
+        options: AppOptions,
+        *,
+        batch: bool,
+        with_text: bool,
+        timings: bool = False,
     ) -> None:
         self._request = request
         self._vocabulary = vocabulary
         self._options = options
         self._batch = batch
         self._with_text = with_text
+        self._timings = timings
         self._seen: dict[int, ChoiceOutput] = {}
 
     def event(self, output: ChoiceOutput) -> bytes:
@@ -77,6 +86,8 @@ class NativeRenderer:
         }
         if choice.logprobs is not None:
             self._add_logprobs(meta, output)
+        if self._timings and tokens.finish is not None and tokens.timings is not None:
+            meta["baton"] = ChoiceExtension(tokens.timings)
         return {"text": output.text, "output_ids": tokens.token_ids, "meta_info": meta}
 
     def _add_logprobs(self, meta: dict[str, object], output: ChoiceOutput) -> None:

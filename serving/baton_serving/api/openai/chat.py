@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,7 +16,15 @@ from baton_serving.api.http import sse
 from baton_serving.api.http.answer import answer
 from baton_serving.api.http.body import read_json, typed
 from baton_serving.api.openai.logprobs import chat_logprobs
-from baton_serving.api.openai.render import ResponseHead, check_model, check_top, finish_reason, response_head
+from baton_serving.api.openai.render import (
+    ResponseHead,
+    check_model,
+    check_top,
+    extension,
+    finish_reason,
+    response_head,
+)
+from baton_serving.api.protocol.common import ChoiceExtension
 from baton_serving.api.protocol.openai import (
     AssistantMessage,
     ChatChoice,
@@ -76,7 +85,8 @@ class ChatRenderer:
         if said or reason is None:
             parts.append(self._chunk(output.index, Delta(content=output.text), logprobs, None, output))
         if reason is not None:
-            parts.append(self._chunk(output.index, Delta(), None, reason, None if said else output))
+            extra = extension(self._head, output)
+            parts.append(self._chunk(output.index, Delta(), None, reason, None if said else output, extra))
         return b"".join(parts)
 
     def end(self) -> bytes:
@@ -91,6 +101,7 @@ class ChatRenderer:
                 message=AssistantMessage(answer.text),
                 logprobs=self._logprobs(answer),
                 finish_reason=finish_reason(answer) or "stop",
+                baton=extension(self._head, answer),
             )
             for answer in answers
         ]
@@ -112,8 +123,9 @@ class ChatRenderer:
         logprobs: ChatLogprobs | None = None,
         reason: str | None = None,
         output: ChoiceOutput | None = None,
+        extra: ChoiceExtension | UnsetType = UNSET,
     ) -> bytes:
-        return sse.event(self._message([ChatChunkChoice(index, delta, logprobs, reason)]), output)
+        return sse.event(self._message([ChatChunkChoice(index, delta, logprobs, reason, extra)]), output)
 
     def _message(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatChunk:
         head = self._head

@@ -14,7 +14,14 @@ from baton_serving.api.http import sse
 from baton_serving.api.http.answer import answer
 from baton_serving.api.http.body import read_json, typed
 from baton_serving.api.openai.logprobs import CompletionLogprobsBuilder
-from baton_serving.api.openai.render import ResponseHead, check_model, check_top, finish_reason, response_head
+from baton_serving.api.openai.render import (
+    ResponseHead,
+    check_model,
+    check_top,
+    extension,
+    finish_reason,
+    response_head,
+)
 from baton_serving.api.protocol.openai import (
     Completion,
     CompletionChoice,
@@ -27,7 +34,7 @@ from baton_serving.errors import InvalidRequest
 from baton_serving.runtime.detokenizer import replayed_text
 from baton_serving.runtime.messages import LogprobOptions
 from baton_serving.runtime.requests import ChoiceOutput, GenerateRequest
-from baton_serving.runtime.vocabulary import Vocabulary
+from baton_serving.runtime.vocabulary import TextDecoder, Vocabulary
 from baton_serving.sampling.validate import COMPLETIONS
 
 
@@ -48,8 +55,10 @@ async def completions(request: Request) -> Response:
     stream = bool(fields.stream)
     generate = generate_request(origin_of(request), fields, service.intake, prompts, choices, stream=stream)
     head = response_head("cmpl", generate, fields, fields.stream_options, service.options)
-    echoes = [_echo(text, service.intake.vocabulary) for text in texts] if fields.echo else None
-    renderer = CompletionRenderer(head, generate, service.intake.vocabulary, echoes, only_prompt=only_prompt)
+    vocabulary = service.intake.vocabulary
+    skip = choices[0].params.skip_special_tokens
+    echoes = _echoes(texts, vocabulary, skip_special_tokens=skip) if fields.echo else None
+    renderer = CompletionRenderer(head, generate, vocabulary, echoes, only_prompt=only_prompt)
     return await answer(request, service.manager.generate(generate), renderer, stream=stream)
 
 
@@ -107,18 +116,23 @@ class CompletionRenderer:
         prompt = self._echoes[wanted.prompt] if self._echoes is not None and echo else ""
         text = prompt if self._only_prompt else prompt + output.text
         logprobs = None if wanted.logprobs is None else self._token_logprobs(output, echo=echo)
-        return CompletionChoice(output.index, text, logprobs, reason)
+        return CompletionChoice(output.index, text, logprobs, reason, extension(self._head, output))
 
     def _token_logprobs(self, output: ChoiceOutput, *, echo: bool) -> CompletionLogprobs:
         builder = self._logprobs.get(output.index)
         if builder is None:
-            builder = CompletionLogprobsBuilder(self._vocabulary, len(self._earlier_text(output.index)))
+            builder = self._builder(output.index)
             self._logprobs[output.index] = builder
         answer = [] if self._only_prompt else output.tokens.logprobs
         if self._echoes is None or not echo:
             return builder.build(answer)
         prompt = self._request.prompts[self._request.choices[output.index].prompt]
         return builder.build([*(output.tokens.prompt_logprobs or []), *answer], first_token=prompt[0])
+
+    def _builder(self, index: int) -> CompletionLogprobsBuilder:
+        skip = self._request.choices[index].params.skip_special_tokens
+        decoder = self._vocabulary.decoder((), skip_special_tokens=skip)
+        return CompletionLogprobsBuilder(self._vocabulary, decoder, len(self._earlier_text(index)))
 
     def _earlier_text(self, index: int) -> str:
         choice = self._request.choices[index]
@@ -159,8 +173,15 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
     return [item for item in prompt if not isinstance(item, int)]
 
 
-def _echo(prompt: str | list[int], vocabulary: Vocabulary) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    decoder = vocabulary.decoder((), skip_special_tokens=False)
-    return "".join([decoder.feed(token_id) for token_id in prompt])
+def _echoes(prompts: Sequence[str | list[int]], vocabulary: Vocabulary, *, skip_special_tokens: bool) -> list[str]:
+    """The prompts' texts: as they came, or what their tokens say."""
+    return [
+        prompt
+        if isinstance(prompt, str)
+        else _text_of(prompt, vocabulary.decoder((), skip_special_tokens=skip_special_tokens))
+        for prompt in prompts
+    ]
+
+
+def _text_of(ids: Sequence[int], decoder: TextDecoder) -> str:
+    return "".join([decoder.feed(token_id) for token_id in ids])

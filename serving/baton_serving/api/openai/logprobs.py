@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from baton_serving.api.protocol.openai import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
-from baton_serving.runtime.vocabulary import Vocabulary
+from baton_serving.runtime.vocabulary import TextDecoder, Vocabulary
 from baton_serving.scheduling.step import TokenLogprobs
 
 
@@ -23,10 +23,14 @@ def _chat_token(vocabulary: Vocabulary, entry: TokenLogprobs) -> TokenLogprob:
 
 
 class CompletionLogprobsBuilder:
-    """Collects the parallel lists, counting the offset of each token in the text of the choice."""
+    """Collects the parallel lists of one choice. Offsets count the characters of its text; the first is `offset`.
 
-    def __init__(self, vocabulary: Vocabulary, offset: int = 0) -> None:
+    `decoder` turns the same tokens into that text, so special tokens that are not shown take no room.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, decoder: TextDecoder, offset: int = 0) -> None:
         self._vocabulary = vocabulary
+        self._decoder = decoder
         self._offset = offset
 
     def build(self, logprobs: Iterable[TokenLogprobs], *, first_token: int | None = None) -> CompletionLogprobs:
@@ -42,12 +46,11 @@ class CompletionLogprobsBuilder:
     def _append(
         self, built: CompletionLogprobs, token_id: int, logprob: float | None, tops: dict[str, float] | None
     ) -> None:
-        token = _text(self._vocabulary.token_bytes(token_id))
-        built.tokens.append(token)
+        built.tokens.append(_text(self._vocabulary.token_bytes(token_id)))
         built.token_logprobs.append(logprob)
         built.top_logprobs.append(tops)
         built.text_offset.append(self._offset)
-        self._offset += len(token)
+        self._offset += len(self._decoder.feed(token_id))
 
 
 def _text(token: bytes) -> str:

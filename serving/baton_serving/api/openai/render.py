@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from msgspec import UNSET, UnsetType
+
 from baton_serving.api.openai.usage import UsageCounter
 from baton_serving.api.options import AppOptions
-from baton_serving.api.protocol.common import CommonFields
+from baton_serving.api.protocol.common import ChoiceExtension, CommonFields
 from baton_serving.api.protocol.openai import StreamOptions
 from baton_serving.errors import Cancelled, InvalidRequest, NotFound
 from baton_serving.runtime.requests import ChoiceOutput, GenerateRequest
@@ -22,6 +24,7 @@ class ResponseHead:
     system_fingerprint: str
     include_usage: bool
     usage: UsageCounter
+    timings: bool = False
     resumed: bool = field(default=False)
 
 
@@ -40,8 +43,17 @@ def response_head(
         system_fingerprint=options.weight_digest,
         include_usage=bool(stream_options is not None and stream_options.include_usage),
         usage=UsageCounter(request, report_cached=options.enable_cache_report),
+        timings=bool(fields.baton_timings),
         resumed=resume is not None,
     )
+
+
+def extension(head: ResponseHead, output: ChoiceOutput) -> ChoiceExtension | UnsetType:
+    """What Baton adds to a finished choice, where the request asked for it."""
+    tokens = output.tokens
+    if not head.timings or tokens.finish is None or tokens.timings is None:
+        return UNSET
+    return ChoiceExtension(tokens.timings)
 
 
 def check_model(model: str | None, options: AppOptions) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from baton_serving.api.protocol.openai import PromptTokensDetails, Usage
 from baton_serving.runtime.messages import TokenOutput
-from baton_serving.runtime.requests import GenerateRequest
+from baton_serving.runtime.requests import GenerateRequest, cached_prompt_tokens
 
 
 class UsageCounter:
@@ -16,19 +16,19 @@ class UsageCounter:
         self._request = request
         self._report_cached = report_cached
         self._completion = [len(choice.output_ids) for choice in request.choices]
-        self._cached: dict[int, int] = {}
+        self._cached = [0] * len(request.choices)
 
     def add(self, index: int, tokens: TokenOutput) -> None:
-        """Take the counts of an output of choice `index`. Of a prompt's choices the one that found least counts."""
+        """Take the counts of an output of choice `index`."""
         self._completion[index] = tokens.completion_tokens or self._completion[index]
-        if tokens.cached_tokens:
-            prompt = self._request.choices[index].prompt
-            self._cached[prompt] = min(self._cached.get(prompt, tokens.cached_tokens), tokens.cached_tokens)
+        self._cached[index] = tokens.cached_tokens or self._cached[index]
 
     def usage(self) -> Usage:
         prompt = sum(map(len, self._request.prompts))
         completion = sum(self._completion)
-        details = PromptTokensDetails(sum(self._cached.values())) if self._report_cached else None
+        details = (
+            PromptTokensDetails(cached_prompt_tokens(self._request, self._cached)) if self._report_cached else None
+        )
         return Usage(prompt, completion, prompt + completion, details)
 
     def of(self, outputs: Iterable[tuple[int, TokenOutput]]) -> Usage:

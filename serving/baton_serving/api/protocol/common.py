@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from baton_serving.runtime.messages import Timings
+
 
 class HandoffFields(msgspec.Struct):
     """What Baton's gateway sends to both legs of a request; see `messages.HandoffTicket`."""
@@ -24,8 +26,17 @@ class ResumeFields(msgspec.Struct):
     created: int | None = None
 
 
+class ChoiceExtension(msgspec.Struct):
+    """What a finished choice says under `baton`, when the request asked with `baton_timings`."""
+
+    timings: Timings
+
+
 class CommonFields(msgspec.Struct, kw_only=True):
-    """`bootstrap_*` are how SGLang's router names the prefill leg: one value, or one per choice."""
+    """`bootstrap_*` are how SGLang's router names the prefill leg: one value, or one per choice.
+
+    `baton_timings` asks for the times at which each choice passed its stages, in its last event.
+    """
 
     rid: str | None = None
     priority: int | None = None
@@ -34,3 +45,4 @@ class CommonFields(msgspec.Struct, kw_only=True):
     bootstrap_room: int | list[int | None] | None = None
     baton_handoff: HandoffFields | None = None
     baton_resume: ResumeFields | None = None
+    baton_timings: bool | None = None

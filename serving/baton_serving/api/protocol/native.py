@@ -28,6 +28,15 @@ class AbortBody(msgspec.Struct):
     abort_all: bool = False
 
 
+class MoveBody(msgspec.Struct):
+    """`transfer_id` and `attempt` name the transfer by which another worker takes choice `choice` of `rid` over."""
+
+    rid: str
+    transfer_id: str
+    choice: int = 0
+    attempt: int = 0
+
+
 class TokenizeBody(msgspec.Struct):
     prompt: str | list[str]
     add_special_tokens: bool = True

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from baton_serving.api.protocol.common import CommonFields
+from baton_serving.api.protocol.common import ChoiceExtension, CommonFields
 
 
 class StreamOptions(msgspec.Struct):
@@ -99,6 +100,7 @@ class ChatChoice(msgspec.Struct):
     message: AssistantMessage
     logprobs: ChatLogprobs | None
     finish_reason: str
+    baton: ChoiceExtension | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct):
@@ -121,6 +123,7 @@ class ChatChunkChoice(msgspec.Struct):
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
+    baton: ChoiceExtension | UnsetType = UNSET
 
 
 class ChatChunk(msgspec.Struct):
@@ -147,6 +150,7 @@ class CompletionChoice(msgspec.Struct):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
+    baton: ChoiceExtension | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct):

@@ -49,11 +49,12 @@ class Transport(msgspec.Struct, frozen=True):
 class TransferBackend(Protocol):
     """One transfer engine over one memory region. Not thread-safe: one thread calls it.
 
-    `max_blocks` is the number of runs that one `post` takes. `fenced_by_close` says that after `close` no peer can
-    write into the region through this engine any more; where it is False only the death of the peer fences.
+    One `post` takes at most `max_blocks` runs and `max_bytes` bytes. `fenced_by_close` says that after `close` no peer
+    can write into the region through this engine any more; where it is False only the death of the peer fences.
     """
 
     max_blocks: int
+    max_bytes: int
     fenced_by_close: bool
 
     def register(self, region: MemoryRegion) -> None:
@@ -64,11 +65,17 @@ class TransferBackend(Protocol):
 
     def transport(self) -> Transport: ...
 
-    def connect(self, endpoint: bytes) -> str:
-        """Get ready to write to the engine behind `endpoint`; returns its name here. Raises BackendError."""
+    def connect(self, endpoint: bytes, address: int) -> str:
+        """Begin to connect to the engine behind `endpoint`, whose page 0 is at `address`; returns its name here.
+
+        Never waits for the peer: it may be hung. Page 0 holds nothing, so a backend may write into it to warm up.
+        Idempotent. Raises BackendError for an endpoint that makes no sense."""
+
+    def connected(self, peer: str) -> bool:
+        """Whether writes may be posted. Raises BackendError, once, when the connection failed; then connect again."""
 
     def disconnect(self, peer: str) -> None:
-        """Forget a connected peer; harmless when unknown."""
+        """Forget a peer towards which no write is under way; harmless when unknown."""
 
     def post(self, peer: str, runs: Runs) -> int:
         """Start writing `runs` (absolute addresses) to `peer`; returns a ticket. Raises BackendError when nothing
@@ -87,11 +94,19 @@ BackendFactory = Callable[[str], TransferBackend]  # engine name, unique per inc
 class PoolMemory(Protocol):
     """A rank's pool as the handoff sees it."""
 
-    @property
-    def region(self) -> MemoryRegion: ...
+    region: MemoryRegion
 
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Bytes of the pool, for page hashes."""
+    @property
+    def read(self) -> Callable[[int, int], bytes]:
+        """Bytes of the pool from an offset on, for page hashes."""
+
+
+class DeviceMemory:
+    """A pool on a CUDA device. `copy` brings bytes `(offset, nbytes)` of it to the host."""
+
+    def __init__(self, address: int, nbytes: int, device_id: int, copy: Callable[[int, int], bytes]) -> None:
+        self.region = MemoryRegion(address=address, nbytes=nbytes, cuda=True, device_id=device_id)
+        self.read = copy
 
 
 class HostMemory:

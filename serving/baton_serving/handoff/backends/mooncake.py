@@ -7,8 +7,12 @@ And the protocol string is not checked: rdma without an adapter quietly becomes 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import psutil
@@ -25,6 +29,10 @@ logger = logging.getLogger(__name__)
 _RUNNING, _DONE = 0, 1
 _NO_TICKET = (0, -1, 2**64 - 1)
 _PORT_ATTEMPTS = 8
+_FAST_BYTES = 1 << 28
+_HANDSHAKE_TIMEOUT = 2.0  # seconds
+_HANDSHAKE_POLL = 0.001
+_WARM_UP_BYTES = 64
 
 
 def configure_environment(protocol: str, write_timeout: float) -> None:
@@ -33,7 +41,10 @@ def configure_environment(protocol: str, write_timeout: float) -> None:
     os.environ.setdefault("MC_TRANSFER_TIMEOUT", str(max(5, round(write_timeout))))
     os.environ.setdefault("MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER", "65536")
     if protocol == "nvlink_intra":
-        os.environ.setdefault("MC_INTRANODE_NVLINK", "true")
+        os.environ.setdefault("MC_INTRANODE_NVLINK", "true")  # the name differs between versions
+        os.environ.setdefault("MC_INTRA_NVLINK", "true")
+    elif protocol == "tcp":
+        os.environ.setdefault("MC_FORCE_TCP", "true")  # else an adapter that is there is used
 
 
 class RetiredPorts:
@@ -49,9 +60,50 @@ class RetiredPorts:
         return bool(self._ports & ports)
 
 
+class Handshake:
+    """First contact with a peer, on a thread of its own: the library waits up to a minute for a hung peer and lets no
+    other write be submitted meanwhile. Writes a few bytes of page 0, which makes the data connections as well."""
+
+    def __init__(self, engine: TransferEngine, session: str, source: int, target: int) -> None:
+        self.state = Outcome.PENDING
+        self._session = session
+        self._timer = threading.Timer(_HANDSHAKE_TIMEOUT, self._cut)
+        self._timer.daemon = True
+        self._thread = threading.Thread(
+            target=self._run, args=(engine, source, target), name="mooncake-handshake", daemon=True
+        )
+        self._timer.start()
+        self._thread.start()
+
+    def _run(self, engine: TransferEngine, source: int, target: int) -> None:
+        block = engine.transfer_submit_write(self._session, source, target, _WARM_UP_BYTES)
+        status = _RUNNING if block not in _NO_TICKET else -1
+        while status == _RUNNING and self._timer.is_alive():
+            time.sleep(_HANDSHAKE_POLL)
+            status = engine.transfer_check_status(block)
+        self._timer.cancel()
+        self.state = Outcome.DONE if status == _DONE else Outcome.BROKEN
+
+    def _cut(self) -> None:
+        """End the wait for a hung peer: shut down what this process has open towards its handshake port."""
+        port = int(self._session.rsplit(":", 1)[1])
+        for connection in psutil.Process().net_connections(kind="tcp"):
+            if connection.raddr and connection.raddr.port == port and connection.fd >= 0:
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fd)) as waiting:
+                    waiting.shutdown(socket.SHUT_RDWR)
+
+    def stop(self) -> None:
+        """Let go of the engine."""
+        self._timer.cancel()
+        if self.state is Outcome.PENDING:
+            self._cut()
+        self._thread.join()
+
+
 class MooncakeBackend:
     """See `TransferBackend`. `protocol` is auto, tcp, rdma or nvlink_intra; `devices` names InfiniBand devices."""
 
+    max_bytes = 1 << 26  # of tcp; some tens of milliseconds
     max_blocks = 768  # two tickets per peer stay below the 2,048 transfers that its tcp lane queues
 
     def __init__(
@@ -63,6 +115,7 @@ class MooncakeBackend:
         self._tickets: dict[int, list[int]] = {}
         self._failed: set[int] = set()
         self._next = 1
+        self._handshakes: dict[str, Handshake] = {}
         self._region: MemoryRegion | None = None
         devices = devices or ",".join(rdma_devices())
         wanted = protocol if protocol != "auto" else ("rdma" if devices else "tcp")
@@ -70,6 +123,8 @@ class MooncakeBackend:
         self._engine, self._ports = self._start(wanted, devices)
         self._used = _protocol_in_use(wanted, devices)
         self.fenced_by_close = self._used != "nvlink_intra"
+        if self._used != "tcp":
+            self.max_bytes = _FAST_BYTES
 
     def _start(self, protocol: str, devices: str) -> tuple[TransferEngine, set[int]]:
         """An engine whose ports no closed engine of this process ever had."""
@@ -101,11 +156,25 @@ class MooncakeBackend:
     def transport(self) -> Transport:
         return Transport(asked=self._asked, used=self._used)
 
-    def connect(self, endpoint: bytes) -> str:
-        return endpoint.decode()
+    def connect(self, endpoint: bytes, address: int) -> str:
+        session = endpoint.decode()
+        if session not in self._handshakes:
+            assert self._region is not None
+            self._handshakes[session] = Handshake(self._engine, session, self._region.address, address)
+        return session
+
+    def connected(self, peer: str) -> bool:
+        state = self._handshakes[peer].state
+        if state is Outcome.BROKEN:
+            del self._handshakes[peer]
+            raise BackendError(f"mooncake cannot reach {peer}")
+        return state is Outcome.DONE
 
     def disconnect(self, peer: str) -> None:
-        """Mooncake keeps no handle to release: its connections end with the engine."""
+        """The library keeps its connections until the engine is closed."""
+        handshake = self._handshakes.pop(peer, None)
+        if handshake is not None:
+            handshake.stop()
 
     def post(self, peer: str, runs: Runs) -> int:
         blocks: list[int] = []
@@ -146,7 +215,10 @@ class MooncakeBackend:
         return Outcome.DONE
 
     def close(self) -> None:
-        """Ends every connection. The library's destructor takes 0.1 to 0.8 s and holds the interpreter lock."""
+        """Ends every connection. The library's destructor takes 0.1 to 1 s and holds the interpreter lock."""
+        for handshake in self._handshakes.values():
+            handshake.stop()
+        self._handshakes.clear()
         if self._region is not None:
             self._engine.unregister_memory(self._region.address)
             self._region = None

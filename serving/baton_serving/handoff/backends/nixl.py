@@ -7,11 +7,12 @@ which burns a core while idle. UCX reads its environment when the library loads,
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,11 @@ from baton_serving.handoff.backends.base import BackendError, MemoryRegion, Outc
 from baton_serving.handoff.backends.devices import rdma_devices
 from baton_serving.handoff.plan import Runs
 
-if TYPE_CHECKING:
-    from nixl._bindings import nixlXferDList
-
 logger = logging.getLogger(__name__)
 
+_PACKAGES = ("nixl_cu13", "nixl_cu12")
 _PROGRESS_DELAY_US = 1000
+_FAST_BYTES = 1 << 28
 _TRANSPORTS = {"tcp": "tcp", "cma": "tcp,cma", "rdma": "rc,ud,tcp", "cuda_ipc": "tcp,cuda_ipc"}
 # Of UCX's transports, those through which a peer writes by itself: it needs no engine on our side to do so.
 _PEER_WRITES_ALONE = {"all", "cma", "cuda_ipc", "knem", "posix", "shm", "sm", "sysv", "xpmem"}
@@ -50,22 +50,22 @@ class NixlBackend:
     """See `TransferBackend`. `protocol` is auto, tcp, cma, rdma, cuda_ipc or a UCX_TLS list."""
 
     max_blocks = 4096
+    max_bytes = 1 << 26
 
     def __init__(self, name: str, host: str, protocol: str = "auto", devices: str = "", cuda: bool = False) -> None:
         configure_environment(host, protocol, devices, cuda)
-        try:
-            from nixl import _bindings as nixl
-        except ImportError as error:
-            raise BackendError(f"the nixl package does not import: {error}") from error
-        self._nixl = nixl
+        self._nixl = nixl = _bindings()
         self._errors: tuple[type[Exception], ...] = tuple(
             kind for kind in vars(nixl).values() if isinstance(kind, type) and issubclass(kind, Exception)
         )
         self._asked = protocol
         self._used = _protocol_in_use()
-        self.fenced_by_close = not _PEER_WRITES_ALONE & set(os.environ.get("UCX_TLS", "all").split(","))
+        self.fenced_by_close = _fenced_by_close(os.environ.get("UCX_TLS", "all"))
+        if self._used != "tcp":
+            self.max_bytes = _FAST_BYTES
         self._memory = nixl.VRAM_SEG if cuda else nixl.DRAM_SEG
         self._device = 0
+        self._regions: object | None = None
         self._peers: dict[bytes, str] = {}
         self._tickets: dict[int, Outcome] = {}
         config = nixl.nixlAgentConfig()
@@ -94,7 +94,7 @@ class NixlBackend:
     def transport(self) -> Transport:
         return Transport(asked=self._asked, used=self._used)
 
-    def connect(self, endpoint: bytes) -> str:
+    def connect(self, endpoint: bytes, address: int) -> str:
         if endpoint not in self._peers:
             try:
                 name = self._agent.loadRemoteMD(endpoint)
@@ -103,13 +103,15 @@ class NixlBackend:
             self._peers[endpoint] = name.decode() if isinstance(name, bytes) else str(name)
         return self._peers[endpoint]
 
+    def connected(self, peer: str) -> bool:
+        """UCX connects in the background of the first write."""
+        return True
+
     def disconnect(self, peer: str) -> None:
         for endpoint in [endpoint for endpoint, name in self._peers.items() if name == peer]:
             del self._peers[endpoint]
-            try:
+            with contextlib.suppress(*self._errors):  # it may have noticed the end of the peer by itself
                 self._agent.invalidateRemoteMD(peer)
-            except self._errors as error:
-                logger.debug("nixl had forgotten %s already: %s", peer, error)
 
     def post(self, peer: str, runs: Runs) -> int:
         """A request that NIXL refuses to create or to post has sent nothing."""
@@ -139,28 +141,48 @@ class NixlBackend:
         return outcome
 
     def _status(self, call: Callable[[], object]) -> Outcome:
-        """Errors come as exceptions once a write is posted: some of its bytes may be under way."""
+        """Errors come as exceptions. A lost connection ends the write; after any other error nobody can say whether
+        our memory is still read, so the write stays pending until its deadline makes it a hung one."""
         try:
             status = call()
-        except self._errors as error:
-            logger.warning("nixl write failed: %s", error)
+        except self._nixl.nixlRemoteDisconnectError:
             return Outcome.BROKEN
-        if status == self._nixl.NIXL_SUCCESS:
-            return Outcome.DONE
-        return Outcome.PENDING if status == self._nixl.NIXL_IN_PROG else Outcome.BROKEN
+        except self._errors as error:
+            logger.error("a nixl write failed, and may still be under way: %s", error)
+            return Outcome.PENDING
+        return Outcome.DONE if status == self._nixl.NIXL_SUCCESS else Outcome.PENDING
 
     def close(self) -> None:
         """Requests under way are dropped, never released first: releasing one says nothing about its bytes."""
         self._tickets.clear()
         self._peers.clear()
-        with contextlib.suppress(*self._errors):
-            self._agent.deregisterMem(self._regions, [self._ucx])
+        if self._regions is not None:
+            with contextlib.suppress(*self._errors):
+                self._agent.deregisterMem(self._regions, [self._ucx])
         del self._agent
 
-    def _descriptors(self, addresses: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> nixlXferDList:
+    def _descriptors(self, addresses: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> object:
         table = np.empty((len(addresses), 3), dtype=np.uint64)
         table[:, 0], table[:, 1], table[:, 2] = addresses, sizes, self._device
         return self._nixl.nixlXferDList(self._memory, table)
+
+
+def _bindings() -> ModuleType:
+    """The bound classes, from whichever build is installed. The package `nixl` only picks one of the others."""
+    for package in _PACKAGES:
+        try:
+            return importlib.import_module(f"{package}._bindings")
+        except ModuleNotFoundError as error:
+            if error.name != package:
+                raise BackendError(f"{package} does not import: {error}") from error
+        except ImportError as error:
+            raise BackendError(f"{package} does not import: {error}") from error
+    raise BackendError(f"NIXL is not installed: install one of {', '.join(_PACKAGES)}")
+
+
+def _fenced_by_close(transports: str) -> bool:
+    """Whether every transport that UCX may use needs our engine for a write to land (unknown of an exclusion list)."""
+    return "^" not in transports and not _PEER_WRITES_ALONE & set(transports.split(","))
 
 
 def _protocol_in_use() -> str:

@@ -1,0 +1,343 @@
+"""How fast a real pool's pages move to another process, beside what the machine and the bare libraries can do.
+
+    python benchmarks/handoff_bandwidth.py --backends mooncake nixl --output-json bandwidth.json
+
+Two processes on this host, scattered pages in host memory, the same bytes by every way, round by round in one run:
+a memcpy within one process, a plain socket, a bare write of the same blocks through the library, and the handoff
+service from the first `chunk_ready` until the receiver's receipt. Prints the median of the rounds in GB/s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import socket
+import statistics
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from baton_serving.handoff.backends.base import HostMemory, Outcome, TransferBackend
+from baton_serving.handoff.backends.registry import BackendOptions, backend_factory
+from baton_serving.handoff.events import Arrived, Begun, Delivered, HandoffEvent
+from baton_serving.handoff.layout import PeerDescriptor, rank_slice
+from baton_serving.handoff.plan import Runs, over_pages, tickets
+from baton_serving.handoff.protocol import PageSpan
+from baton_serving.handoff.ranks import RankExecutor, RankTransfer
+from baton_serving.handoff.rim import PeerAddress
+from baton_serving.handoff.service import HandoffService
+from baton_serving.kv.layout import KVGroup, KVLayout
+
+HOST = "127.0.0.1"
+Bytes = npt.NDArray[np.uint8]
+
+
+def layout_of(args: argparse.Namespace) -> KVLayout:
+    return KVLayout(
+        args.page_size, args.kv_heads, args.head_dim, args.head_dim, args.dtype, (KVGroup(tuple(range(args.layers))),)
+    )
+
+
+def scattered(seed: int, pages: int, count: int) -> list[int]:
+    return [int(page) + 1 for page in np.random.default_rng(seed).permutation(pages)[:count]]
+
+
+class Pool:
+    """`pages` usable pages in host memory."""
+
+    def __init__(self, page_bytes: int, pages: int) -> None:
+        self.pages: Bytes = np.zeros((pages + 1, page_bytes), np.uint8)
+        self.memory = HostMemory(self.pages.ctypes.data, self.pages.nbytes)
+
+
+class Worker:
+    """A handoff service with one rank over `pool`."""
+
+    def __init__(self, name: str, backend: str, options: BackendOptions, layout: KVLayout, pool: Pool) -> None:
+        self.name = name
+        self.registry: dict[str, PeerAddress] = {}
+        self._woken = threading.Event()
+        slice_ = rank_slice(layout, 1, 0)
+        self.incarnation = uuid.uuid4().hex
+        blank = PeerDescriptor(
+            version=1,
+            worker=name,
+            incarnation=self.incarnation,
+            weights="",
+            engine="",
+            layout=layout,
+            tp_size=1,
+            pp_size=1,
+            backend=backend,
+            epoch=0,
+            ranks=(slice_,),
+        )
+        self.service = HandoffService(
+            blank, lambda _, command: self.rank.submit(command), self.registry.get, self._woken.set
+        )
+        executor = RankExecutor(
+            0,
+            slice_,
+            pool.memory,
+            backend_factory(backend, options),
+            self.service.report,
+            name=self.incarnation,
+        )
+        self.rank = RankTransfer(executor)
+        self.service.start()
+        self._tick = 0
+
+    def events(self) -> Iterator[HandoffEvent]:
+        """Events as they come, for ever."""
+        while True:
+            self._tick += 1
+            self.service.beat(self._tick)
+            yield from self.service.events()
+            self._woken.wait(0.1)
+            self._woken.clear()
+
+    def close(self) -> None:
+        self.service.close()
+        self.rank.close()
+
+
+# The receiving process
+
+
+def receive(pipe: Connection, args: argparse.Namespace) -> None:
+    """Obeys the sending process: takes part in one way of moving pages at a time."""
+    layout = layout_of(args)
+    pool = Pool(layout.rank_shape(1).page_bytes, args.pool_pages)
+    pool.pages[:] = 1
+    serve: dict[str, Callable[[Connection, argparse.Namespace, Pool, str], None]] = {
+        "socket": receive_socket,
+        "bare": receive_bare,
+        "handoff": receive_handoff,
+    }
+    while True:
+        order, backend = pipe.recv()
+        if order == "quit":
+            return
+        if order == "check":
+            pipe.send(pool.pages[scattered(2, args.pool_pages, args.pages)].sum(dtype=np.int64).item())
+            pool.pages[:] = 1
+            continue
+        serve[order](pipe, args, pool, backend)
+
+
+def receive_socket(pipe: Connection, args: argparse.Namespace, pool: Pool, _: str) -> None:
+    pages = scattered(2, args.pool_pages, args.pages)
+    with socket.create_server((HOST, 0)) as server:
+        pipe.send(server.getsockname()[1])
+        connection, _ = server.accept()
+        with connection:
+            for page in pages:
+                left = memoryview(pool.pages[page])
+                while left:
+                    left = left[connection.recv_into(left) :]
+            connection.sendall(b"!")
+
+
+def receive_bare(pipe: Connection, args: argparse.Namespace, pool: Pool, backend: str) -> None:
+    engine = backend_factory(backend, options_of(args))(uuid.uuid4().hex)
+    engine.register(pool.memory.region)
+    pipe.send((engine.endpoint(), pool.memory.region.address))
+    pipe.recv()
+    engine.close()
+
+
+def receive_handoff(pipe: Connection, args: argparse.Namespace, pool: Pool, backend: str) -> None:
+    worker = Worker("receiver", backend, options_of(args), layout_of(args), pool)
+    pipe.send(None)
+    worker.registry["sender"] = pipe.recv()
+    pages = scattered(2, args.pool_pages, args.pages)
+    for number in range(args.rounds + 1):
+        worker.service.expect(str(number), 0, "sender")
+    for event in worker.events():
+        if isinstance(event, Begun):
+            worker.service.announce(event.transfer_id, [PageSpan(0, 0, pages)], 0)
+        elif isinstance(event, Arrived) and event.transfer_id == str(args.rounds):
+            break
+    pipe.send(None)
+    pipe.recv()
+    worker.close()
+
+
+# The sending process
+
+
+def options_of(args: argparse.Namespace) -> BackendOptions:
+    return BackendOptions(host=HOST, protocol=args.protocol)
+
+
+class Sender:
+    """Moves the pages in every way; each method yields the seconds of one round after the other."""
+
+    def __init__(self, pipe: Connection, args: argparse.Namespace) -> None:
+        self._pipe = pipe
+        self._args = args
+        layout = layout_of(args)
+        self._layout = layout
+        self._page_bytes = layout.rank_shape(1).page_bytes
+        self._pool = Pool(self._page_bytes, args.pool_pages)
+        noise = np.random.default_rng(0).integers(0, 255, self._page_bytes, dtype=np.uint8)
+        for page in range(1, args.pool_pages + 1):
+            self._pool.pages[page] = np.roll(noise, page)
+        self._source = scattered(1, args.pool_pages, args.pages)
+        self._target = scattered(2, args.pool_pages, args.pages)
+        self.nbytes = args.pages * self._page_bytes
+
+    def _check(self, what: str) -> None:
+        self._pipe.send(("check", ""))
+        found, sent = self._pipe.recv(), self._pool.pages[self._source].sum(dtype=np.int64).item()
+        if found != sent:
+            raise SystemExit(f"{what}: the pages did not arrive as they were sent")
+
+    def memcpy(self) -> Iterator[float]:
+        other = Pool(self._page_bytes, self._args.pool_pages)
+        other.pages[:] = 1
+        while True:
+            began = time.perf_counter()
+            for a, b in zip(self._source, self._target, strict=True):
+                other.pages[b] = self._pool.pages[a]
+            yield time.perf_counter() - began
+
+    def socket(self) -> Iterator[float]:
+        while True:
+            self._pipe.send(("socket", ""))
+            with socket.create_connection((HOST, self._pipe.recv())) as connection:
+                began = time.perf_counter()
+                for page in self._source:
+                    connection.sendall(memoryview(self._pool.pages[page]))
+                connection.recv(1)
+                seconds = time.perf_counter() - began
+            yield seconds
+
+    def bare(self, backend: str) -> Iterator[float]:
+        """The library alone, waiting as its users do: post everything, then ask until it is done."""
+        engine = backend_factory(backend, options_of(self._args))(uuid.uuid4().hex)
+        engine.register(self._pool.memory.region)
+        self._pipe.send(("bare", backend))
+        endpoint, address = self._pipe.recv()
+        whole = Runs(*(np.array([value], dtype=np.int64) for value in (0, 0, self._page_bytes)))
+        runs = over_pages(whole, self._page_bytes, self._source, self._page_bytes, self._target)
+        runs = Runs(runs.src + self._pool.memory.region.address, runs.dst + address, runs.nbytes)
+        peer = engine.connect(endpoint, address)
+        while not engine.connected(peer):
+            time.sleep(0.001)
+        try:
+            while True:
+                began = time.perf_counter()
+                write_all(engine, peer, runs)
+                yield time.perf_counter() - began
+        finally:
+            engine.close()
+            self._pipe.send(None)
+            self._check(f"bare {backend}")
+
+    def handoff(self, backend: str) -> Iterator[float]:
+        worker = Worker("sender", backend, options_of(self._args), self._layout, self._pool)
+        self._pipe.send(("handoff", backend))
+        self._pipe.recv()
+        self._pipe.send(PeerAddress(worker.service.endpoint, worker.incarnation))
+        events = worker.events()
+        parts = [part.tolist() for part in np.array_split(self._source, self._args.chunks)]
+        try:
+            for number in range(self._args.rounds + 1):
+                transfer = str(number)
+                worker.service.open(transfer)
+                worker.service.started(transfer, self._args.pages * self._layout.page_size)
+                time.sleep(0.2)  # the receiver announces its pages; prefill would take longer
+                began, first = time.perf_counter(), 0
+                for part in parts:
+                    worker.service.chunk_ready(transfer, [PageSpan(0, first, part)])
+                    first += len(part)
+                worker.service.finish(transfer, b"")
+                next(event for event in events if isinstance(event, Delivered) and event.transfer_id == transfer)
+                yield time.perf_counter() - began
+        finally:
+            self._pipe.recv()
+            self._pipe.send(None)
+            worker.close()
+            self._check(f"handoff over {backend}")
+
+
+def write_all(engine: TransferBackend, peer: str, runs: Runs) -> None:
+    """Post and await the runs as fast as the library takes them."""
+    for part in tickets(runs, engine.max_blocks, 1 << 40):
+        ticket = engine.post(peer, part)
+        while (outcome := engine.poll(ticket)) is Outcome.PENDING:
+            time.sleep(0.0002)
+        if outcome is not Outcome.DONE:
+            raise SystemExit(f"a bare write ended as {outcome.value}")
+
+
+def measure(ways: dict[str, Iterator[float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round of every way; the first round warms up and does not count."""
+    taken: dict[str, list[float]] = {}
+    for name, way in ways.items():
+        with contextlib.closing(way):  # type: ignore[type-var]
+            taken[name] = [next(way) for _ in range(rounds + 1)][1:]
+    return taken
+
+
+def show(rates: dict[str, float], nbytes: int, args: argparse.Namespace) -> None:
+    page = layout_of(args).rank_shape(1).page_bytes
+    table = Table(title=f"{args.pages} scattered pages of {page / 2**20:.2f} MiB ({nbytes / 2**20:.0f} MiB)")
+    table.add_column("way")
+    table.add_column("GB/s", justify="right")
+    table.add_column("of the bare write", justify="right")
+    for name, rate in rates.items():
+        bare = rates.get(name.replace("handoff over", "bare"))
+        share = f"{rate / bare:.0%}" if name.startswith("handoff") and bare else ""
+        table.add_row(name, f"{rate:.2f}", share)
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backends", nargs="+", default=["mooncake", "nixl"], choices=["mooncake", "nixl"])
+    parser.add_argument("--protocol", default="auto", help="what the backends are to use: tcp, rdma, cma, …")
+    parser.add_argument("--pages", type=int, default=128, help="pages to move")
+    parser.add_argument("--pool-pages", type=int, default=256, help="pages of either pool")
+    parser.add_argument("--page-size", type=int, default=16, help="tokens per page")
+    parser.add_argument("--layers", type=int, default=36)
+    parser.add_argument("--kv-heads", type=int, default=8)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--chunks", type=int, default=4, help="prefill chunks of the handed-over request")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output-json", type=Path)
+    args = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=receive, args=(theirs, args), daemon=True)
+    process.start()
+    sender = Sender(ours, args)
+    ways = {"memcpy": sender.memcpy(), "plain socket": sender.socket()}
+    for backend in args.backends:
+        ways[f"bare {backend}"] = sender.bare(backend)
+        ways[f"handoff over {backend}"] = sender.handoff(backend)
+    taken = measure(ways, args.rounds)
+    ours.send(("quit", ""))
+    process.join()
+    rates = {name: sender.nbytes / statistics.median(seconds) / 1e9 for name, seconds in taken.items()}
+    show(rates, sender.nbytes, args)
+    if args.output_json:
+        report = {"bytes": sender.nbytes, "cores": os.cpu_count(), "gigabytes_per_second": rates, "seconds": taken}
+        args.output_json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

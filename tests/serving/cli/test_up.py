@@ -1,0 +1,57 @@
+"""`baton up` with the quickstart example: real workers, a real transfer, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[3]
+QUESTION = "The code for amber is 4711. The code for jade is 1188. What is the code for amber?"
+
+
+def baton(*args: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "baton_serving.cli.main", *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.timeout(300)  # two real workers start: half a minute of CPU on a busy machine
+def test_the_quickstart_serves_and_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    process = baton("up", "-f", str(ROOT / "examples/quickstart.yaml"), "--port", "0", "--ready-file", str(ready))
+    try:
+        assert process.stdout is not None
+        facts = json.loads(process.stdout.readline())
+        assert facts == json.loads(ready.read_text())
+        client = openai.OpenAI(base_url=f"{facts['http']}/v1", api_key="none")
+        assert [model.id for model in client.models.list()] == ["baton-tiny"]
+        reply = client.chat.completions.with_raw_response.create(
+            model="baton-tiny", messages=[{"role": "user", "content": QUESTION}], temperature=0
+        )
+        assert reply.parse().choices[0].message.content == "The code for amber is 4711."
+        assert reply.headers["x-baton-route"] == "prefill-0>decode-0"
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 4
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=15)
+        assert process.returncode == 0, stderr
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert not alive
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_wrong_manifest_is_told_and_exits_2(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("apiVersion: baton.dev/v1alpha1\nkind: InferenceService\nmetadata: {name: a}\nspec: {modle: {}}\n")
+    process = baton("up", "-f", str(wrong))
+    _, stderr = process.communicate()
+    assert process.returncode == 2
+    assert "spec.modle: unknown field; did you mean model?" in stderr

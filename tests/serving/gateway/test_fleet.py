@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton_bootstrap.records import Entry, Load, Role, State, Status, Worker
+from baton_serving.gateway.fleet import Endpoint, Fleet, Route
+from baton_serving.gateway.leg import Inbox, Leg
+from baton_serving.gateway.policies import POLICIES, round_robin
+
+P, D, B = Role.PREFILL, Role.DECODE, Role.BOTH
+
+
+def entry(
+    worker_id: str,
+    role: Role,
+    weights: str = "w1",
+    state: State = State.READY,
+    model: str = "m",
+    start: int = 1,
+    url: str = "http://h:1",
+    page_size: int = 16,
+) -> Entry:
+    worker = Worker(
+        id=worker_id,
+        incarnation=f"{worker_id}.{start}",
+        epoch=start,
+        role=role,
+        http_url=url,
+        model=model,
+        weight_digest=weights,
+        page_size=page_size,
+    )
+    return Entry(worker=worker, status=Status(state=state))
+
+
+def fleet_of(*entries: Entry) -> Fleet:
+    fleet = Fleet()
+    fleet.update(entries)
+    return fleet
+
+
+def route(fleet: Fleet, ticket: int = 0, avoid: frozenset[Endpoint] = frozenset()) -> str:
+    model = fleet.models.get("m")
+    return str(model and model.route(round_robin, ticket, avoid))
+
+
+def test_only_equal_weights_and_pages_are_paired() -> None:
+    fleet = fleet_of(entry("p1", P, "w1"), entry("p2", P, "w2"), entry("d1", D, "w1"), entry("d2", D, "w2"))
+    assert {route(fleet, ticket) for ticket in range(8)} == {"p1>d1", "p2>d2"}
+    assert route(fleet_of(entry("p1", P, page_size=64), entry("d1", D))) == "d1"
+
+
+def test_pairs_come_first_then_whole_workers_then_decode_alone() -> None:
+    pair = [entry("p", P), entry("d", D)]
+    assert route(fleet_of(*pair, entry("b", B))) == "p>d"
+    assert route(fleet_of(pair[1], entry("b", B))) == "b"
+    assert route(fleet_of(pair[1])) == "d"
+    assert route(fleet_of(pair[0])) == "None"
+
+
+def test_only_ready_workers_count() -> None:
+    for state in (State.STARTING, State.DRAINING, State.STALLED):
+        assert route(fleet_of(entry("p", P, state=state), entry("d", D))) == "d"
+        assert route(fleet_of(entry("d", D, state=state))) == "None"
+
+
+def test_avoided_workers_are_not_taken() -> None:
+    fleet = fleet_of(entry("p", P), entry("q", P), entry("d", D), entry("e", D))
+    by_id = {endpoint.worker.id: endpoint for endpoint in fleet.endpoints.values()}
+    assert {route(fleet, n, frozenset({by_id["p"], by_id["d"]})) for n in range(4)} == {"q>e"}
+    assert route(fleet, 0, frozenset({by_id["p"], by_id["q"]})) in {"d", "e"}
+    assert route(fleet, 0, frozenset(by_id.values())) == "None"
+
+
+def test_an_endpoint_that_is_missing_for_a_moment_keeps_its_legs() -> None:
+    fleet = fleet_of(entry("d", D))
+    [endpoint] = fleet.endpoints.values()
+    endpoint.legs.add(Leg(endpoint, "decode", Inbox()))
+    assert fleet.update([]) == [endpoint]
+    assert fleet.update([]) == []
+    assert fleet.update([entry("d", D)]) == []
+    assert list(fleet.endpoints.values()) == [endpoint]
+    assert not fleet.expire(endpoint)
+
+
+def test_a_restarted_worker_is_a_stranger() -> None:
+    fleet = fleet_of(entry("d", D, start=1))
+    [old] = fleet.endpoints.values()
+    assert fleet.update([entry("d", D, start=2)]) == [old]
+    assert fleet.replaced(old)
+    assert fleet.expire(old)
+    assert not fleet.expire(old)
+    assert list(fleet.endpoints.values()) != [old]
+
+
+def test_a_worker_without_a_usable_address_gets_no_requests() -> None:
+    assert route(fleet_of(entry("d", D, url="ftp://h:1"), entry("e", D))) == "e"
+
+
+def test_load_is_what_was_reported_or_what_was_sent_whichever_is_more() -> None:
+    fleet = fleet_of(entry("d", D))
+    [endpoint] = fleet.endpoints.values()
+    endpoint.legs.add(Leg(endpoint, "decode", Inbox()))
+    assert endpoint.running == 1
+    endpoint.status = Status(state=State.READY, load=Load(running=5, queued_tokens=7))
+    assert (endpoint.running, endpoint.queued_tokens) == (5, 7)
+
+
+fleets = st.lists(
+    st.builds(
+        entry,
+        st.integers(0, 99).map(lambda n: f"x{n}"),
+        st.sampled_from(Role),
+        st.sampled_from(["w1", "w2"]),
+        st.sampled_from(list(State)),
+    ),
+    max_size=8,
+    unique_by=lambda one: one.worker.id,
+)
+
+
+@given(fleets, st.sampled_from(sorted(POLICIES)), st.integers(0, 1000), st.data())
+def test_a_route_never_crosses_weights_and_is_found_when_there_is_one(
+    entries: list[Entry], policy: str, ticket: int, data: st.DataObject
+) -> None:
+    fleet = fleet_of(*entries)
+    everyone = list(fleet.endpoints.values())
+    avoid = frozenset(data.draw(st.lists(st.sampled_from(everyone), max_size=4)) if everyone else [])
+    usable = [one for one in everyone if one.status.state is State.READY and one not in avoid]
+    found: Route | None = None
+    if "m" in fleet.models:
+        found = fleet.models["m"].route(POLICIES[policy], ticket, avoid)
+    assert (found is not None) == any(one.worker.role is not P for one in usable)
+    if found is not None:
+        assert set(found.endpoints) <= set(usable)
+        assert len({one.worker.weight_digest for one in found.endpoints}) == 1
+        assert found.decode.worker.role is not P
+        assert found.prefill is None or found.prefill.worker.role is P

@@ -1,0 +1,109 @@
+"""The gateway as a process, with a real bootstrap server and workers registered at it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import aiohttp
+from support.gateway_bench import ScriptedWorker, events, hang, prefill_ok, stream
+
+from baton_bootstrap.client import RegistrationClient
+from baton_bootstrap.records import Beat, Role, State
+from baton_bootstrap.server import BootstrapServer, ServerConfig
+
+
+async def start_gateway(*options: str) -> tuple[asyncio.subprocess.Process, dict[str, str]]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "baton_serving.cli.main", "gateway", *options),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    return process, json.loads(await process.stdout.readline() or b"{}")
+
+
+async def exit_status(process: asyncio.subprocess.Process) -> int | None:
+    """Wait for the process and for the end of what it wrote."""
+    await process.communicate()
+    return process.returncode
+
+
+def ready() -> Callable[[], Beat]:
+    """The heartbeats of a worker whose scheduler turns."""
+    ticks = count()
+    return lambda: Beat(state=State.READY, tick=next(ticks))
+
+
+async def test_it_finds_workers_and_outlives_the_bootstrap_server(tmp_path: Path) -> None:
+    bootstrap = BootstrapServer(ServerConfig())
+    await bootstrap.start()
+    workers = [ScriptedWorker("p", Role.PREFILL, prefill_ok), ScriptedWorker("d", Role.DECODE, stream("a"))]
+    address = f"127.0.0.1:{bootstrap.port}"
+    announced = tmp_path / "gateway.json"
+    options = ("--port", "0", "--bootstrap-addr", address, "--worker-wait", "20")
+    gateway, facts = await start_gateway(*options, "--announce-file", str(announced))
+    assert facts == json.loads(announced.read_text())
+    clients = []
+    for worker in workers:
+        await worker.start()
+        clients.append(RegistrationClient(address, worker.entry.worker, ready()))
+        await clients[-1].start()
+        await clients[-1].registered()
+    async with aiohttp.ClientSession() as session:
+        async with session.post(f"{facts['http']}/v1/completions", json={"model": "m"}) as response:
+            assert response.headers["x-baton-route"] == "p>d"
+        await bootstrap.stop()
+        async with session.post(f"{facts['http']}/v1/completions", json={"model": "m"}) as response:
+            assert await response.read() == b"".join(events("a"))
+    for client in clients:
+        await client.aclose()
+    gateway.send_signal(signal.SIGTERM)
+    assert await exit_status(gateway) == 0
+    for worker in workers:
+        await worker.stop()
+
+
+async def test_told_to_stop_it_lets_open_streams_end() -> None:
+    bootstrap = BootstrapServer(ServerConfig())
+    await bootstrap.start()
+    worker = ScriptedWorker("b", Role.BOTH, hang)
+    await worker.start()
+    address = f"127.0.0.1:{bootstrap.port}"
+    gateway, facts = await start_gateway("--port", "0", "--bootstrap-addr", address, "--worker-wait", "20")
+    async with RegistrationClient(address, worker.entry.worker, ready()), aiohttp.ClientSession() as session:
+        asking = asyncio.ensure_future(session.post(f"{facts['http']}/generate", json={}))
+        call = await worker.called()
+        gateway.send_signal(signal.SIGTERM)
+        while True:
+            try:
+                await session.get(f"{facts['http']}/health")
+            except aiohttp.ClientConnectionError:
+                break
+        await call.head()
+        for event in events("late"):
+            await call.chunk(event)
+        await call.end()
+        assert await (await asking).read() == b"".join(events("late"))
+    assert await exit_status(gateway) == 0
+    await worker.stop()
+    await bootstrap.stop()
+
+
+async def test_wrong_options_are_one_line_and_exit_status_2() -> None:
+    for options in (
+        ["--bootstrap-addr", "nowhere"],
+        ["--policy", "best"],
+        ["--attempts", "0"],
+        ["--worker-wait", "-1"],
+        ["--host", "203.0.113.1", "--port", "0"],
+    ):
+        gateway, facts = await start_gateway(*options)
+        _, stderr = await gateway.communicate()
+        assert (gateway.returncode, facts) == (2, {}), stderr
+        assert len(stderr.strip().splitlines()) == 1

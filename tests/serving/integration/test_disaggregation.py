@@ -1,0 +1,66 @@
+"""Prefill and decode on separate processes give the same answers as one undivided worker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from support.baton_processes import BATON_TINY, BatonProcess, BatonProcesses
+from support.disaggregation import (
+    Fleet,
+    Shape,
+    ask_divided,
+    ask_whole,
+    difference,
+    mixed_cases,
+    settled,
+    start_fleet,
+)
+
+BACKENDS = ("mooncake", "nixl")
+
+
+async def compare(fleet: Fleet, whole: BatonProcess | None, count: int, seed: int) -> None:
+    """Every case through the fleet and through an undivided worker."""
+    assert whole is not None
+    before = [worker.metrics() for worker in fleet.decodes]
+    cases = mixed_cases(count, seed)
+    wanted = await ask_whole(whole, cases)
+    found = await ask_divided(fleet, cases)
+    differences = [difference(*triple) for triple in zip(cases, wanted, found, strict=True)]
+    assert [complaint for complaint in differences if complaint] == []
+    await settled(*fleet.workers)
+    after = [worker.metrics() for worker in fleet.decodes]
+    gained = {
+        name: sum(m[f"baton_{name}_total"] for m in after) - sum(m[f"baton_{name}_total"] for m in before)
+        for name in ("handoffs_arrived", "cached_tokens", "handoff_mismatched_pages")
+    }
+    assert gained["handoffs_arrived"] == sum(len(answer.choices) for answer in wanted)
+    assert gained["cached_tokens"] > 0
+    assert gained["handoff_mismatched_pages"] == 0
+
+
+async def test_a_pair_over_mooncake_answers_like_one_worker(fleet: Fleet) -> None:
+    await compare(fleet, fleet.whole, count=40, seed=3)
+
+
+async def test_a_pair_over_nixl_answers_like_one_worker(fleet: Fleet, processes: BatonProcesses) -> None:
+    pair = start_fleet(processes, BATON_TINY, Shape("nixl"), whole="")
+    await compare(pair, fleet.whole, count=12, seed=4)
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(Shape(), id="1P1D"),
+        pytest.param(Shape(prefills=2, decodes=3), id="2P3D"),
+        pytest.param(Shape(prefill_tp=2, verify=True), id="TP2-TP1"),
+        pytest.param(Shape(decode_tp=2, verify=True), id="TP1-TP2"),
+    ],
+)
+async def test_a_fleet_answers_like_one_worker(processes: BatonProcesses, shape: Shape, backend: str) -> None:
+    fleet = start_fleet(processes, BATON_TINY, replace(shape, backend=backend))
+    await compare(fleet, fleet.whole, count=300, seed=7)

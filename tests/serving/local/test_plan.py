@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from baton_operator.api import InferenceService, parse_manifest
+from baton_serving.errors import ConfigError
+from baton_serving.local.plan import Kind, Machine, Plan, ProcessSpec, make_plan
+
+MACHINE = Machine(cores=8)
+
+
+def service(spec: str = "", uri: str = "file://.") -> InferenceService:
+    head = "apiVersion: baton.dev/v1alpha1\nkind: InferenceService\nmetadata: {name: demo}\n"
+    return parse_manifest(f"{head}spec:\n  model: {{uri: '{uri}'}}\n{spec}".encode())
+
+
+def plan_of(tmp_path: Path, spec: str = "", machine: Machine = MACHINE, port: int | None = None) -> Plan:
+    return make_plan(service(spec), tmp_path, machine, gateway_port=port)
+
+
+def worker(plan: Plan, name: str) -> ProcessSpec:
+    return next(spec for spec in plan.processes if spec.name == name)
+
+
+def flag(spec: ProcessSpec, name: str) -> str | None:
+    return spec.argv[spec.argv.index(name) + 1] if name in spec.argv else None
+
+
+def test_a_service_is_bootstrap_workers_and_gateway(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "  prefill: {replicas: 2}\n  decode: {replicas: 3}\n  bootstrap: {replicas: 2}\n")
+    assert [spec.name for spec in plan.processes] == [
+        *("bootstrap-0", "bootstrap-1", "prefill-0", "prefill-1", "decode-0", "decode-1", "decode-2", "gateway")
+    ]
+    assert {spec.env["BATON_WORKER_ID"] for spec in plan.of(Kind.WORKER)} == {
+        spec.name for spec in plan.of(Kind.WORKER)
+    }
+
+
+def test_the_manifest_becomes_flags(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path,
+        "  prefill: {parallelism: {tensor: 2}, extraArgs: ['--page-size', '16']}\n"
+        "  decode: {env: [{name: X, value: 'y'}]}\n"
+        "  transfer: {backend: nixl, protocol: rdma, devices: [mlx5_0, mlx5_1]}\n"
+        "  gateway: {policy: round_robin, port: 9000}\n"
+        "  bootstrap: {leaseSeconds: 7}\n",
+    )
+    prefill, decode = worker(plan, "prefill-0"), worker(plan, "decode-0")
+    assert flag(prefill, "--model-path") == str(tmp_path)
+    assert flag(prefill, "--served-model-name") == "demo"
+    assert (flag(prefill, "--disaggregation-mode"), flag(decode, "--disaggregation-mode")) == ("prefill", "decode")
+    assert (flag(prefill, "--tp-size"), flag(decode, "--tp-size")) == ("2", "1")
+    assert flag(prefill, "--disaggregation-transfer-backend") == "nixl"
+    assert flag(prefill, "--disaggregation-transfer-protocol") == "rdma"
+    assert flag(prefill, "--disaggregation-ib-device") == "mlx5_0,mlx5_1"
+    assert prefill.argv[-2:] == ("--page-size", "16")
+    assert decode.env["X"] == "y"
+    assert flag(worker(plan, "gateway"), "--port") == "9000"
+    assert flag(worker(plan, "gateway"), "--policy") == "round_robin"
+    assert flag(worker(plan, "bootstrap-0"), "--lease") == "7"
+
+
+def test_no_prefill_means_whole_workers(tmp_path: Path) -> None:
+    by_manifest = plan_of(tmp_path, "  prefill: {replicas: 0}\n  decode: {replicas: 2}\n")
+    by_option = make_plan(service("  decode: {replicas: 2}\n"), tmp_path, MACHINE, undivided=True)
+    assert by_manifest == by_option
+    assert [spec.name for spec in by_manifest.of(Kind.WORKER)] == ["worker-0", "worker-1"]
+    assert flag(worker(by_manifest, "worker-0"), "--disaggregation-mode") == "null"
+    assert flag(worker(by_manifest, "worker-0"), "--disaggregation-transfer-backend") is None
+
+
+def test_commands_take_what_others_announced_and_leave_the_rest_to_the_system(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "  decode: {extraArgs: ['--json-model-override-args', '{\"a\": {}}']}\n", port=0)
+    known = {"{bootstrap}": "h:1,h:2"}
+    command = worker(plan, "decode-0").command(known)
+    assert command[command.index("--disaggregation-bootstrap-addr") + 1] == "h:1,h:2"
+    assert command[-1] == '{"a": {}}'
+    gateway = worker(plan, "gateway")
+    assert flag_of(gateway.command(known), "--port") == "0"
+    assert flag_of(gateway.command({**known, "{port}": "8123"}), "--port") == "8123"
+    bootstrap = worker(plan, "bootstrap-0").command({"{port}": "1", "{http_port}": "2"})
+    assert (flag_of(bootstrap, "--port"), flag_of(bootstrap, "--http-port")) == ("1", "2")
+
+
+def flag_of(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+def test_cores_are_shared_out(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "  prefill: {replicas: 1}\n  decode: {replicas: 1}\n")
+    assert {spec.env["OMP_NUM_THREADS"] for spec in plan.of(Kind.WORKER)} == {"4"}
+    plan = plan_of(tmp_path, "  decode: {env: [{name: OMP_NUM_THREADS, value: '7'}]}\n")
+    assert worker(plan, "decode-0").env["OMP_NUM_THREADS"] == "7"
+
+
+def test_every_worker_gets_gpus_of_its_own_first(tmp_path: Path) -> None:
+    machine = Machine(cores=8, gpus=("0", "1", "2", "3"))
+    plan = plan_of(tmp_path, "  prefill: {parallelism: {tensor: 2}}\n  decode: {replicas: 2}\n", machine)
+    visible = [spec.env["CUDA_VISIBLE_DEVICES"] for spec in plan.of(Kind.WORKER)]
+    assert visible == ["0,1,2,3", "2,3,0,1", "3,0,1,2"]
+    with pytest.raises(ConfigError, match=r"spec\.prefill\.parallelism takes 8 GPUs per worker, but there are 4"):
+        plan_of(tmp_path, "  prefill: {parallelism: {tensor: 8}}\n", machine)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("pvc://claim/x", "pvc:// is for clusters; locally write file:// or hf://"),
+        ("file://absent", "there is no .*absent; a path without a leading slash begins at"),
+    ],
+)
+def test_models_out_of_reach_are_refused(tmp_path: Path, uri: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_plan(service(uri=uri), tmp_path, MACHINE)
+
+
+def test_models_come_from_the_hub_or_an_absolute_path(tmp_path: Path) -> None:
+    plan = make_plan(service(uri="hf://owner/name"), tmp_path, MACHINE)
+    assert flag(worker(plan, "prefill-0"), "--model-path") == "owner/name"
+    plan = make_plan(service(uri=f"file://{tmp_path}"), Path("/"), MACHINE)
+    assert flag(worker(plan, "prefill-0"), "--model-path") == str(tmp_path)

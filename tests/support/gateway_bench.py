@@ -1,0 +1,223 @@
+"""Scripted workers on real sockets, and a gateway in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+import uvicorn
+
+from baton_bootstrap.client import View
+from baton_bootstrap.hosted import HostedServer
+from baton_bootstrap.records import Entry, Role, State, Status, Worker
+from baton_serving.api.server import bind
+from baton_serving.gateway.app import App
+from baton_serving.gateway.metrics import Metrics
+from baton_serving.gateway.routing import Router, RoutingConfig
+
+Script = Callable[["Call"], Awaitable[None]]
+
+
+@dataclass
+class Call:
+    """One request that a worker got, and the socket to answer it on. `closed` is set when the peer hangs up."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, object]
+    writer: asyncio.StreamWriter
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def head(self, status: int = 200, kind: str = "text/event-stream") -> None:
+        head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        self.writer.write(head.encode())
+        await self.writer.drain()
+
+    async def chunk(self, data: bytes) -> None:
+        self.writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+        await self.writer.drain()
+
+    async def end(self) -> None:
+        self.writer.write(b"0\r\n\r\n")
+        await self.writer.drain()
+
+    async def reply(self, status: int = 200, **body: object) -> None:
+        data = json.dumps(body).encode()
+        head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        self.writer.write(head.encode() + data)
+        await self.writer.drain()
+
+    def die(self) -> None:
+        self.writer.transport.abort()
+
+    async def hang(self) -> None:
+        await self.closed.wait()
+
+
+class ScriptedWorker:
+    """Answers each request by `script`, in which a test says what goes right and wrong."""
+
+    def __init__(self, worker_id: str, role: Role, script: Script, weights: str = "w1", model: str = "m") -> None:
+        self.script = script
+        self.calls: list[Call] = []
+        self._called = asyncio.Condition()
+        self.connections = 0
+        self.state = State.READY
+        self._id, self._role, self._weights, self._model = worker_id, role, weights, model
+        self._server: asyncio.Server | None = None
+        self.entry: Entry
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        worker = Worker(
+            id=self._id,
+            incarnation=f"{self._id}-{port}",
+            epoch=port,
+            role=self._role,
+            http_url=f"http://127.0.0.1:{port}",
+            model=self._model,
+            weight_digest=self._weights,
+        )
+        self.entry = Entry(worker=worker, status=Status(state=State.READY))
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            for call in self.calls:
+                call.die()
+
+    async def called(self, times: int = 1) -> Call:
+        """The latest call, once there have been so many."""
+        async with self._called:
+            await self._called.wait_for(lambda: len(self.calls) >= times)
+        return self.calls[-1]
+
+    async def _note(self, call: Call) -> None:
+        async with self._called:
+            self.calls.append(call)
+            self._called.notify_all()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while True:
+                call = await self._read(reader, writer)
+                await self._note(call)
+                running = asyncio.ensure_future(self.script(call))
+                peek = asyncio.ensure_future(reader.read(1))
+                await asyncio.wait({running, peek}, return_when=asyncio.FIRST_COMPLETED)
+                if peek.done() and not running.done():
+                    call.closed.set()
+                    await running
+                    return
+                await running
+                peek.cancel()
+                await asyncio.gather(peek, return_exceptions=True)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Call:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {name.lower(): value.strip() for line in head[1:] if line for name, _, value in [line.partition(":")]}
+        body = await reader.readexactly(int(headers["content-length"]))
+        return Call(head[0].split()[1], headers, json.loads(body), writer)
+
+
+async def prefill_ok(call: Call) -> None:
+    await call.reply(usage={})
+
+
+async def hang(call: Call) -> None:
+    await call.hang()
+
+
+async def die(call: Call) -> None:
+    call.die()
+
+
+def events(*texts: str, done: bool = True) -> list[bytes]:
+    lines = [f"data: {json.dumps({'text': text})}\n\n".encode() for text in texts]
+    return [*lines, b"data: [DONE]\n\n"] if done else lines
+
+
+def stream(*texts: str) -> Script:
+    """Decode's script for a stream that goes well."""
+
+    async def script(call: Call) -> None:
+        await call.head()
+        for event in events(*texts):
+            await call.chunk(event)
+        await call.end()
+
+    return script
+
+
+def answer(status: int = 200, **body: object) -> Script:
+    async def script(call: Call) -> None:
+        await call.reply(status, **body)
+
+    return script
+
+
+class Bench:
+    """A gateway over workers whose view the test sets."""
+
+    def __init__(self, router: Router, url: str, session: aiohttp.ClientSession) -> None:
+        self.router = router
+        self.url = url
+        self.session = session
+        self.workers: list[ScriptedWorker] = []
+        self._version = 0
+
+    async def worker(
+        self, worker_id: str, script: Script, role: Role | None = None, weights: str = "w1", model: str = "m"
+    ) -> ScriptedWorker:
+        """Start a worker and show it to the gateway; the role follows the first letter of its id."""
+        by_letter = {"p": Role.PREFILL, "d": Role.DECODE, "b": Role.BOTH}
+        worker = ScriptedWorker(worker_id, role or by_letter[worker_id[0]], script, weights, model)
+        await worker.start()
+        self.workers.append(worker)
+        self.show(*self.workers)
+        return worker
+
+    def show(self, *workers: ScriptedWorker) -> None:
+        """What the bootstrap server would say from now on."""
+        self._version += 1
+        entries = {
+            worker.entry.worker.id: Entry(worker=worker.entry.worker, status=Status(state=worker.state))
+            for worker in workers
+        }
+        self.router.update(View(version=self._version, connected=1, entries=entries))
+
+    def post(self, path: str = "/v1/completions", **body: object) -> aiohttp.client._RequestContextManager:
+        return self.session.post(self.url + path, json={"model": "m", "prompt": "hi", **body})
+
+    def idle(self) -> bool:
+        """Whether no request is counted anywhere."""
+        fleet = self.router.fleet
+        return not any(one.legs for one in (*fleet.endpoints.values(), *fleet.absent.values()))
+
+
+@asynccontextmanager
+async def gateway_bench(config: RoutingConfig) -> AsyncIterator[Bench]:
+    """A gateway's application on a real port; at the end no request may be left counted."""
+    router = Router(config)
+    app = App(router, Metrics(router.fleet))
+    server = HostedServer(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, ws="none"))
+    with bind("127.0.0.1", 0) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        async with aiohttp.ClientSession() as session:
+            bench = Bench(router, f"http://127.0.0.1:{listener.getsockname()[1]}", session)
+            yield bench
+        server.should_exit = True
+        await serving
+        assert bench.idle()
+        for worker in bench.workers:
+            await worker.stop()
