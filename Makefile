@@ -47,6 +47,10 @@ format: setup  ## Format the code and apply safe fixes
 docs: setup  ## Write the generated pages under docs/ anew
 	$(BIN)/python scripts/docs.py
 
+.PHONY: crds
+crds: setup  ## Write the CustomResourceDefinitions anew
+	$(BIN)/python scripts/crds.py
+
 .PHONY: protos
 protos: setup  ## Write the generated gRPC code anew
 	$(BIN)/python scripts/protos.py

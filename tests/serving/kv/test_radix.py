@@ -164,6 +164,16 @@ def test_unused_window_pages_go_before_any_leaf() -> None:
     assert [node.whole for node in tree.walk()] == [False, False, True]
 
 
+def test_a_window_that_served_a_hit_outlives_those_that_did_not() -> None:
+    tree, pool = make(page_size=2, windows=(None, 3))
+    insert(tree, pool, [1, 1, 2, 2, 0, 0])
+    insert(tree, pool, [2, 2, 1, 1, 0, 0])
+    match(tree, [1, 1, 2, 2, 0, 0])
+    tree.evict(5)
+    assert match(tree, [1, 1, 2, 2, 0, 0]).page_count == 3
+    assert match(tree, [2, 2, 1, 1, 0, 0]).page_count == 0
+
+
 def test_a_window_in_use_stays() -> None:
     tree, pool = make(page_size=2, windows=(None, 3))
     insert(tree, pool, [1, 2, 3, 4])

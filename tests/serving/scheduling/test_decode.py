@@ -78,6 +78,24 @@ def test_nobody_gives_way_while_pages_are_about_to_come_back() -> None:
     world.check_answers()
 
 
+def test_a_prompt_that_cannot_go_on_lets_its_pages_go() -> None:
+    world = small_world(
+        page_size=1, pages=20, chunked_prefill_size=2, enable_mixed_chunk=True, schedule_conservativeness=0.01
+    )
+    moving = world.add(world.request([1] * 2, max_new_tokens=14))
+    world.step()
+    stuck = world.add(world.request([2] * 12, max_new_tokens=1))
+    while world.scheduler.stats()["pages_free"]:
+        world.step()
+    assert stuck.state is State.PREFILL
+    world.extract(moving.rid)
+    world.step()
+    assert stuck.state is State.WAITING
+    world.handoff_done(moving.rid)
+    world.run_out()
+    world.check_answers()
+
+
 def test_nothing_is_planned_past_the_limit() -> None:
     world = small_world(depth=1)
     request = world.add(world.request([1] * 4, max_new_tokens=3))
