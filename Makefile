@@ -21,7 +21,7 @@ demo: setup  ## Serve the demo model, ask it a few questions, stop again
 
 .PHONY: test
 test: lint  ## Everything that must hold: format, lint, types, layers, tests on the CPU
-	$(PYTEST) -n $(WORKERS) -m "not gpu and not deep" --durations=15
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not gpu and not deep" --durations=15
 
 .PHONY: lint
 lint: setup  ## Format check, lint, types and import layers
@@ -32,7 +32,7 @@ lint: setup  ## Format check, lint, types and import layers
 
 .PHONY: test-deep
 test-deep: setup  ## Long property runs
-	$(PYTEST) -n $(WORKERS) -m deep --timeout=3600 --durations=15
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m deep --timeout=3600 --durations=15
 
 .PHONY: test-gpu
 test-gpu: setup  ## Tests that need a CUDA device
@@ -46,6 +46,10 @@ format: setup  ## Format the code and apply safe fixes
 .PHONY: docs
 docs: setup  ## Write the generated pages under docs/ anew
 	$(BIN)/python scripts/docs.py
+
+.PHONY: crds
+crds: setup  ## Write the CustomResourceDefinitions anew
+	$(BIN)/python scripts/crds.py
 
 .PHONY: protos
 protos: setup  ## Write the generated gRPC code anew

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from baton_operator.manual import manifest_page
 from baton_serving.config.docs import flags_page
 from baton_serving.runtime.metrics import METRICS, MetricSpec
 
@@ -32,7 +33,11 @@ def _labels(spec: MetricSpec) -> str:
     return ", ".join(f"`{label}`" for label in spec.labels)
 
 
-PAGES: Mapping[str, Callable[[], str]] = {"flags.md": flags_page, "metrics.md": metrics_page}
+PAGES: Mapping[str, Callable[[], str]] = {
+    "flags.md": flags_page,
+    "manifest.md": manifest_page,
+    "metrics.md": metrics_page,
+}
 
 
 def main(check: bool) -> int:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from baton_kernels.registry import Implementation, Op
+from baton_kernels.registry import TRITON_TYPES, Implementation, Needs, Op
 
 
 class ActivationAndMul(Protocol):
@@ -35,5 +35,13 @@ def activation_and_mul_torch(gate_up: torch.Tensor, activation: str) -> torch.Te
 
 
 ACTIVATION_AND_MUL: Op[ActivationAndMul] = Op(
-    "activation_and_mul", (Implementation("torch", "baton_kernels.activation:activation_and_mul_torch"),)
+    "activation_and_mul",
+    (
+        Implementation(
+            "triton",
+            "baton_kernels.triton_activation:activation_and_mul_triton",
+            Needs(device="cuda", capability=(8, 0), dtypes=TRITON_TYPES, packages=("triton",)),
+        ),
+        Implementation("torch", "baton_kernels.activation:activation_and_mul_torch"),
+    ),
 )

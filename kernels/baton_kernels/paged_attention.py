@@ -21,7 +21,7 @@ from typing import Protocol
 
 import torch
 
-from baton_kernels.registry import Implementation, Op
+from baton_kernels.registry import HALF, TRITON_TYPES, Implementation, Needs, Op
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,14 @@ class PagedRows:
 
     `q_lens` and `kv_lens` are on the host, new tokens and tokens altogether of each row. `page_table` is integer
     `[rows, at least ceil(max(kv_lens) / page_size)]` on the device: entry p holds tokens from `p * page_size` on.
-    Entries that no query of the row can see may be anything.
+    Entries that no query of the row can see may be anything. `device_lens` is `kv_lens` as int32 `[rows]` on the
+    device, where that is there already; capturable back ends then read it alone.
     """
 
     q_lens: tuple[int, ...]
     kv_lens: tuple[int, ...]
     page_table: torch.Tensor
+    device_lens: torch.Tensor | None = None
 
 
 class PlannedAttention(Protocol):
@@ -64,7 +66,13 @@ class PlannedAttention(Protocol):
 
 
 class PagedAttention(Protocol):
-    """One back end for one KV group. A plan is valid until the next call of `plan`."""
+    """One back end for one KV group. A plan is valid until the next call of `plan`.
+
+    `capturable`: plans follow from device tensors alone, so `plan` and `run` may be captured in a CUDA graph.
+    """
+
+    @property
+    def capturable(self) -> bool: ...
 
     def plan(self, rows: PagedRows) -> PlannedAttention: ...
 
@@ -95,9 +103,35 @@ def paged_attention_reference(
     return torch.stack(results) if results else q.new_empty(0, spec.q_heads, spec.v_dim)
 
 
+_FLASHINFER = Implementation(
+    "flashinfer",
+    "baton_kernels.paged_attention_flashinfer:FlashInferAttention",
+    Needs(device="cuda", capability=(8, 0), dtypes=HALF, packages=("flashinfer",)),
+)
+_FA3 = Implementation(
+    "fa3",
+    "baton_kernels.paged_attention_flashinfer:FlashInferFa3Attention",
+    Needs(device="cuda", major=9, dtypes=HALF, packages=("flashinfer",)),
+)
+_TRITON = Implementation(
+    "triton",
+    "baton_kernels.paged_attention_triton:TritonDecodeAttention",
+    Needs(device="cuda", capability=(8, 0), dtypes=TRITON_TYPES, packages=("triton",)),
+)
 EXTEND_ATTENTION: Op[PagedAttentionFactory] = Op(
-    "extend_attention", (Implementation("torch_native", "baton_kernels.paged_attention_torch:TorchExtendAttention"),)
+    "extend_attention",
+    (
+        _FA3,
+        _FLASHINFER,
+        Implementation("torch_native", "baton_kernels.paged_attention_torch:TorchExtendAttention"),
+    ),
 )
 DECODE_ATTENTION: Op[PagedAttentionFactory] = Op(
-    "decode_attention", (Implementation("torch_native", "baton_kernels.paged_attention_torch:TorchDecodeAttention"),)
+    "decode_attention",
+    (
+        _TRITON,
+        _FLASHINFER,
+        _FA3,
+        Implementation("torch_native", "baton_kernels.paged_attention_torch:TorchDecodeAttention"),
+    ),
 )

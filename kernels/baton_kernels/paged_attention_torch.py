@@ -66,6 +66,8 @@ class _ExtendRow:
 class TorchExtendAttention:
     """Rows of several new tokens, one at a time, in blocks of queries."""
 
+    capturable = False
+
     def __init__(self, spec: AttentionSpec) -> None:
         self._spec = spec
 
@@ -138,6 +140,8 @@ class _DecodeBatch:
 
 class TorchDecodeAttention:
     """Rows of one new token, batched."""
+
+    capturable = False
 
     def __init__(self, spec: AttentionSpec) -> None:
         self._spec = spec

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
 import torch
 
 F = TypeVar("F")
+B = TypeVar("B")
 
 AUTO = "auto"
+
+
+HALF = frozenset({torch.float16, torch.bfloat16})
+TRITON_TYPES = HALF | {torch.float32}
 
 
 class KernelUnavailable(ValueError):
@@ -26,11 +32,13 @@ class KernelUnavailable(ValueError):
 class Needs:
     """What an implementation requires; the defaults accept anything.
 
-    `capability` is the least CUDA compute capability, `packages` are importable module names.
+    `capability` is the least CUDA compute capability, `major` the only generation; `packages` are importable module
+    names.
     """
 
     device: str | None = None
     capability: tuple[int, int] | None = None
+    major: int | None = None
     dtypes: frozenset[torch.dtype] | None = None
     packages: tuple[str, ...] = ()
 
@@ -40,6 +48,8 @@ class Needs:
             return f"needs a {self.device} device, not {device.type}"
         if self.capability is not None and torch.cuda.get_device_capability(device) < self.capability:
             return f"needs compute capability {self.capability[0]}.{self.capability[1]}"
+        if self.major is not None and torch.cuda.get_device_capability(device)[0] != self.major:
+            return f"needs compute capability {self.major}.x"
         if self.dtypes is not None and dtype not in self.dtypes:
             return f"does not support {dtype}"
         missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
@@ -64,13 +74,23 @@ class Op(Generic[F]):
 
     def select(self, device: torch.device, dtype: torch.dtype, choice: str = AUTO) -> F:
         """The implementation called `choice`, or with "auto" the first one whose needs are met (KernelUnavailable)."""
+        return self.build(device, dtype, lambda implementation: implementation, choice)
+
+    def build(self, device: torch.device, dtype: torch.dtype, make: Callable[[F], B], choice: str = AUTO) -> B:
+        """What `make` makes of the first implementation, of those `select` would take, that it does not refuse.
+
+        `make` refuses by raising KernelUnavailable, which is raised here when none is left.
+        """
         reasons = []
         for implementation in self.implementations:
             if choice not in (AUTO, implementation.name):
                 continue
             reason = implementation.needs.unmet(device, dtype)
             if reason is None:
-                return cast(F, _resolve(implementation.target))
+                try:
+                    return make(cast(F, _resolve(implementation.target)))
+                except KernelUnavailable as refusal:
+                    reason = str(refusal)
             reasons.append(f"{implementation.name} {reason}")
         known = ", ".join(implementation.name for implementation in self.implementations)
         raise KernelUnavailable(

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from baton_kernels.registry import Implementation, Op
+from baton_kernels.registry import TRITON_TYPES, Implementation, Needs, Op
 
 
 class RmsNorm(Protocol):
@@ -41,7 +41,18 @@ def add_rms_norm_torch(
     return rms_norm_torch(residual, weight, eps, offset)
 
 
-RMS_NORM: Op[RmsNorm] = Op("rms_norm", (Implementation("torch", "baton_kernels.rms_norm:rms_norm_torch"),))
+_TRITON = Needs(device="cuda", capability=(8, 0), dtypes=TRITON_TYPES, packages=("triton",))
+RMS_NORM: Op[RmsNorm] = Op(
+    "rms_norm",
+    (
+        Implementation("triton", "baton_kernels.triton_norm:rms_norm_triton", _TRITON),
+        Implementation("torch", "baton_kernels.rms_norm:rms_norm_torch"),
+    ),
+)
 ADD_RMS_NORM: Op[AddRmsNorm] = Op(
-    "add_rms_norm", (Implementation("torch", "baton_kernels.rms_norm:add_rms_norm_torch"),)
+    "add_rms_norm",
+    (
+        Implementation("triton", "baton_kernels.triton_norm:add_rms_norm_triton", _TRITON),
+        Implementation("torch", "baton_kernels.rms_norm:add_rms_norm_torch"),
+    ),
 )

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from baton_kernels.kv_write import kv_write_torch
-from baton_kernels.registry import Implementation, Op
+from baton_kernels.registry import TRITON_TYPES, Implementation, Needs, Op
 from baton_kernels.rms_norm import rms_norm_torch
 from baton_kernels.rope import rotate_heads
 
@@ -67,5 +67,13 @@ def rope_kv_write_torch(
 
 
 ROPE_KV_WRITE: Op[RopeKVWrite] = Op(
-    "rope_kv_write", (Implementation("torch", "baton_kernels.rope_kv_write:rope_kv_write_torch"),)
+    "rope_kv_write",
+    (
+        Implementation(
+            "triton",
+            "baton_kernels.triton_rope_kv_write:rope_kv_write_triton",
+            Needs(device="cuda", capability=(8, 0), dtypes=TRITON_TYPES, packages=("triton",)),
+        ),
+        Implementation("torch", "baton_kernels.rope_kv_write:rope_kv_write_torch"),
+    ),
 )

@@ -102,6 +102,7 @@ class Plan:
     trouble: float  # probability that a posted write goes wrong
     loss: float  # probability that a control message is lost
     seed: int
+    alone: bool = False  # peers write by themselves, as over NVLink: closing an engine keeps nobody out
 
 
 class Ledger:
@@ -231,6 +232,7 @@ class Node:
 
     def _engine(self, name: str) -> TransferBackend:
         self.engines[name] = engine = self.world.fabric.backend(name)
+        engine.fenced_by_close = not self.world.plan.alone
         return engine
 
     def post(self, action: Callable[[], None], lag: float = 0.0) -> None:

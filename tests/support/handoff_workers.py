@@ -157,9 +157,9 @@ class Worker:
             self.woken.clear()
 
     def close(self) -> None:
-        self.service.close()
         for rank in self.ranks:
             rank.close()
+        self.service.close()
 
 
 def eventually(condition: Callable[[], bool], timeout: float = 20.0) -> None:

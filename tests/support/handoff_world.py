@@ -168,6 +168,8 @@ class World:
                 self._hang(node, fault.lasts)
             case "freeze":
                 node.frozen_until = self.now + fault.lasts
+            case "cut" if self.plan.alone:
+                pass  # within a host no connection ends but by its processes
             case "cut":
                 for wire in [wire for (name, _), wire in self.wires.items() if name == node.incarnation]:
                     self._end(wire, both=True)
@@ -274,7 +276,9 @@ class World:
         quick = [[self.random.choice((0.0, 0.0, 0.002, 0.02))] for _ in range(blocks)]
         if chance() >= self.plan.trouble:
             return Script(quick)
-        kind = self.random.choice(("slow", "drop", "duplicate", "refuse", "fail", "fail late", "crawl"))
+        kinds = ("slow", "crawl", "duplicate", "refuse", "drop", "fail", "fail late")
+        # A copy by the writer's own hands takes its time or does not begin; nothing of it is ever under way alone.
+        kind = self.random.choice(kinds[:4] if self.plan.alone else kinds)
         if kind == "slow":
             return Script([[self.random.uniform(0.0, 2.0)] for _ in range(blocks)])
         if kind == "crawl":

@@ -20,10 +20,18 @@ class PagedRunner:
     token was written to: whatever reads it shows in the logits.
     """
 
-    def __init__(self, loaded: LoadedModel, pages: int = 400, tp_size: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        pages: int = 400,
+        tp_size: int = 1,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        self._device = device or torch.device("cpu")
         self.loaded = loaded
         layout = loaded.kv_layout
-        self.pool = KVPool(layout.rank_shape(tp_size), layout.groups, pages, torch.device("cpu"))
+        self.pool = KVPool(layout.rank_shape(tp_size), layout.groups, pages, self._device)
         for page in range(pages + 1):
             self._poison(page)
         self.planner = AttentionPlanner(self.pool, loaded.heads)
@@ -45,10 +53,10 @@ class PagedRunner:
         batch = ForwardBatch.build(
             starts,
             lengths,
-            torch.tensor([token for tokens in rows.values() for token in tokens]),
+            torch.tensor([token for tokens in rows.values() for token in tokens], device=self._device),
             [self._table(list(rows), group) for group in range(len(self.pool.groups))],
             self.pool.shape.page_size,
-            torch.arange(sum(lengths)),
+            torch.arange(sum(lengths), device=self._device),
         )
         model = self.loaded.model
         logits = model.logits(model.hidden_states(batch, self.planner.plan(batch)))
@@ -76,4 +84,5 @@ class PagedRunner:
     def _table(self, names: Sequence[str], group: int) -> torch.Tensor:
         owned = [self._pages[name][group] for name in names]
         width = max(len(pages) for pages in owned)
-        return torch.tensor([pages + [0] * (width - len(pages)) for pages in owned], dtype=torch.int32)
+        table = torch.tensor([pages + [0] * (width - len(pages)) for pages in owned], dtype=torch.int32)
+        return table.to(self._device)

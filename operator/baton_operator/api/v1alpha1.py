@@ -5,92 +5,119 @@ camelCase in YAML; unknown fields are refused; every string, list and map is bou
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field
+
+from baton_operator.api.endpoint import Gateway
+from baton_operator.api.fields import AbsolutePath, Label, Labels, Metadata, ObjectName, Part, Rule, Text
+from baton_operator.api.pods import ConfigMapKey, Pods, SecretKey, WorkerPods
+from baton_operator.api.status import Status
 
 KIND = "InferenceService"
 
-Text = Annotated[str, Field(min_length=1, max_length=512)]
-Label = Annotated[str, Field(max_length=253)]
-Name = Annotated[str, Field(max_length=50, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
-
-
-def _quantity_text(value: object) -> object:
-    return str(value) if type(value) is int else value
-
-
-Quantity = Annotated[
-    str,
-    BeforeValidator(_quantity_text),
-    Field(
-        max_length=32,
-        pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$",
-        json_schema_extra={"x-kubernetes-int-or-string": True},
-    ),
-]
-Quantities = Annotated[dict[Label, Quantity], Field(max_length=16)]
-Labels = Annotated[dict[Label, Label], Field(max_length=64)]
-
-# Flags that the manifest itself decides, and where.
+# Flags that the manifest itself decides, by the place that decides them.
 DERIVED_FLAGS = {
-    "--model-path": "spec.model.uri",
-    "--model": "spec.model.uri",
-    "--revision": "spec.model.revision",
-    "--served-model-name": "spec.model.servedName",
-    "--tp": "parallelism.tensor",
-    "--tp-size": "parallelism.tensor",
-    "--tensor-parallel-size": "parallelism.tensor",
-    "--pp-size": "parallelism.pipeline",
-    "--pipeline-parallel-size": "parallelism.pipeline",
-    "--dp-size": "parallelism.data",
-    "--data-parallel-size": "parallelism.data",
-    "--ep-size": "parallelism.expert",
-    "--expert-parallel-size": "parallelism.expert",
-    "--disaggregation-mode": "the role itself",
-    "--disaggregation-transfer-backend": "spec.transfer.backend",
-    "--disaggregation-ib-device": "spec.transfer.devices",
-    "--disaggregation-bootstrap-addr": "spec.bootstrap",
-    "--host": "nothing: Baton wires the addresses",
-    "--port": "nothing: Baton wires the ports",
+    "spec.model.uri": ("--model-path", "--model"),
+    "spec.model.revision": ("--revision",),
+    "spec.model.servedName": ("--served-model-name",),
+    "parallelism.tensor": ("--tp", "--tp-size", "--tensor-parallel-size"),
+    "parallelism.pipeline": ("--pp-size", "--pipeline-parallel-size"),
+    "parallelism.data": ("--dp-size", "--data-parallel-size"),
+    "parallelism.expert": ("--ep", "--ep-size", "--expert-parallel-size"),
+    "parallelism.nodes": ("--nnodes", "--node-rank", "--dist-init-addr", "--nccl-init-addr"),
+    "prefill.replicas, which is 0 when decode workers serve whole,": ("--disaggregation-mode",),
+    "spec.transfer.backend": ("--disaggregation-transfer-backend",),
+    "spec.transfer.protocol": ("--disaggregation-transfer-protocol",),
+    "spec.transfer.devices": ("--disaggregation-ib-device",),
+    "spec.bootstrap": ("--disaggregation-bootstrap-addr", "--disaggregation-bootstrap-port"),
 }
+WIRED_FLAGS = ("--host", "--port")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        alias_generator=to_camel, extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+def _flag_rule(flags: tuple[str, ...], remedy: str) -> Rule:
+    form = f"^({'|'.join(flags)})(=.*)?$"
+    pattern = re.compile(form, re.DOTALL)
+    return Rule(
+        f"!self.extraArgs.exists(word, word.matches('{form}'))",
+        lambda part: not any(pattern.match(word) for word in part.extra_args),
+        f"extraArgs may not hold {' or '.join(flags)}; {remedy}",
+        ".extraArgs",
     )
 
 
-class Metadata(_Part):
-    """The part of the object metadata that a manifest may set."""
+class ModelCache(Part):
+    """Where downloaded checkpoints are kept, so that a new pod does not download again. Local runs ignore it."""
 
-    name: Name
-    """Name of the service, unique in its namespace; the names of all its parts begin with it."""
-    namespace: Name = "default"
-    """Namespace that the service and its pods live in. Local runs ignore it."""
-    labels: Labels = {}
-    """Labels for your own use."""
-    annotations: Annotated[dict[Label, Annotated[str, Field(max_length=4096)]], Field(max_length=64)] = {}
-    """Annotations for your own use."""
+    claim: ObjectName | None = None
+    """PersistentVolumeClaim that all workers share; it must allow ReadWriteMany."""
+    node_path: AbsolutePath | None = None
+    """Folder of the node's own disk. A pod with such a volume is outside the restricted pod security standard."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.claim) != has(self.nodePath)",
+            lambda part: (part.claim is None) != (part.node_path is None),
+            "write either claim or nodePath",
+        ),
+    )
 
 
-class Model(_Part):
+class Model(Part):
     """What is served."""
 
     uri: Annotated[str, Field(max_length=1024, pattern=r"^(hf|pvc|s3|oci|file)://[^\s]+$")]
-    """Where the checkpoint lies: hf://owner/name, pvc://claim/path, s3://bucket/path, oci://image or file://path.
+    """Where the checkpoint lies: hf://owner/name, pvc://claim/path, oci://image, file://path, and later s3://bucket/path.
 
-    A file path that does not begin with a slash is taken from the folder of the manifest.
+    A file path that does not begin with a slash is taken from the folder of the manifest, in local runs only.
     """
     revision: Text | None = None
-    """Commit, tag or version of the checkpoint, where the source has such a thing."""
+    """Commit, tag or branch of a checkpoint on the Hugging Face hub. A branch moves: name a commit where it matters."""
     served_name: Text | None = None
     """Name that clients write in the `model` field; the name of the service when left out."""
+    token: SecretKey | None = None
+    """Secret entry with the token that the Hugging Face hub asks for. Local runs take HF_TOKEN from the environment."""
+    cache: ModelCache | None = None
+    """Where checkpoints from the Hugging Face hub are kept; in each pod, and gone with it, when left out."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.uri.startsWith('hf://') || !has(self.revision)",
+            lambda part: part.uri.startswith("hf://") or part.revision is None,
+            "revision is for hf:// only; leave it out and name the version in the uri",
+            ".revision",
+        ),
+        Rule(
+            "self.uri.startsWith('hf://') || !has(self.token)",
+            lambda part: part.uri.startswith("hf://") or part.token is None,
+            "token is for hf:// only; leave it out, and use placement.imagePullSecrets for oci://",
+            ".token",
+        ),
+        Rule(
+            "self.uri.startsWith('hf://') || !has(self.cache)",
+            lambda part: part.uri.startswith("hf://") or part.cache is None,
+            "cache is for hf:// only; leave it out, since nothing is downloaded",
+            ".cache",
+        ),
+        Rule(
+            "!self.uri.startsWith('file://') || self.uri.startsWith('file:///')",
+            lambda part: not part.uri.startswith("file://") or part.uri.startswith("file:///"),
+            "in a cluster a file path begins with a slash and lies in the worker's image; write file:///path, or hf://",
+            ".uri",
+            cluster=True,
+        ),
+        Rule(
+            "!self.uri.startsWith('s3://')",
+            lambda part: not part.uri.startswith("s3://"),
+            "s3:// cannot be fetched yet; write hf://, oci://image, or pvc://claim/path",
+            ".uri",
+            cluster=True,
+        ),
+    )
 
 
-class Parallelism(_Part):
+class Parallelism(Part):
     """How one worker spreads over devices; the product of tensor, pipeline and data is the number it takes."""
 
     tensor: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -101,93 +128,186 @@ class Parallelism(_Part):
     """Groups that compute attention for different requests."""
     expert: Annotated[int, Field(ge=1, le=1024)] = 1
     """Devices that the experts of a mixture-of-experts model are spread over."""
+    nodes: Annotated[int, Field(ge=1, le=256)] = 1
+    """Nodes, one pod on each, that one worker spans; more than 1 needs LeaderWorkerSet in the cluster."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "(self.tensor * self.pipeline * self.data) % self.nodes == 0",
+            lambda part: part.tensor * part.pipeline * part.data % part.nodes == 0,
+            "tensor times pipeline times data must be a multiple of nodes; choose nodes so that all have equally many",
+            ".nodes",
+        ),
+    )
+
+    @property
+    def devices(self) -> int:
+        """Devices that one worker takes."""
+        return self.tensor * self.pipeline * self.data
 
 
-class Resources(_Part):
-    """What a container asks for, in Kubernetes quantities. Local runs ignore it."""
+class Autoscaling(Part):
+    """Lets something else set the number of workers: an HPA or KEDA on this role's WorkerScaler.
 
-    requests: Quantities = {}
-    """Amounts the scheduler sets aside, by resource name."""
-    limits: Quantities = {}
-    """Amounts the container may not exceed, by resource name; GPUs and RDMA devices are asked for here."""
+    The WorkerScaler is named like the service and the role, as in chat-decode, starts at `replicas` and has a scale
+    subresource. Local runs ignore it.
+    """
+
+    min_replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
+    """Fewest workers, whatever the WorkerScaler says."""
+    max_replicas: Annotated[int, Field(ge=1, le=10_000)]
+    """Most workers, whatever the WorkerScaler says."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.minReplicas <= self.maxReplicas",
+            lambda part: part.min_replicas <= part.max_replicas,
+            "minReplicas is above maxReplicas; lower it or raise maxReplicas",
+            ".minReplicas",
+        ),
+    )
 
 
-class EnvVar(_Part):
-    """One environment variable."""
-
-    name: Annotated[str, Field(max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    """Name of the variable."""
-    value: Annotated[str, Field(max_length=4096)]
-    """Its value, taken literally."""
-
-
-class WorkerRole(_Part):
+class WorkerRole(WorkerPods):
     """Workers of one role, all alike."""
 
     replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
-    """How many workers of this role run."""
+    """How many workers of this role run; where `autoscaling` is set, how many to start with."""
     parallelism: Parallelism = Parallelism()
     """How each of these workers spreads over devices."""
-    resources: Resources = Resources()
-    """What each worker's container asks for."""
-    node_selector: Labels = {}
-    """Labels that a node must carry for these pods. Local runs ignore it."""
-    env: Annotated[list[EnvVar], Field(max_length=64)] = []
-    """Further environment variables of these workers."""
     extra_args: Annotated[list[Text], Field(max_length=128)] = []
     """Further flags of `baton serve`, one word each, as in ["--page-size", "64"]."""
+    autoscaling: Autoscaling | None = None
+    """Lets something else set the number of workers; fixed when left out."""
 
-    @model_validator(mode="after")
-    def _leaves_derived_flags_alone(self) -> Self:
-        for word in self.extra_args:
-            place = DERIVED_FLAGS.get(word.partition("=")[0])
-            if place is not None:
-                raise ValueError(f"extraArgs may not hold {word.partition('=')[0]}; set {place} instead")
-        return self
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *(_flag_rule(flags, f"set {place} instead") for place, flags in DERIVED_FLAGS.items()),
+        _flag_rule(WIRED_FLAGS, "Baton wires the ports and addresses"),
+    )
 
 
-class Bootstrap(_Part):
+class Bootstrap(Pods):
     """The server at which workers register and through which the gateway finds them."""
 
     replicas: Annotated[int, Field(ge=1, le=5)] = 1
-    """How many replicas run; workers register with each, and one is enough to go on."""
+    """How many replicas run; workers register with each, and one is enough to go on. A change restarts the workers."""
     lease_seconds: Annotated[int, Field(ge=1, le=60)] = 3
     """A worker that is silent this long, or whose scheduler stands still this long, gets no more requests."""
-    resources: Resources = Resources()
-    """What each replica's container asks for."""
 
 
-class Gateway(_Part):
-    """The one OpenAI endpoint in front of all workers."""
-
-    replicas: Annotated[int, Field(ge=1, le=100)] = 1
-    """How many replicas share the traffic."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    """Port of the endpoint."""
-    policy: Literal["round_robin", "power_of_two"] = "power_of_two"
-    """How workers are chosen: in turn, or the less loaded of two drawn at random."""
-    resources: Resources = Resources()
-    """What each replica's container asks for."""
-
-
-class Transfer(_Part):
+class Transfer(Part):
     """How the KV cache travels from prefill to decode."""
 
     backend: Literal["mooncake", "nixl"] = "mooncake"
     """Transfer engine, the same on both sides."""
     protocol: Literal["tcp", "rdma", "nvlink"] = "tcp"
-    """What the bytes travel over; nvlink needs prefill and decode in one host's address space."""
+    """What the bytes travel over. nvlink needs prefill and decode on one machine and works in local runs only."""
     devices: Annotated[list[Text], Field(max_length=16)] = []
     """RDMA devices to use, such as mlx5_0; found automatically when left out."""
+    resource: Label | None = None
+    """Resource of which each worker pod asks for one, as the cluster's RDMA device plugin names it: rdma/hca or alike.
 
-    @model_validator(mode="after")
-    def _devices_need_rdma(self) -> Self:
-        if self.devices and self.protocol != "rdma":
-            raise ValueError(f"devices are RDMA devices, but protocol is {self.protocol}; write protocol: rdma")
-        return self
+    Local runs ignore it.
+    """
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.protocol == 'rdma' || size(self.devices) == 0",
+            lambda part: part.protocol == "rdma" or not part.devices,
+            "devices are RDMA devices, but protocol is not rdma; write protocol: rdma or leave devices out",
+            ".devices",
+        ),
+        Rule(
+            "self.protocol == 'rdma' || !has(self.resource)",
+            lambda part: part.protocol == "rdma" or part.resource is None,
+            "resource is an RDMA device, but protocol is not rdma; write protocol: rdma or leave resource out",
+            ".resource",
+        ),
+        Rule(
+            "self.protocol != 'nvlink'",
+            lambda part: part.protocol != "nvlink",
+            "NVLink does not reach from pod to pod; write protocol: rdma or protocol: tcp",
+            ".protocol",
+            cluster=True,
+        ),
+    )
 
 
-class Spec(_Part):
+class Rollout(Part):
+    """How changes reach the workers. Local runs ignore it."""
+
+    progress_seconds: Annotated[int, Field(ge=30, le=86_400)] = 1800
+    """A worker that has not become ready after so long makes the service Degraded; loading must fit into it."""
+    drain_seconds: Annotated[int, Field(ge=5, le=3_600)] = 60
+    """How long a pod that is told to stop may take to end its open requests."""
+    paused: bool = False
+    """Leave the workers as they are, whatever else the manifest says; replicas and everything else still follow."""
+
+
+class Metrics(Part):
+    """Who may read /metrics of workers, gateway and bootstrap server. Local runs ignore it."""
+
+    namespaces: Labels = {}
+    """Labels of the namespaces from which metrics may be read; only the service's own namespace when empty."""
+    pod_monitor: bool = False
+    """Make a PodMonitor for the Prometheus operator."""
+    pod_monitor_labels: Labels = {}
+    """Labels of the PodMonitor, by which a Prometheus selects it."""
+    interval_seconds: Annotated[int, Field(ge=1, le=3_600)] = 30
+    """How often the PodMonitor has metrics read."""
+
+
+class Proxy(Part):
+    """The HTTP proxy through which downloads go."""
+
+    url: Annotated[str, Field(max_length=512, pattern=r"^https?://[^\s]+$")]
+    """URL of the proxy."""
+    exceptions: Annotated[list[Label], Field(max_length=64)] = []
+    """Hosts and domains that are reached directly; the cluster's own names always are."""
+
+
+class Security(Part):
+    """Who may talk to whom, and what proves it. Local runs ignore it."""
+
+    network_policies: bool = True
+    """Let pods talk only to those they must; RDMA traffic is out of reach of network policies."""
+    token: SecretKey | None = None
+    """Secret entry with a token that workers and gateway must show at the bootstrap server."""
+    ca: ConfigMapKey | None = None
+    """ConfigMap entry with the certificates, in PEM, that downloads trust; it takes the place of the public ones."""
+    proxy: Proxy | None = None
+    """The HTTP proxy through which downloads go."""
+
+
+def _rdma_rule(role: str) -> Rule:
+    return Rule(
+        "self.transfer.protocol != 'rdma' || has(self.transfer.resource)"
+        f" || size(self.{role}.placement.resourceClaims) > 0",
+        lambda spec: (
+            spec.transfer.protocol != "rdma"
+            or spec.transfer.resource is not None
+            or bool(getattr(spec, role).placement.resource_claims)
+        ),
+        f"transfer.protocol is rdma, but {role} pods ask for no RDMA device; write transfer.resource, the name of your "
+        f"device plugin's resource, such as rdma/hca, or {role}.placement.resourceClaims, or transfer.protocol: tcp",
+        ".transfer",
+        cluster=True,
+    )
+
+
+def _tensor_sizes_fit(spec: Spec) -> bool:
+    prefill, decode = spec.prefill.parallelism.tensor, spec.decode.parallelism.tensor
+    return not spec.divided or not prefill % decode or not decode % prefill
+
+
+def _scale_to_zero_as_a_pair(spec: Spec) -> bool:
+    decode, prefill = spec.decode.autoscaling, spec.prefill.autoscaling
+    if decode is None or decode.min_replicas > 0 or not spec.divided:
+        return True
+    return prefill is not None and prefill.min_replicas == 0
+
+
+class Spec(Part):
     """The service as it is wanted."""
 
     model: Model
@@ -202,21 +322,49 @@ class Spec(_Part):
     """The endpoint that clients talk to."""
     transfer: Transfer = Transfer()
     """Transfer engine and network of the handoff."""
+    rollout: Rollout = Rollout()
+    """How changes reach the workers."""
+    metrics: Metrics = Metrics()
+    """Who may read the metrics."""
+    security: Security = Security()
+    """Who may talk to whom."""
 
-    @model_validator(mode="after")
-    def _roles_fit_together(self) -> Self:
-        if self.decode.replicas == 0 and self.prefill.replicas > 0:
-            raise ValueError("decode.replicas is 0 while prefill.replicas is not; nothing would answer: raise decode")
-        prefill, decode = self.prefill.parallelism.tensor, self.decode.parallelism.tensor
-        if self.prefill.replicas and prefill % decode and decode % prefill:
-            raise ValueError(
-                f"prefill.parallelism.tensor is {prefill} and decode.parallelism.tensor is {decode}; "
-                "choose them so that one divides the other"
-            )
-        return self
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.decode.replicas > 0 || self.prefill.replicas == 0",
+            lambda spec: spec.decode.replicas > 0 or spec.prefill.replicas == 0,
+            "decode.replicas is 0 while prefill.replicas is not; nothing would answer: raise decode.replicas",
+            ".decode.replicas",
+        ),
+        Rule(
+            "(self.prefill.replicas == 0 && !has(self.prefill.autoscaling))"
+            " || self.prefill.parallelism.tensor % self.decode.parallelism.tensor == 0"
+            " || self.decode.parallelism.tensor % self.prefill.parallelism.tensor == 0",
+            _tensor_sizes_fit,
+            "prefill.parallelism.tensor and decode.parallelism.tensor do not fit; choose them so that "
+            "one divides the other",
+            ".prefill.parallelism.tensor",
+        ),
+        Rule(
+            "!has(self.decode.autoscaling) || self.decode.autoscaling.minReplicas > 0"
+            " || (self.prefill.replicas == 0 && !has(self.prefill.autoscaling))"
+            " || (has(self.prefill.autoscaling) && self.prefill.autoscaling.minReplicas == 0)",
+            _scale_to_zero_as_a_pair,
+            "decode may scale to zero only together with prefill; write prefill.autoscaling.minReplicas: 0, or raise "
+            "decode.autoscaling.minReplicas",
+            ".decode.autoscaling",
+        ),
+        _rdma_rule("prefill"),
+        _rdma_rule("decode"),
+    )
+
+    @property
+    def divided(self) -> bool:
+        """Whether prefill and decode run on separate workers; otherwise decode workers serve whole."""
+        return self.prefill.replicas > 0 or self.prefill.autoscaling is not None
 
 
-class InferenceService(_Part):
+class InferenceService(Part):
     """A large language model served with prefill and decode on separate workers, behind one OpenAI endpoint."""
 
     api_version: Literal["baton.dev/v1alpha1"]
@@ -227,6 +375,8 @@ class InferenceService(_Part):
     """Name and labels."""
     spec: Spec
     """What you want; everything else follows from it."""
+    status: Status | None = None
+    """What the operator saw and did last; nothing that you write."""
 
     @property
     def served_name(self) -> str:

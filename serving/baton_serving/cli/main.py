@@ -38,6 +38,9 @@ class Command:
 COMMANDS = {
     "serve": Command("baton_serving.cli.serve", "serve a model: one worker"),
     "up": Command("baton_serving.cli.up", "run an InferenceService as local processes"),
+    "validate": Command("baton_operator.cli.validate", "say what is wrong with a manifest"),
+    "render": Command("baton_operator.cli.render", "show the Kubernetes objects that a manifest leads to"),
+    "plan": Command("baton_operator.cli.plan", "show the steps and devices that a manifest, or a change of it, takes"),
     "gateway": Command("baton_serving.gateway.cli", "run the endpoint in front of all workers"),
     "bootstrap": Command("baton_bootstrap.cli", "run the server at which workers find each other"),
     "demo": Command("baton_serving.cli.demo", "start a worker with the demo model and ask it a few questions"),

@@ -292,7 +292,7 @@ class KernelOptions:
         not_yet=_ATTENTION_NOT_YET,
         instead="use torch_native, flashinfer or fa3",
         help="Attention of prefill and decode.",
-        auto="flashinfer on cuda where it is installed, else torch_native",
+        auto="on cuda the fastest that is installed and fits the model, else torch_native",
     )
     prefill_attention_backend: str | None = option(
         "--prefill-attention-backend",
@@ -307,8 +307,8 @@ class KernelOptions:
         "--decode-attention-backend",
         default=None,
         choices=_ATTENTION_BACKENDS,
-        not_yet=_ATTENTION_NOT_YET,
-        instead="use torch_native, flashinfer or fa3",
+        not_yet=tuple(name for name in _ATTENTION_NOT_YET if name != "triton"),
+        instead="use torch_native, flashinfer, fa3 or triton",
         help="Attention of decode alone.",
         auto="the attention backend",
     )
@@ -317,7 +317,7 @@ class KernelOptions:
         default=None,
         choices=("flashinfer", "pytorch"),
         help="What draws tokens.",
-        auto="flashinfer on cuda where it is installed, else pytorch",
+        auto="pytorch",
     )
 
 

@@ -162,12 +162,14 @@ def _max_total_tokens(
 
 def _attention_backends(config: ServerConfig, device: str, host: HostFacts) -> tuple[str, str]:
     kernels = config.kernels
-    default = "flashinfer" if device == "cuda" and host.has_flashinfer else "torch_native"
+    default = "auto" if device == "cuda" else "torch_native"
     for flag, name in (
         ("--attention-backend", kernels.attention_backend),
         ("--prefill-attention-backend", kernels.prefill_attention_backend),
         ("--decode-attention-backend", kernels.decode_attention_backend),
     ):
+        if name == "triton" and device != "cuda":
+            raise ConfigError(f"{flag} triton needs --device cuda; use torch_native")
         if name in ("flashinfer", "fa3"):
             _check_flashinfer(f"{flag} {name}", device, host, "torch_native")
         if name == "fa3" and host.compute_capability[0] != 9:
@@ -180,7 +182,7 @@ def _sampling_backend(config: ServerConfig, device: str, host: HostFacts) -> str
     asked = config.kernels.sampling_backend
     if asked == "flashinfer":
         _check_flashinfer("--sampling-backend flashinfer", device, host, "pytorch")
-    return asked or ("flashinfer" if device == "cuda" and host.has_flashinfer else "pytorch")
+    return asked or "pytorch"
 
 
 def _check_flashinfer(what: str, device: str, host: HostFacts, instead: str) -> None:

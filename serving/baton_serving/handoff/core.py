@@ -57,7 +57,7 @@ class HandoffCore:
         ranks = len(blank.ranks)
         self.ready = False
         self.fencing = Fencing(rim, limits, blank, self._on_ready)
-        self.links = LinkTable(rim, limits, blank.incarnation, ranks, self._link_up, self._link_lost)
+        self.links = LinkTable(rim, limits, blank.incarnation, ranks, self._link_up, self._link_lost, self._owed)
         self.sends = SendSide(rim, self.links, limits, ranks, lambda: self.fencing.own_epoch)
         self.receives = ReceiveSide(rim, self.links, limits, ranks, verify)
         self.fencing.bind(self.links, self.sends, self.receives)
@@ -167,6 +167,9 @@ class HandoffCore:
     def _link_lost(self, link: Link, reason: str, witnessed: bool) -> None:
         self.sends.lost(link, reason, self._now)
         self.receives.lost(link, reason, witnessed, self._now)
+
+    def _owed(self, link: Link) -> bool:
+        return self.sends.owes(link) or self.receives.owes(link)
 
     def stats(self) -> HandoffStats:
         sends, receives, fencing = self.sends, self.receives, self.fencing

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from baton_serving.handoff.layout import PeerDescriptor, PeerRefused, check_compatible
 from baton_serving.handoff.protocol import (
+    Aborted,
     Control,
     Heartbeat,
     Hello,
@@ -21,6 +22,7 @@ from baton_serving.handoff.protocol import (
     Key,
     Malformed,
     Message,
+    Snapshot,
     decode,
     encode,
 )
@@ -58,7 +60,8 @@ class Link:
 
 
 class LinkTable:
-    """All links. `on_up` and `on_lost` are told of admissions and ends (`witnessed`: the connection itself ended)."""
+    """All links. `on_up` and `on_lost` are told of admissions and ends (`witnessed`: the connection itself ended);
+    `owed` tells whether any page is in quarantine on account of a link."""
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class LinkTable:
         ranks: int,
         on_up: Callable[[Link], None],
         on_lost: Callable[[Link, str, bool], None],
+        owed: Callable[[Link], bool],
     ) -> None:
         self._rim = rim
         self._limits = limits
@@ -75,6 +79,7 @@ class LinkTable:
         self._ranks = ranks
         self._on_up = on_up
         self._on_lost = on_lost
+        self._owed = owed
         self._links: dict[int, Link] = {}
         self._condemned: dict[int, Link] = {}
         self.fenced_by_close = True
@@ -99,7 +104,7 @@ class LinkTable:
         logger.debug("handoff message refused: %s %s", reason, detail)
 
     def send(self, link: Link, message: Control) -> None:
-        if self.alive(link):
+        if self.alive(link) or self._condemned.get(link.connection) is link:
             self._rim.send(link.connection, encode(message))
 
     def reach(self, address: PeerAddress, now: float) -> Link:
@@ -147,8 +152,7 @@ class LinkTable:
             self.refuse("malformed", str(error))
             return None
         if connection in self._condemned:
-            self.refuse("given up", type(message).__name__)
-            return None
+            return self._last_words(self._condemned[connection], message)
         link = self._links.get(connection)
         expected = Hello if link is None else HelloAck | HelloRefused if link.theirs is None else Message
         if not isinstance(message, expected):
@@ -173,6 +177,14 @@ class LinkTable:
             self._beat(link, message, now)
             return None
         return link, message
+
+    def _last_words(self, link: Link, message: Message) -> tuple[Link, Message] | None:
+        """Of a peer that was given up, only the proof counts that it has become quiet."""
+        assert link.theirs is not None
+        if isinstance(message, Aborted | Snapshot) and message.incarnation == link.theirs.incarnation:
+            return link, message
+        self.refuse("given up", type(message).__name__)
+        return None
 
     def _greet(self, connection: int, link: Link | None, message: Hello, now: float) -> None:
         theirs = message.descriptor
@@ -269,8 +281,8 @@ class LinkTable:
     def drop(self, link: Link, reason: str, witnessed: bool = False) -> None:
         """End a link for good. Idempotent.
 
-        Where closing our engine does not keep a writer out, the connection is kept open: its end, seen by this very
-        process, is the witness that the writer is dead.
+        Where closing our engine does not keep a writer out, the connection is kept open while anything is in
+        quarantine: its end, seen by this very process, is the witness that the writer is dead or has nothing under way.
         """
         if self._links.pop(link.connection, None) is None:
             return
@@ -294,12 +306,19 @@ class LinkTable:
             for link in self:
                 if link.up:
                     self.send(link, Heartbeat(incarnation=self.incarnation, tick=tick, busy=busy))
-            for connection in list(self._condemned):
-                self._turn_away(connection, "given up")  # a dead peer shows itself when it is sent to
+            self._visit_condemned()
         for link in self:
             reason = self._suspicion(link, now)
             if reason:
                 self.drop(link, reason)
+
+    def _visit_condemned(self) -> None:
+        for link in list(self._condemned.values()):
+            if self._owed(link):
+                self._turn_away(link.connection, "given up")  # a dead peer shows itself when it is sent to
+            else:
+                del self._condemned[link.connection]
+                self._rim.hang_up(link.connection)
 
     def _suspicion(self, link: Link, now: float) -> str:
         if not link.up:

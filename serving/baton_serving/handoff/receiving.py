@@ -215,6 +215,10 @@ class ReceiveSide:
                     failure = HandoffFailure("unavailable", f"cannot reach {receive.peer_key!r}: {reason}")
                 self._fire(receive, ReceiveEvent.PEER_LOST, failure)
 
+    def owes(self, link: Link) -> bool:
+        """Whether writes of the peer behind `link` may still land in pages of failed transfers."""
+        return any(receive.link is link and receive.state is ReceiveState.DRAINING for receive in self)
+
     def digested(self, report: Digested, now: float) -> None:
         self._now = now
         receive = self._receives.get(report.key)

@@ -36,11 +36,13 @@ PageIndex = tuple[int, int]  # (KV group, page index within the request)
 
 @dataclass
 class Flight:
-    """One batch of writes: the ranks that have not reported its end, and the engines it runs between."""
+    """One batch of writes: the ranks that have not reported its end, and the engines it runs between. `hung`: past its
+    deadline."""
 
     ranks: set[int]
     target_epoch: int
     own_epoch: int
+    hung: bool = False
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Send:
     snapshot: bytes | None = None
     flights: dict[int, Flight] = field(default_factory=dict)
     batches: int = 0
-    unsure: bool = False  # some write ended without confirmation: bytes may land later
+    broken: bool = False  # some write ended without confirmation: bytes may land later
     target_epoch: int = 0
     failure: HandoffFailure | None = None
     told_quiet: bool = True  # what SendFailed said
@@ -70,6 +72,11 @@ class Send:
     seconds: float = 0.0  # … and for how long writes have been under way before them
     nbytes: int = 0
     digests: list[PageDigest] = field(default_factory=list)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether nobody can say when the last byte of what was posted lands."""
+        return self.broken or any(flight.hung for flight in self.flights.values())
 
     @property
     def over(self) -> bool:
@@ -246,7 +253,9 @@ class SendSide:
         flight = send.flights.get(report.batch) if send is not None else None
         if send is None or flight is None or report.rank not in flight.ranks:
             return
-        if report.outcome is not Outcome.HUNG:
+        if report.outcome is Outcome.HUNG:
+            flight.hung = True
+        else:
             flight.ranks.discard(report.rank)
             send.nbytes += report.nbytes
             send.digests.extend(report.digests)
@@ -255,7 +264,7 @@ class SendSide:
                 if not send.flights:
                     send.seconds += now - send.begun
         if report.outcome is not Outcome.DONE:
-            send.unsure |= report.outcome in (Outcome.BROKEN, Outcome.HUNG)
+            send.broken |= report.outcome is Outcome.BROKEN
             text = f"a write to {send.link.label if send.link else 'the receiver'} failed: {report.reason}"
             self._fire(send, SendEvent.WRITE_FAILED, HandoffFailure("unavailable", text))
         self._settle(send)
@@ -269,6 +278,10 @@ class SendSide:
             if send.link is link:
                 text = f"peer {link.label} lost: {reason}"
                 self._fire(send, SendEvent.PEER_LOST, HandoffFailure("unavailable", text))
+
+    def owes(self, link: Link) -> bool:
+        """Whether writes of failed transfers are under way to the peer behind `link`."""
+        return any(send.link is link and send.state is SendState.QUIESCING for send in self)
 
     def writes_to_older(self, link: Link) -> bool:
         """Whether a write that matters is under way into an engine that the peer behind `link` has replaced."""

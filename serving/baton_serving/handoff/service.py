@@ -87,7 +87,9 @@ class HandoffService:
             raise ConfigError(f"the transfer engine does not start: {reason}")
 
     def close(self) -> None:
-        """Stop serving. Transfers under way are not announced as failed; the ranks' engines are theirs to close."""
+        """Stop serving. Transfers under way are not announced as failed.
+
+        Close the ranks' transfers first: the end of the control connections tells peers that nothing is written."""
         self._stopped = True
         self._ring()
         if self._thread.is_alive():

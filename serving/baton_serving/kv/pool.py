@@ -17,6 +17,7 @@ import xxhash
 
 from baton_serving.errors import ConfigError
 from baton_serving.kv.layout import KVGroup, PageShape
+from baton_serving.kv.staging import upload
 
 TORCH_DTYPES = {
     "float32": torch.float32,
@@ -73,7 +74,7 @@ class KVPool:
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages `(source, target)`; all sources are read before any target is written."""
         if pairs:
-            index = torch.tensor(pairs, device=self.device)
+            index = upload(pairs, torch.int64, self.device)
             self._blocks[index[:, 1]] = self._blocks[index[:, 0]]
 
     def page_bytes(self, page: int) -> torch.Tensor:

@@ -104,7 +104,8 @@ def _workers(service: InferenceService, folder: Path, machine: Machine, *, undiv
     for name, role in roles:
         devices = _device_count(role)
         for index in range(role.replicas):
-            env = {"BATON_WORKER_ID": f"{name}-{index}", **{variable.name: variable.value for variable in role.env}}
+            literal = {variable.name: variable.value for variable in role.env if variable.value is not None}
+            env = {"BATON_WORKER_ID": f"{name}-{index}", **literal}
             if machine.gpus:
                 env.setdefault("CUDA_VISIBLE_DEVICES", ",".join(_rotated(name, machine.gpus, first_gpu, devices)))
                 first_gpu += devices

@@ -182,13 +182,15 @@ class Supervisor:
         for last in (False, True):
             slots = [slot for slot in self.slots.values() if (slot.spec.kind is Kind.BOOTSTRAP) is last]
             children = [slot.child for slot in slots if slot.child is not None and slot.running]
+            if not children:
+                continue
             for child in children:
                 child.signal(signal.SIGTERM)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(STOP_SECONDS):
-                    await asyncio.gather(*(child.ended() for child in children))
+            ends = [asyncio.create_task(child.ended()) for child in children]
+            await asyncio.wait(ends, timeout=STOP_SECONDS)
             for child in children:
                 child.kill_group()
+            await asyncio.gather(*ends)
 
     def _tell(self) -> None:
         self._news.set()

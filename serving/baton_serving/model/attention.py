@@ -16,12 +16,14 @@ from baton_kernels.paged_attention import (
     EXTEND_ATTENTION,
     AttentionSpec,
     PagedAttention,
+    PagedAttentionFactory,
     PagedRows,
     PlannedAttention,
 )
 from baton_kernels.registry import AUTO, KernelUnavailable
 from baton_serving.errors import ConfigError
 from baton_serving.kv.pool import TORCH_DTYPES, KVPool
+from baton_serving.kv.staging import to_device, upload
 from baton_serving.model.batch import ForwardBatch
 
 
@@ -39,6 +41,7 @@ class AttentionPlanner:
     """Plans steps over one pool. `prefill` and `decode` name implementations of `baton_kernels.paged_attention`.
 
     Rows of one new token go to the decode back end, also when they end a prompt; all others to the prefill one.
+    `decode_capturable`: a CUDA graph may hold the plan of a `ForwardBatch.decode` and the layers that use it.
     ConfigError when a back end does not exist or can't run here.
     """
 
@@ -56,14 +59,17 @@ class AttentionPlanner:
             kv_dtype=TORCH_DTYPES[shape.dtype],
             device=pool.device,
         )
+        specs = [replace(spec, window=group.window) for group in pool.groups]
+
+        def backends(factory: PagedAttentionFactory) -> list[PagedAttention]:
+            return [factory(spec) for spec in specs]
+
         try:
-            extend_factory = EXTEND_ATTENTION.select(pool.device, heads.dtype, prefill)
-            decode_factory = DECODE_ATTENTION.select(pool.device, heads.dtype, decode)
+            self._extend = EXTEND_ATTENTION.build(pool.device, heads.dtype, backends, prefill)
+            self._decode = DECODE_ATTENTION.build(pool.device, heads.dtype, backends, decode)
         except KernelUnavailable as error:
             raise ConfigError(f"Attention backend: {error}") from error
-        specs = [replace(spec, window=group.window) for group in pool.groups]
-        self._extend = [extend_factory(spec) for spec in specs]
-        self._decode = [decode_factory(spec) for spec in specs]
+        self.decode_capturable = all(backend.capturable for backend in self._decode)
         self._group_of = {layer: index for index, group in enumerate(pool.groups) for layer in group.layers}
         self._layer_kv = {layer: pool.layer_kv(layer) for layer in self._group_of}
 
@@ -89,16 +95,18 @@ class _Part:
 def _plan_part(batch: ForwardBatch, rows: list[int], backends: Sequence[PagedAttention]) -> _Part:
     q_lens = tuple(batch.q_lens[row] for row in rows)
     kv_lens = tuple(batch.kv_lens[row] for row in rows)
-    tokens, tables = None, batch.page_tables
+    tokens, tables, device_lens = None, batch.page_tables, batch.device_lens
     if len(rows) < len(batch.q_lens):
         device = batch.input_ids.device
         mine = torch.zeros(len(batch.q_lens), dtype=torch.bool)
         mine[rows] = True
-        tokens = torch.repeat_interleave(mine, torch.tensor(batch.q_lens)).nonzero().flatten().to(device)
-        index = torch.tensor(rows, device=device)
+        tokens = to_device(torch.repeat_interleave(mine, torch.tensor(batch.q_lens)).nonzero().flatten(), device)
+        index = upload(rows, torch.int64, device)
         tables = tuple(table.index_select(0, index) for table in tables)
+        device_lens = device_lens if device_lens is None else device_lens.index_select(0, index)
     plans = tuple(
-        backend.plan(PagedRows(q_lens, kv_lens, table)) for backend, table in zip(backends, tables, strict=True)
+        backend.plan(PagedRows(q_lens, kv_lens, table, device_lens))
+        for backend, table in zip(backends, tables, strict=True)
     )
     return _Part(tokens, plans)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from baton_serving.kv.staging import to_device
+
 
 @dataclass(frozen=True)
 class ForwardBatch:
@@ -29,7 +31,8 @@ class ForwardBatch:
       `write_pages` one per KV group: int64 `[tokens]`, page that takes each new token's K and V
       `write_offsets` int64 `[tokens]`, slot within that page
       `logits_rows` int64 `[n]`: indices into the flat tokens for which logits are wanted, in any order; the last new
-                    token of every row that samples, and every token whose next one needs a log-probability
+                    token of every row that samples, and every token whose next one needs a log-probability. None: all
+      `device_lens` int32 `[rows]`: `kv_lens` once more, or None where they were not needed on the device
 
     The pages of all new tokens must be allocated, hold no other request's tokens from `kv_len - q_len` on, and all
     page copies of the step must be done before the model runs.
@@ -42,7 +45,8 @@ class ForwardBatch:
     page_tables: tuple[torch.Tensor, ...]
     write_pages: tuple[torch.Tensor, ...]
     write_offsets: torch.Tensor
-    logits_rows: torch.Tensor
+    logits_rows: torch.Tensor | None
+    device_lens: torch.Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -65,10 +69,10 @@ class ForwardBatch:
         device = input_ids.device
         counts = torch.tensor(lengths, dtype=torch.int64)
         ends = counts.cumsum(0)
-        rows = torch.repeat_interleave(torch.arange(len(lengths)), counts)
+        host_rows = torch.repeat_interleave(torch.arange(len(lengths)), counts)
         shift = torch.tensor(starts, dtype=torch.int64) - (ends - counts)
-        positions = (torch.arange(rows.numel()) + shift[rows]).to(device, non_blocking=True)
-        rows = rows.to(device, non_blocking=True)
+        places = to_device(torch.stack((torch.arange(host_rows.numel()) + shift[host_rows], host_rows)), device)
+        positions, rows = places[0], places[1]
         columns = positions // page_size
         return ForwardBatch(
             q_lens=tuple(lengths),
@@ -78,5 +82,27 @@ class ForwardBatch:
             page_tables=tuple(page_tables),
             write_pages=tuple(table[rows, columns].long() for table in page_tables),
             write_offsets=positions % page_size,
-            logits_rows=(ends - 1).to(device, non_blocking=True) if logits_rows is None else logits_rows,
+            logits_rows=to_device(ends - 1, device) if logits_rows is None else logits_rows,
+        )
+
+    @staticmethod
+    def decode(
+        input_ids: torch.Tensor, positions: torch.Tensor, page_tables: Sequence[torch.Tensor], page_size: int
+    ) -> ForwardBatch:
+        """One token per row, every one with logits, from device tensors alone, so that a CUDA graph may hold it.
+
+        The host does not know the rows' lengths then: `kv_lens` is 1 for each, and `device_lens` counts.
+        """
+        columns = (positions // page_size).unsqueeze(1)
+        ones = (1,) * input_ids.shape[0]
+        return ForwardBatch(
+            q_lens=ones,
+            kv_lens=ones,
+            input_ids=input_ids,
+            positions=positions,
+            page_tables=tuple(page_tables),
+            write_pages=tuple(table.gather(1, columns).squeeze(1).long() for table in page_tables),
+            write_offsets=positions % page_size,
+            logits_rows=None,
+            device_lens=(positions + 1).int(),
         )

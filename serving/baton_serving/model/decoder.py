@@ -10,9 +10,9 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from baton_kernels.activation import ACTIVATION_AND_MUL
+from baton_kernels.linear import LINEAR
 from baton_kernels.registry import AUTO
 from baton_kernels.rms_norm import ADD_RMS_NORM, RMS_NORM
 from baton_kernels.rope import rope_table
@@ -24,13 +24,20 @@ from baton_serving.model.rope import RopeConfig, frequencies
 
 
 class CausalModel(Protocol):
-    """What the executor runs: our decoder, or a transformers model on our KV pool."""
+    """What the executor runs: our decoder, or a transformers model on our KV pool.
+
+    `capturable`: a CUDA graph may hold a step of a `ForwardBatch.decode`.
+    """
+
+    @property
+    def capturable(self) -> bool: ...
 
     def hidden_states(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
-        """Final hidden states `[len(batch.logits_rows), hidden_size]`; writes the new tokens' KV."""
+        """Final hidden states `[n, hidden_size]` of `batch.logits_rows`; writes the new tokens' KV."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits float32 `[n, vocab_size]` of hidden states `[n, hidden_size]`, equal on all ranks."""
+        """Logits `[n, vocab_size]`, of the model's dtype or wider, of hidden states `[n, hidden_size]`, equal on all
+        ranks."""
 
 
 class Kernels:
@@ -41,6 +48,16 @@ class Kernels:
         self.add_rms_norm = ADD_RMS_NORM.select(device, dtype, choice)
         self.rope_kv_write = ROPE_KV_WRITE.select(device, dtype, choice)
         self.activation_and_mul = ACTIVATION_AND_MUL.select(device, dtype, choice)
+        self.linear = LINEAR.select(device, dtype, choice)
+
+
+class Linear(nn.Linear):
+    def __init__(self, inputs: int, outputs: int, bias: bool, kernels: Kernels, dtype: torch.dtype) -> None:
+        super().__init__(inputs, outputs, bias=bias, dtype=dtype, device="meta")
+        self.kernels = kernels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.kernels.linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -67,8 +84,8 @@ class Attention(nn.Module):
         self.layer = layer
         self.kernels = kernels
         q_width, kv_width = config.q_heads * config.head_dim, config.kv_heads * config.head_dim
-        self.qkv_proj = _linear(config.hidden_size, q_width + 2 * kv_width, config.qkv_bias, dtype)
-        self.o_proj = _linear(q_width, config.hidden_size, config.output_bias, dtype)
+        self.qkv_proj: nn.Linear = Linear(config.hidden_size, q_width + 2 * kv_width, config.qkv_bias, kernels, dtype)
+        self.o_proj: nn.Linear = Linear(q_width, config.hidden_size, config.output_bias, kernels, dtype)
         self.q_norm = RMSNorm(config.head_dim, config, kernels, dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config, kernels, dtype) if config.qk_norm else None
 
@@ -97,8 +114,9 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = config.activation
         self.kernels = kernels
-        self.gate_up_proj = _linear(config.hidden_size, 2 * config.intermediate_size, config.mlp_bias, dtype)
-        self.down_proj = _linear(config.intermediate_size, config.hidden_size, config.mlp_bias, dtype)
+        width, bias = config.intermediate_size, config.mlp_bias
+        self.gate_up_proj: nn.Linear = Linear(config.hidden_size, 2 * width, bias, kernels, dtype)
+        self.down_proj: nn.Linear = Linear(width, config.hidden_size, bias, kernels, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gated = self.kernels.activation_and_mul(self.gate_up_proj(x), self.activation)
@@ -143,13 +161,18 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Embedding, blocks, norm and head. See `CausalModel` for the contract of `forward`."""
 
+    capturable = True
+
     def __init__(self, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.config = config
+        self.kernels = kernels
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device="meta")
         self.layers = nn.ModuleList(DecoderLayer(i, config, kernels, dtype) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config, kernels, dtype)
-        self.lm_head = None if config.tie_embeddings else _linear(config.hidden_size, config.vocab_size, False, dtype)
+        self.lm_head: nn.Linear | None = None
+        if not config.tie_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, False, kernels, dtype)
         self.gather_vocab: nn.Module = nn.Identity()
         # Rounded to the model's dtype as the models were trained: 62.0 rather than 61.97 in bfloat16.
         self.embed_scale = float(torch.tensor(config.embed_scale, dtype=dtype))
@@ -157,31 +180,28 @@ class Decoder(nn.Module):
         self.rope_tables = [tables[rope] for rope in config.ropes]
 
     def hidden_states(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
-        """Final hidden states, normed, `[len(batch.logits_rows), hidden_size]`."""
+        """Final hidden states, normed; see `CausalModel`."""
         residual = self.embed(batch.input_ids)
         if self.embed_scale != 1.0:
             residual = residual * self.embed_scale
         x = None
         for layer, table in zip(self.layers, self.rope_tables, strict=True):
             x = layer(x, residual, batch.positions, table, attention)
-        rows = batch.logits_rows
-        residual = residual.index_select(0, rows)
-        return self.norm(residual) if x is None else self.norm.add(x.index_select(0, rows), residual)
+        if batch.logits_rows is not None:
+            residual = residual.index_select(0, batch.logits_rows)
+            x = x if x is None else x.index_select(0, batch.logits_rows)
+        return self.norm(residual) if x is None else self.norm.add(x, residual)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits float32 `[n, vocab_size]` of final hidden states `[n, hidden_size]`."""
+        """See `CausalModel`."""
         weight = self.embed.weight if self.lm_head is None else self.lm_head.weight
-        logits: torch.Tensor = self.gather_vocab(functional.linear(hidden, weight)).float()
+        logits: torch.Tensor = self.gather_vocab(self.kernels.linear(hidden, weight, None))
         cap = self.config.logits_softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return logits if cap is None else torch.tanh(logits.float() / cap) * cap
 
     def forward(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
         """Logits of `batch.logits_rows`; see `CausalModel`."""
         return self.logits(self.hidden_states(batch, attention))
-
-
-def _linear(inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=bias, dtype=dtype, device="meta")
 
 
 def _rope_table(rope: RopeConfig, device: torch.device) -> torch.Tensor:

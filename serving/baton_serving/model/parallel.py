@@ -49,6 +49,14 @@ class ParallelState:
             dist.broadcast(x, src=0, group=self.group)
         return x
 
+    def least(self, value: int, device: torch.device) -> int:
+        """The smallest of the ranks' values; waits for all of them."""
+        if self.group is None:
+            return value
+        shared = torch.tensor(value, dtype=torch.int64, device=device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MIN, group=self.group)
+        return int(shared)
+
     def close(self) -> None:
         """Leave the group; the state is useless afterwards."""
         if self.group is not None:

@@ -55,6 +55,8 @@ class TransformersModel:
     whatever a model does to its logits (caps, scales) is done by its own code.
     """
 
+    capturable = False
+
     def __init__(self, stack: nn.Module, head: PreTrainedModel, scale: float) -> None:
         self._stack = stack
         self._head = head
@@ -64,7 +66,7 @@ class TransformersModel:
     def hidden_states(self, batch: ForwardBatch, attention: StepAttention) -> torch.Tensor:
         step = PagedStep(attention, self._scale, self._kv_write)
         hidden: torch.Tensor = _run(self._stack, batch.input_ids, batch.positions, step).last_hidden_state
-        return hidden[0].index_select(0, batch.logits_rows)
+        return hidden[0] if batch.logits_rows is None else hidden[0].index_select(0, batch.logits_rows)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._head(use_cache=False, baton_hidden=hidden.unsqueeze(0)).logits

@@ -6,23 +6,25 @@ Nothing that a step needs comes from the host's view of an earlier step's outcom
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 
 from baton_serving.kv.pool import KVPool
+from baton_serving.kv.staging import to_device, upload
 from baton_serving.model.attention import AttentionPlanner
 from baton_serving.model.batch import ForwardBatch
 from baton_serving.model.decoder import CausalModel
 from baton_serving.model.parallel import ParallelState
+from baton_serving.runtime.decode_graphs import DecodeGraphs, GraphStep
 from baton_serving.runtime.tables import PageTables
 from baton_serving.sampling.logprobs import Measured, measure, measure_prompts
 from baton_serving.sampling.params import LogprobRow
 from baton_serving.sampling.processors import LogitProcessor
-from baton_serving.sampling.sampler import Sampler, nan_rows
-from baton_serving.sampling.state import SamplingState
+from baton_serving.sampling.sampler import Sampled, Sampler, nan_rows
+from baton_serving.sampling.state import SamplingPlan, SamplingState
 from baton_serving.scheduling.step import StepPlan, StepResult
 
 
@@ -132,6 +134,21 @@ class Executor:
         self._tables = PageTables(options.max_slots + 1, len(pool.groups), max_pages, pool.device)
         self._state = SamplingState(options.max_slots, options.vocab_size, pool.device)
         self._sampler = Sampler(self._state, processors)
+        self._graphs: DecodeGraphs | None = None
+
+    @torch.inference_mode()
+    def capture(self, sizes: Sequence[int]) -> None:
+        """Have decode steps replayed from CUDA graphs of these batch sizes, where model and attention allow it."""
+        if sizes and self._model.capturable and self._attention.decode_capturable:
+            self._graphs = DecodeGraphs(
+                self._model,
+                self._attention,
+                self._tables,
+                self._state,
+                self._sampler,
+                self._pool.shape.page_size,
+                sizes,
+            )
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
@@ -139,6 +156,8 @@ class Executor:
         self._pool.copy_pages(plan.copies)
         self._tables.write(plan.page_writes)
         self._state.set_up(plan.setups)
+        if self._graphs is not None and plan.rows <= self._graphs.largest and all(plan.sample) and not any(plan.extend):
+            return PendingStep(plan, self._decode(plan, self._graphs.launch(plan.slots, plan.starts)), None)
         slots = _upload(plan.slots, self._device)
         rows = tuple(row for row in range(plan.rows) if plan.sample[row])
         spans = _prompt_spans(plan)
@@ -149,8 +168,23 @@ class Executor:
             asked = [span.asked for span in spans for _ in span.indices]
             targets = _upload([target for span in spans for target in span.targets], self._device)
             prompts = measure_prompts(self._model.logits, hidden[len(rows) :], targets, asked)
-        outcome = self._sample(plan, rows, hidden[: len(rows)]) if rows else None
+        outcome = None
+        if rows:
+            sampled_slots = [plan.slots[row] for row in rows]
+            logits = self._model.logits(hidden[: len(rows)])
+            outcome = self._sample(
+                plan, rows, logits, _upload(sampled_slots, self._device), self._state.plan(sampled_slots)
+            )
         return PendingStep(plan, outcome, prompts)
+
+    def _decode(self, plan: StepPlan, step: GraphStep) -> _Outcome:
+        """Sample a step that a graph ran up to its logits, by a graph as well if one will do."""
+        rows = tuple(range(plan.rows))
+        sampling = self._state.plan(plan.slots)
+        tokens = step.sample(sampling.features) if self._parallel.tp_size == 1 else None
+        if tokens is None:
+            return self._sample(plan, rows, step.logits, step.slots, sampling)
+        return self._outcome(plan, rows, step.logits, Sampled(tokens))
 
     def _forward(self, plan: StepPlan, slots: torch.Tensor, wanted: list[int]) -> torch.Tensor:
         """Hidden states of the step's tokens at the indices `wanted`, in that order."""
@@ -170,7 +204,7 @@ class Executor:
         last = self._state.last_tokens
         if not plan.tokens:
             return last[slots]
-        given = torch.tensor(plan.tokens, dtype=torch.int64).to(self._device, non_blocking=True)
+        given = _upload(plan.tokens, self._device)
         decode = [row for row in range(plan.rows) if not plan.extend[row]]
         if not decode:
             return given
@@ -178,19 +212,27 @@ class Executor:
         at = _row_ends(plan, decode)
         is_given = torch.ones(len(input_ids), dtype=torch.bool)
         is_given[at] = False
-        input_ids[is_given.to(self._device)] = given
+        input_ids[to_device(is_given.nonzero().flatten(), self._device)] = given
         input_ids[_upload(at, self._device)] = last[slots[_upload(decode, self._device)]]
         return input_ids
 
-    def _sample(self, plan: StepPlan, rows: tuple[int, ...], hidden: torch.Tensor) -> _Outcome:
-        logits = self._model.logits(hidden)
-        slots = [plan.slots[row] for row in rows]
-        device_slots = _upload(slots, self._device)
-        sampling = self._state.plan(slots)
-        sampled = self._sampler.sample(logits, device_slots, sampling)
+    def _sample(
+        self,
+        plan: StepPlan,
+        rows: tuple[int, ...],
+        logits: torch.Tensor,
+        slots: torch.Tensor,
+        sampling: SamplingPlan,
+    ) -> _Outcome:
+        sampled = self._sampler.sample(logits, slots, sampling)
         tokens = self._parallel.broadcast(sampled.tokens)
         if self._parallel.tp_rank != 0:
-            self._state.last_tokens.index_copy_(0, device_slots, tokens)
+            self._state.last_tokens.index_copy_(0, slots, tokens)
+        return self._outcome(plan, rows, logits, Sampled(tokens, sampled.failed_rows))
+
+    def _outcome(self, plan: StepPlan, rows: tuple[int, ...], logits: torch.Tensor, sampled: Sampled) -> _Outcome:
+        """What is wanted of the sampled `rows` besides their tokens."""
+        tokens = sampled.tokens
         asked = tuple(row for row in plan.logprobs if plan.sample[row.row])
         measured = None
         if asked:
@@ -200,8 +242,8 @@ class Executor:
         return _Outcome(rows, tokens, sampled.failed_rows, nan, measured)
 
 
-def _upload(values: list[int] | tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+def _upload(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    return upload(values, torch.int64, device)
 
 
 def _row_ends(plan: StepPlan, rows: Iterable[int]) -> list[int]:

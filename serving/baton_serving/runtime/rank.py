@@ -11,11 +11,13 @@ import msgspec
 import torch
 
 from baton_serving.config import ResolvedConfig
+from baton_serving.errors import ConfigError
 from baton_serving.kv.pool import KVPool, pages_for_tokens
 from baton_serving.model.attention import AttentionPlanner
 from baton_serving.model.loading import LoadedModel, ModelOptions, load_model
 from baton_serving.model.parallel import ParallelState, init_parallel
 from baton_serving.runtime.executor import Executor, ExecutorOptions
+from baton_serving.runtime.memory import LargestSteps, fit_pages, measure_step_bytes
 from baton_serving.sampling.processors import LogitProcessor, load_processors
 
 
@@ -116,15 +118,46 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
             parallel=parallel,
         )
     )
+    try:
+        pool, executor = _fitting_pool(config, loaded, parallel, device)
+        executor.capture(config.cuda_graph_batch_sizes)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the GPU's memory does not last for weights, KV pool and steps ({str(error).splitlines()[0]}); lower "
+            "--mem-fraction-static, --max-total-tokens or --max-running-requests"
+        ) from error
+    return Rank(loaded, pool, executor, parallel)
+
+
+def _fitting_pool(
+    config: ResolvedConfig, loaded: LoadedModel, parallel: ParallelState, device: torch.device
+) -> tuple[KVPool, Executor]:
+    """The pool, and the executor on it. On a GPU the pool leaves room for the largest steps, which are measured."""
     layout = loaded.kv_layout
-    pages = pages_for_tokens(config.max_total_tokens, layout.page_size, len(layout.groups))
+    wanted = pages_for_tokens(config.max_total_tokens, layout.page_size, len(layout.groups))
+    if device.type == "cpu":
+        return _build_pool(config, loaded, parallel, device, wanted)
+    memory = config.given.memory
+    prefill_tokens = min(memory.max_prefill_tokens, config.chunked_prefill_size or memory.max_prefill_tokens)
+    largest = LargestSteps(prefill_tokens, config.context_length, config.max_running_requests)
+    _, executor = _build_pool(config, loaded, parallel, device, 1)
+    step_bytes = measure_step_bytes(executor, device, largest)
+    del _, executor
+    page_bytes = layout.rank_shape(config.tp_size).page_bytes
+    pages = fit_pages(wanted, memory.max_total_tokens is not None, page_bytes, step_bytes, device)
+    return _build_pool(config, loaded, parallel, device, parallel.least(pages, device))
+
+
+def _build_pool(
+    config: ResolvedConfig, loaded: LoadedModel, parallel: ParallelState, device: torch.device, pages: int
+) -> tuple[KVPool, Executor]:
+    layout = loaded.kv_layout
     pool = KVPool(layout.rank_shape(config.tp_size), layout.groups, pages, device)
     attention = AttentionPlanner(pool, loaded.heads, config.prefill_attention_backend, config.decode_attention_backend)
     options = ExecutorOptions(
         max_slots=config.max_running_requests,
         max_context=config.context_length,
         vocab_size=loaded.info.vocab_size,
-        nan_detection=given.optimization.enable_nan_detection,
+        nan_detection=config.given.optimization.enable_nan_detection,
     )
-    executor = Executor(loaded.model, pool, attention, parallel, options, logit_processors(config))
-    return Rank(loaded, pool, executor, parallel)
+    return pool, Executor(loaded.model, pool, attention, parallel, options, logit_processors(config))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from baton_serving.kv.layout import NULL_PAGE
+from baton_serving.kv.staging import upload
 from baton_serving.scheduling.step import PageWrite
 
 
@@ -12,6 +13,7 @@ class PageTables:
     """One int32 table `[slots, max_pages]` per KV group, in layout order."""
 
     def __init__(self, slots: int, groups: int, max_pages: int, device: torch.device) -> None:
+        self.max_pages = max_pages
         self._device = device
         self._tables = [
             torch.full((slots, max_pages), NULL_PAGE, dtype=torch.int32, device=device) for _ in range(groups)
@@ -29,8 +31,8 @@ class PageTables:
                     columns.extend(range(write.start, write.start + len(write.pages)))
                     values.extend(write.pages)
             if rows:
-                index = torch.tensor([rows, columns], dtype=torch.int64).to(self._device, non_blocking=True)
-                value = torch.tensor(values, dtype=torch.int32).to(self._device, non_blocking=True)
+                index = upload([rows, columns], torch.int64, self._device)
+                value = upload(values, torch.int32, self._device)
                 table[index[0], index[1]] = value
 
     def rows(self, slots: torch.Tensor, pages: int) -> list[torch.Tensor]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from baton_serving.kv.staging import upload
 from baton_serving.sampling.params import LogprobRow, TokenLogprobs
-from baton_serving.sampling.tables import upload
 
 CHUNK_ROWS = 256  # at a vocabulary of 256k this bounds the float32 logits of a prompt to 256 MiB
 

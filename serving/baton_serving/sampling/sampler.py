@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from baton_serving.kv.staging import upload
 from baton_serving.sampling import filters
 from baton_serving.sampling.draw import draw, random_bits, to_weights
 from baton_serving.sampling.processors import LogitProcessor, apply_processor
 from baton_serving.sampling.state import Features, FloatColumn, IntColumn, SamplingPlan, SamplingState
-from baton_serving.sampling.tables import upload
 
 
 class Sampled(NamedTuple):
@@ -46,9 +46,13 @@ class Sampler:
         Greedy rows take the first of equal logits. Every row gets a token in range, even one with NaN among its logits
         (find those with `nan_rows`) or whose processor failed.
         """
-        logits = self._edit(logits.float(), slots, plan)
-        logits, failed = self._process(logits, plan)
-        tokens = self._choose(logits, slots, plan.features)
+        failed: tuple[int, ...] = ()
+        if plan.features == Features.GREEDY:
+            tokens = logits.argmax(dim=-1)  # as they are: a copy in float32 would cost more than the search
+        else:
+            logits = self._edit(logits.float(), slots, plan)
+            logits, failed = self._process(logits, plan)
+            tokens = self._choose(logits, slots, plan.features)
         self._state.advance(slots, tokens, plan)
         return Sampled(tokens, failed)
 

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from baton_serving.kv.staging import upload
 from baton_serving.sampling.params import SamplingParams, SlotSetup
 from baton_serving.sampling.seeds import stream_key
-from baton_serving.sampling.tables import TokenCounts, TokenRows, upload
+from baton_serving.sampling.tables import TokenCounts, TokenRows
 
 
 class Features(IntFlag):

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from baton_serving.kv.staging import upload
+
 
 class RowIndex:
     """Which row of a table each slot holds. Plain bookkeeping on the host; rows count from 1."""
@@ -94,14 +96,6 @@ class TokenRows:
         self.ids[row] = upload([*ids, *[ids[0]] * padding], torch.int64, self.ids.device)
         self.values[row] = upload([*values, *[0.0] * padding], torch.float32, self.values.device)
         return row
-
-
-def upload(
-    values: Sequence[int] | Sequence[float] | Sequence[Sequence[float]], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """A tensor on `device` without waiting for it: through pinned memory when the device is a GPU."""
-    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    return host.to(device, non_blocking=True)
 
 
 def _grow(table: Tensor, height: int) -> Tensor:

@@ -87,4 +87,4 @@ def test_help_names_every_option_and_no_refused_flag() -> None:
     assert "--model-path" in text
     assert "--disaggregation-verify" in text
     assert "--enable-lora" not in text
-    assert "triton" not in text
+    assert "trtllm_mla" not in text

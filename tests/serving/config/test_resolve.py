@@ -70,16 +70,10 @@ def test_defaults_on_cuda() -> None:
     assert config.page_size == 64
     assert config.chunked_prefill_size == 8192
     assert config.max_running_requests == 256
-    assert config.prefill_attention_backend == config.decode_attention_backend == "flashinfer"
-    assert config.sampling_backend == "flashinfer"
+    assert config.prefill_attention_backend == config.decode_attention_backend == "auto"
+    assert config.sampling_backend == "pytorch"
     assert config.cuda_graph_batch_sizes[:5] == (1, 2, 4, 8, 16)
     assert config.cuda_graph_batch_sizes[-1] == 256
-
-
-def test_a_gpu_without_flashinfer_uses_torch() -> None:
-    config = resolved(BARE_GPU)
-    assert config.prefill_attention_backend == "torch_native"
-    assert config.sampling_backend == "pytorch"
 
 
 def test_dtypes() -> None:
@@ -162,6 +156,7 @@ WRONG: list[tuple[HostFacts, dict[str, object], str]] = [
     (CPU, {"enable_mixed_chunk": True, "chunked_prefill_size": -1}, "--enable-mixed-chunk needs chunks"),
     (CPU, {"attention_backend": "flashinfer"}, "--attention-backend flashinfer needs --device cuda; use torch_native"),
     (BARE_GPU, {"attention_backend": "flashinfer"}, "needs FlashInfer: install the cuda extra, or use torch_native"),
+    (CPU, {"decode_attention_backend": "triton"}, "--decode-attention-backend triton needs --device cuda"),
     (A100, {"decode_attention_backend": "fa3"}, "--decode-attention-backend fa3 runs on Hopper GPUs only"),
     (CPU, {"sampling_backend": "flashinfer"}, "--sampling-backend flashinfer needs --device cuda; use pytorch"),
     (CPU, {"cuda_graph_max_bs": 8}, "--cuda-graph-max-bs needs --device cuda: leave it out"),

@@ -34,10 +34,10 @@ def test_a_calm_run_delivers_everything() -> None:
 def plans(trouble: tuple[float, ...] = (0.0, 0.1, 0.4)) -> st.SearchStrategy[Plan]:
     """Schedules of a few requests and faults over two or three workers."""
     workers = st.lists(st.sampled_from([1, 1, 2]), min_size=2, max_size=3)
-    return workers.flatmap(partial(_plans_over, trouble))
+    return st.tuples(workers, st.integers(0, 5)).flatmap(lambda drawn: _plans_over(trouble, drawn[0], drawn[1] == 5))
 
 
-def _plans_over(trouble: tuple[float, ...], sizes: list[int]) -> st.SearchStrategy[Plan]:
+def _plans_over(trouble: tuple[float, ...], sizes: list[int], alone: bool) -> st.SearchStrategy[Plan]:
     index = st.integers(0, len(sizes) - 1)
     pair = st.tuples(index, index).filter(lambda ends: ends[0] != ends[1])
     moments = st.integers(0, 60).map(lambda tenth: tenth / 10)
@@ -63,12 +63,13 @@ def _plans_over(trouble: tuple[float, ...], sizes: list[int]) -> st.SearchStrate
     )
     return st.builds(
         Plan,
-        workers=st.just(sizes),
+        workers=st.just([1] * len(sizes) if alone else sizes),
         requests=st.lists(request, min_size=1, max_size=8),
         faults=st.lists(fault, max_size=4),
         trouble=st.sampled_from(trouble),
-        loss=st.sampled_from([0.0, 0.0, 0.02]),
+        loss=st.just(0.0) if alone else st.sampled_from([0.0, 0.0, 0.02]),
         seed=st.integers(0, 2**32 - 1),
+        alone=st.just(alone),
     )
 
 

@@ -48,6 +48,7 @@ class _Write:
     outcome: Outcome
     waits: bool  # ends with its last landing
     left: int = 0
+    lost: bool = False
     state: Outcome = Outcome.PENDING
     blocks: list[_Block] = field(default_factory=list)
 
@@ -109,11 +110,13 @@ class FakeFabric:
             self._engines[engine.name] = engine
 
     def leave(self, engine: FakeBackend) -> None:
-        """The engine is closed or its process died: what it had under way is on its own now."""
+        """The engine is closed or its process died: what it had under way is on its own now. An engine that closing
+        does not fence writes by its own hands, so nothing of it lands later."""
         with self._lock:
             self._engines.pop(engine.name, None)
             for write in engine.writes.values():
                 _keep(write)
+                write.lost = not engine.fenced_by_close
             for other in self._engines.values():
                 for write in other.writes.values():
                     if write.target == engine.name:
@@ -158,7 +161,7 @@ class FakeFabric:
         write.blocks.remove(block)
         write.left -= 1
         target = self._engines.get(write.target)
-        if target is None:
+        if target is None or write.lost:
             self._break(write)
             return
         self.moving(write.source.name, block.src if block.kept is None else None, write.target, block.dst)

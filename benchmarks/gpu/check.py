@@ -1,0 +1,249 @@
+"""Correctness on the GPU this runs on: kernels against float64, attention on a pool beyond 2^31 elements, and models.
+
+Run it from a checkout: `python benchmarks/gpu/check.py [--json FILE]`. Errors are ‖out - exact‖ / ‖exact‖ over fresh
+random inputs; the exit code is 1 when one is over its bar. Models are compared with float32 on the CPU; in bfloat16
+the bar is 1.5 times the error of transformers' own bfloat16 run on the same GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+from support.paged_runner import PagedRunner
+from support.tiny_models import DECODER_KINDS, write_tiny_checkpoint
+
+from baton_kernels.activation import ACTIVATION_AND_MUL, ACTIVATIONS, activation_and_mul_torch
+from baton_kernels.linear import LINEAR
+from baton_kernels.paged_attention import (
+    DECODE_ATTENTION,
+    EXTEND_ATTENTION,
+    AttentionSpec,
+    PagedAttention,
+    PagedAttentionFactory,
+    PagedRows,
+    paged_attention_reference,
+)
+from baton_kernels.registry import KernelUnavailable
+from baton_kernels.rms_norm import ADD_RMS_NORM, RMS_NORM, rms_norm_torch
+from baton_kernels.rope import rope_table
+from baton_kernels.rope_kv_write import ROPE_KV_WRITE, HeadNorm, rope_kv_write_torch
+from baton_serving.kv.layout import KVGroup, PageShape
+from baton_serving.kv.pool import KVPool
+from baton_serving.model.loading import load_model
+from baton_serving.model.options import ModelOptions
+
+GPU = torch.device("cuda")
+BARS = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 8e-3}
+
+
+@dataclass(frozen=True)
+class Finding:
+    what: str
+    error: float
+    bar: float
+
+    @property
+    def good(self) -> bool:
+        return self.error <= self.bar  # also False for NaN
+
+
+def error_of(out: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((out.double() - exact.double()).norm() / exact.double().norm())
+
+
+def check_small_ops() -> Iterator[Finding]:
+    for dtype in (torch.float32, torch.bfloat16):
+        bar, name = BARS[dtype], str(dtype).removeprefix("torch.")
+        for rows, dim in ((1, 4096), (37, 4096), (300, 128), (5, 2560)):
+            x, residual = (torch.randn(rows, dim, device=GPU).to(dtype) for _ in range(2))
+            weight = torch.randn(dim, device=GPU).to(dtype)
+            exact = rms_norm_torch(x.double(), weight.double(), 1e-6, 1.0)
+            out = RMS_NORM.select(GPU, dtype)(x, weight, 1e-6, 1.0)
+            yield Finding(f"rms_norm {name} {rows}x{dim}", error_of(out, exact), bar)
+            total = residual.double() + x.double()
+            out = ADD_RMS_NORM.select(GPU, dtype)(x.clone(), residual, weight, 1e-6)
+            yield Finding(f"add_rms_norm sum {name} {rows}x{dim}", error_of(residual, total), bar)
+            exact = rms_norm_torch(residual.double(), weight.double(), 1e-6)
+            yield Finding(f"add_rms_norm {name} {rows}x{dim}", error_of(out, exact), bar)
+        for activation in ACTIVATIONS:
+            gate_up = torch.randn(19, 2 * 12288, device=GPU).to(dtype)
+            exact = activation_and_mul_torch(gate_up.double(), activation)
+            out = ACTIVATION_AND_MUL.select(GPU, dtype)(gate_up, activation)
+            yield Finding(f"activation {activation} {name}", error_of(out, exact), bar)
+
+
+def check_rope_kv_write() -> Iterator[Finding]:
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        for q_heads, kv_heads, dim, rotary, normed in (
+            (32, 8, 128, 128, True),
+            (9, 3, 96, 64, False),
+            (4, 1, 64, 64, 1),
+        ):
+            tokens, layers, size = 77, 3, 64
+            qkv = torch.randn(tokens, (q_heads + 2 * kv_heads) * dim, device=GPU).to(dtype)
+            weights = [torch.randn(dim, device=GPU).to(dtype) for _ in range(2)]
+            norm = HeadNorm(weights[0], weights[1], 1e-6) if normed else None
+            wide_norm = HeadNorm(weights[0].double(), weights[1].double(), 1e-6) if normed else None
+            positions = torch.randperm(4096, device=GPU)[:tokens]
+            pages = torch.randperm(200, device=GPU)[:tokens]
+            table = rope_table(1e6 ** (-torch.arange(0, rotary, 2, device=GPU) / rotary), 4096)
+            pools = [
+                torch.zeros(200, kv_heads, layers, 2, size, dim, device=GPU, dtype=t) for t in (dtype, torch.float64)
+            ]
+            (k, v), (wide_k, wide_v) = ((pool[:, :, 1, 0], pool[:, :, 1, 1]) for pool in pools)
+            exact = rope_kv_write_torch(
+                qkv.double(), wide_norm, positions, table.double(), wide_k, wide_v, pages, positions % size
+            )
+            out = ROPE_KV_WRITE.select(GPU, dtype)(qkv, norm, positions, table, k, v, pages, positions % size)
+            label = f"rope_kv_write {name} {q_heads}/{kv_heads} heads of {dim}"
+            yield Finding(f"{label}, queries", error_of(out, exact), BARS[dtype])
+            yield Finding(f"{label}, pages", error_of(pools[0], pools[1]), BARS[dtype])
+
+
+def check_linear() -> Iterator[Finding]:
+    for rows, outputs, inputs in ((1, 6144, 4096), (1, 4097, 12288), (1, 151936, 4096), (3, 4096, 4096)):
+        x, weight = (torch.randn(n, inputs, device=GPU).to(torch.bfloat16) for n in (rows, outputs))
+        exact = x.double() @ weight.double().T
+        out = LINEAR.select(GPU, x.dtype)(x, weight, None)
+        yield Finding(f"linear {rows}x{inputs} by {outputs}", error_of(out, exact), BARS[x.dtype])
+
+
+def random_rows(pool: KVPool, q_lens: tuple[int, ...], kv_lens: tuple[int, ...], first_page: int) -> PagedRows:
+    """Rows on shuffled pages from `first_page` on; every place of these pages that no row covers is NaN."""
+    size = pool.shape.page_size
+    widths = [-(-kv // size) for kv in kv_lens]
+    order = (torch.randperm(sum(widths)) + first_page).tolist()
+    table = torch.zeros(len(kv_lens), max(widths) + 1, dtype=torch.int32)
+    for row, (kv_len, width) in enumerate(zip(kv_lens, widths, strict=True)):
+        for index in range(width):
+            page = table[row, index] = order.pop()
+            filled = min(size, kv_len - index * size)
+            for layer in (0, pool.shape.layers - 1):
+                for side in pool.layer_kv(layer):
+                    side[page].fill_(math.nan)
+                    side[page][:, :filled].normal_()
+    lens = torch.tensor(kv_lens, dtype=torch.int32)
+    return PagedRows(q_lens, kv_lens, table.to(GPU), lens.to(GPU))
+
+
+def check_attention(pool: KVPool, base: AttentionSpec, first_page: int, note: str) -> Iterator[Finding]:
+    cases = {
+        DECODE_ATTENTION: [((1,) * 7, (5, 1, 700, 64, 65, 2047, 128)), ((1,), (1500,)), ((1,) * 40, (90,) * 40)],
+        EXTEND_ATTENTION: [((3, 130, 1, 17), (20, 130, 1, 900)), ((257,), (600,))],
+    }
+    layer = pool.shape.layers - 1
+    k_pages, v_pages = pool.layer_kv(layer)
+    for op, shapes in cases.items():
+        for implementation in op.implementations:
+            for spec in (base, replace(base, window=100), replace(base, softcap=8.0)):
+                worst = 0.0
+                try:
+                    backend = op.build(GPU, spec.dtype, partial(_call, spec), implementation.name)
+                except KernelUnavailable:
+                    continue
+                for q_lens, kv_lens in shapes:
+                    rows = random_rows(pool, q_lens, kv_lens, first_page)
+                    q = torch.randn(sum(q_lens), spec.q_heads, spec.k_dim, device=GPU).to(spec.dtype)
+                    exact = paged_attention_reference(q.double(), k_pages, v_pages, rows, spec)
+                    found = error_of(backend.plan(rows).run(q, k_pages, v_pages), exact)
+                    worst = found if math.isnan(found) else max(worst, found)
+                kind = "window" if spec.window else "softcap" if spec.softcap else "plain"
+                yield Finding(f"{op.name} {implementation.name} {kind} {note}", worst, BARS[spec.dtype])
+
+
+def _call(spec: AttentionSpec, factory: PagedAttentionFactory) -> PagedAttention:
+    return factory(spec)
+
+
+def make_pool(pages: int, dtype: str) -> KVPool:
+    shape = PageShape(kv_heads=8, layers=36, page_size=64, k_dim=128, v_dim=128, dtype=dtype)
+    return KVPool(shape, [KVGroup(tuple(range(36)))], pages, GPU)
+
+
+def attention_spec(dtype: torch.dtype) -> AttentionSpec:
+    return AttentionSpec(32, 8, 128, 128, 64, 128**-0.5, dtype, dtype, GPU)
+
+
+def check_pools() -> Iterator[Finding]:
+    small = make_pool(120, "float32")
+    yield from check_attention(small, attention_spec(torch.float32), 1, "float32")
+    del small
+    large = make_pool(2000, "bfloat16")  # 9.4e9 elements
+    yield from check_attention(large, attention_spec(torch.bfloat16), 1, "bfloat16")
+    yield from check_attention(large, attention_spec(torch.bfloat16), 1860, "bfloat16 beyond 2^31")
+
+
+def teacher_forced(path: Path, dtype: str, device: torch.device, tokens: list[int]) -> torch.Tensor:
+    """Logits of all `tokens`: in chunks, then one by one."""
+    page_size = 64 if device.type == "cuda" else 16
+    loaded = load_model(ModelOptions(path=path, device=device, dtype=dtype, page_size=page_size))
+    runner = PagedRunner(loaded, pages=200, device=device)
+    edges = [0, 100, 300, *range(301, len(tokens) + 1)]
+    parts = [runner.step({"r": tokens[a:b]})["r"] for a, b in pairwise(edges)]
+    return torch.cat(parts).float().cpu()
+
+
+@torch.inference_mode()
+def huggingface(path: Path, dtype: torch.dtype, tokens: list[int]) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map="cuda")
+    logits: torch.Tensor = model(torch.tensor([tokens], device=GPU)).logits[0].float().cpu()
+    return logits
+
+
+def check_models() -> Iterator[Finding]:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {kind: write_tiny_checkpoint(kind, Path(folder) / kind, dtype=torch.bfloat16) for kind in DECODER_KINDS}
+        for kind in ("llama", "qwen3"):
+            wide = {"head_dim": 128, "num_attention_heads": 8, "num_key_value_heads": 2}
+            name = f"{kind} with heads of 128"
+            paths[name] = write_tiny_checkpoint(kind, Path(folder) / name, overrides=wide, dtype=torch.bfloat16)
+        paths["baton-tiny"] = Path(__file__).parents[2] / "examples/models/baton-tiny"
+        for kind, path in paths.items():
+            tokens = torch.randint(3, 250, (330,)).tolist()
+            exact = teacher_forced(path, "float32", torch.device("cpu"), tokens)
+            found = error_of(teacher_forced(path, "float32", GPU, tokens), exact)
+            yield Finding(f"model {kind} float32 against the CPU", found, 2e-4)
+            theirs = error_of(huggingface(path, torch.bfloat16, tokens), exact)
+            found = error_of(teacher_forced(path, "bfloat16", GPU, tokens), exact)
+            yield Finding(f"model {kind} bfloat16 (transformers {theirs:.2e})", found, 1.5 * theirs)
+
+
+def main() -> int:
+    """Run all checks, print them, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="run the checks whose name holds this")
+    parser.add_argument("--json", type=Path, help="write the findings here as well")
+    arguments = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    findings: list[Finding] = []
+    for check in (check_small_ops, check_rope_kv_write, check_linear, check_pools, check_models):
+        if arguments.only and arguments.only not in check.__name__:
+            continue
+        with torch.inference_mode():
+            for finding in check():
+                findings.append(finding)
+                print(f"{'ok  ' if finding.good else 'BAD '} {finding.error:.2e} of {finding.bar:.1e}  {finding.what}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps([vars(finding) for finding in findings], indent=1))
+    bad = sum(not finding.good for finding in findings)
+    print(f"{len(findings)} checks, {bad} bad")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,227 @@
+"""Decode and prefill of one batch on one GPU, beside their floors: Qwen3-8B's shape with random weights in bfloat16.
+
+Run it from a checkout: `python benchmarks/gpu/one_batch.py [--json FILE] [--profile] [--quick]`. Steps go through the
+worker's executor as the scheduler orders them: the next one is launched before the last one's tokens are read. The KV
+that decode steps read is random. Ceilings are measured in the same run: a copy within the device, counting bytes read
+and written, and a square bfloat16 product of random numbers. Floors are 16.4 GB of weights plus the batch's KV over the
+copy rate (decode), and the FLOPs of projections, causal attention and the last rows' head over the product's rate
+(prefill).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from baton_serving.config import config_from_values
+from baton_serving.runtime.facts import resolve_here
+from baton_serving.runtime.rank import Rank, build_rank
+from baton_serving.sampling.params import SamplingParams, SlotSetup
+from baton_serving.scheduling.step import PageWrite, StepPlan
+
+QWEN3_8B: dict[str, object] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+WEIGHT_BYTES, KV_TOKEN_BYTES = 16.4e9, 147_456
+TOKEN_FLOPS, HEAD_FLOPS = 2 * 6.946e9, 2 * 4096 * 151936
+DECODE = [(1024, n) for n in (1, 16, 64, 128, 256)] + [(4096, n) for n in (1, 64, 128)]
+PREFILL = [(1, 1024), (1, 8192), (4, 4096)]
+SIZE = 64  # tokens of a page
+
+
+class Runner:
+    """Orders steps of an executor as a scheduler would; every slot owns pages for `longest` tokens."""
+
+    def __init__(self, rank: Rank, params: SamplingParams) -> None:
+        self._executor = rank.executor
+        self._pages = rank.pool.pages
+        self._params = params
+        self._step = 0
+
+    def decode(self, context: int, batch: int, steps: int) -> list[float]:
+        """Seconds between the ends of consecutive steps in the middle of which a row holds `context` tokens."""
+        pending, ends = None, []
+        for number in range(steps):
+            plan = self._plan(batch, context - steps // 2 + number, 1, given=False, set_up=number == 0)
+            launched = self._executor.launch(plan)
+            if pending is not None:
+                pending.result()
+                ends.append(time.perf_counter())
+            pending = launched
+        if pending is not None:
+            pending.result()
+        return [after - before for before, after in itertools.pairwise(ends)][2:]
+
+    def prefill(self, batch: int, length: int) -> float:
+        """Seconds from the launch of one step to its tokens on the host."""
+        plan = self._plan(batch, 0, length, given=True, set_up=True)
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        self._executor.launch(plan).result()
+        return time.perf_counter() - begin
+
+    def _plan(self, batch: int, start: int, length: int, given: bool, set_up: bool) -> StepPlan:
+        self._step += 1
+        width = -(-(start + length + 2 * SIZE) // SIZE)
+        order = torch.randperm(self._pages)[: batch * width].add(1).tolist() if set_up else []
+        return StepPlan(
+            step=self._step,
+            slots=list(range(batch)),
+            starts=[start] * batch,
+            lengths=[length] * batch,
+            extend=[int(given)] * batch,
+            tokens=torch.randint(0, 151936, (batch * length,)).tolist() if given else [],
+            sample=[1] * batch,
+            setups=[SlotSetup(slot, self._params, [], [17]) for slot in range(batch)] if set_up else [],
+            page_writes=[PageWrite(slot, 0, 0, order[slot * width : (slot + 1) * width]) for slot in range(batch)]
+            if set_up
+            else [],
+        )
+
+
+def measure_ceilings() -> tuple[float, float]:
+    """Bytes per second of a copy, FLOP per second of a product: medians of 20."""
+    source = torch.empty(4 << 30, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    copy = _median_seconds(lambda: target.copy_(source))
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    product = torch.empty_like(a)
+    return 2 * (4 << 30) / copy, 2 * 8192**3 / _median_seconds(lambda: torch.mm(a, b, out=product))
+
+
+def _median_seconds(work: Callable[[], object], repeats: int = 20) -> float:
+    for _ in range(3):
+        work()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events[0].record()
+    for event in events[1:]:
+        work()
+        event.record()
+    torch.cuda.synchronize()
+    millis: list[float] = [a.elapsed_time(b) for a, b in itertools.pairwise(events)]
+    return statistics.median(millis) / 1000
+
+
+def decode_floor(context: int, batch: int, copy: float) -> float:
+    return (WEIGHT_BYTES + context * batch * KV_TOKEN_BYTES) / copy
+
+
+def prefill_floor(batch: int, length: int, product: float) -> float:
+    attention = 36 * 4 * 4096 * length * (length + 1) / 2
+    return batch * (length * TOKEN_FLOPS + attention + HEAD_FLOPS) / product
+
+
+def build(extra: dict[str, object], folder: Path) -> Rank:
+    """The rank with a pool full of random numbers."""
+    (folder / "config.json").write_text(json.dumps(QWEN3_8B))
+    values = {"model_path": str(folder), "load_format": "dummy", "device": "cuda", "random_seed": 1}
+    values |= {"chunked_prefill_size": 16384, "max_total_tokens": 560_000, "context_length": 16384, **extra}
+    rank = build_rank(resolve_here(config_from_values(values)), 0, str(folder / "ranks"))
+    for layer in range(36):
+        for side in rank.pool.layer_kv(layer):
+            side.normal_()
+    return rank
+
+
+Profile = list[tuple[str, int, float]]
+
+
+def _profile(work: Callable[[int], object], steps: int) -> Profile:
+    """Kernels of `work(steps)` by time: name, calls a step, microseconds a step."""
+    work(steps)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        work(steps)
+        torch.cuda.synchronize()
+    rows = [(e.key[:90], e.count // steps, e.self_device_time_total / steps) for e in found.key_averages()]
+    return sorted(rows, key=lambda row: -row[2])[:14]
+
+
+def _profiles(runner: Runner) -> dict[str, Profile]:
+    profiles = {f"a decode step of {n} rows": _profile(partial(runner.decode, 1024, n), 8) for n in (1, 16, 64)}
+    for length in (1024, 8192):
+        profiles[f"a prefill of {length} tokens"] = _profile(partial(_prefill_once, runner, length), 1)
+    return profiles
+
+
+def _prefill_once(runner: Runner, length: int, _: int) -> float:
+    return runner.prefill(1, length)
+
+
+def main() -> None:
+    """Measure, print a table, and write all figures where `--json` says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write all figures here as well")
+    parser.add_argument("--quick", action="store_true", help="a few sizes, one run each")
+    parser.add_argument("--profile", action="store_true", help="show where decode steps of 1 and 64 rows spend time")
+    parser.add_argument("--sampled", action="store_true", help="temperature 1 and top-p 0.95 rather than greedy")
+    parser.add_argument("--flag", action="append", default=[], metavar="NAME=VALUE", help="a worker flag to set")
+    arguments = parser.parse_args()
+    begin = time.perf_counter()
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        copy, product = measure_ceilings()
+        print(f"{torch.cuda.get_device_name()}: copy {copy / 1e12:.3f} TB/s, product {product / 1e12:.1f} TFLOP/s")
+        rank = build(dict(flag.split("=", 1) for flag in arguments.flag), Path(folder))
+        print(f"ready after {time.perf_counter() - begin:.1f} s; {rank.pool.pages} pages", flush=True)
+        params = SamplingParams(temperature=1.0, top_p=0.95) if arguments.sampled else SamplingParams(temperature=0.0)
+        runner = Runner(rank, params)
+        rows = list(_measure(runner, copy, product, arguments.quick))
+        profiles = _profiles(runner) if arguments.profile else {}
+    for what, kernels in profiles.items():
+        print(f"\nkernels of {what}: {sum(row[2] for row in kernels):.0f} µs")
+        for name, count, micros in kernels:
+            print(f"{micros:9.1f} µs  {count:4d} x  {name}")
+    if arguments.json:
+        figures = {"copy": copy, "product": product, "rows": rows, "profiles": profiles}
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+def _measure(runner: Runner, copy: float, product: float, quick: bool) -> Sequence[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+
+    def note(what: str, found: list[float], floor: float) -> None:
+        middle = statistics.median(found)
+        rows.append(
+            {"what": what, "ms": [1000 * x for x in found], "floor_ms": 1000 * floor, "of_floor": floor / middle}
+        )
+        spread = f"{1000 * min(found):.2f}-{1000 * max(found):.2f}"
+        print(
+            f"{what:28s} {1000 * middle:8.2f} ms ({spread})  floor {1000 * floor:7.2f}  {floor / middle:.3f}",
+            flush=True,
+        )
+
+    repeats = 1 if quick else 3
+    for context, batch in [DECODE[0], DECODE[2]] if quick else DECODE:
+        runner.decode(context, batch, 8)
+        medians = [statistics.median(runner.decode(context, batch, 40)) for _ in range(repeats)]
+        note(f"decode ctx {context} batch {batch}", medians, decode_floor(context, batch, copy))
+    for batch, length in PREFILL[1:2] if quick else PREFILL:
+        runner.prefill(batch, length)
+        seconds = [runner.prefill(batch, length) for _ in range(max(2, repeats))]
+        note(f"prefill {batch} x {length}", seconds, prefill_floor(batch, length, product))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

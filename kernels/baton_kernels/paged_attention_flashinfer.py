@@ -1,0 +1,101 @@
+"""Paged attention by FlashInfer: its "fa2" kernels for any recent GPU, its "fa3" kernels for Hopper.
+
+Pages are read in place through their strides (FlashInfer's "HND" layout). The host plans a step; two wrappers take
+turns, so that a plan never overwrites the pinned memory from which the last one may still be copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, chain, cycle
+from typing import ClassVar
+
+import torch
+from flashinfer.prefill import BatchPrefillWithPagedKVCacheWrapper
+
+from baton_kernels.paged_attention import AttentionSpec, PagedRows
+from baton_kernels.registry import KernelUnavailable
+
+_WORKSPACE_BYTES = 384 << 20  # what split rows of a large step leave for the merge
+_HEAD_DIMS = frozenset({64, 128, 256})
+
+
+class _Turn:
+    """One wrapper, and the event after which its last plan is on the device."""
+
+    def __init__(self, workspace: torch.Tensor, backend: str) -> None:
+        self.wrapper = BatchPrefillWithPagedKVCacheWrapper(workspace, "HND", backend=backend)
+        self.copied = torch.cuda.Event()
+
+
+class FlashInferAttention:
+    """Rows of any number of new tokens. KernelUnavailable when FlashInfer has no kernel for `spec`."""
+
+    capturable = False
+    backend: ClassVar[str] = "fa2"
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        if spec.k_dim != spec.v_dim or spec.k_dim not in _HEAD_DIMS:
+            raise KernelUnavailable(f"FlashInfer has no kernel for heads of {spec.k_dim} and {spec.v_dim} values")
+        if spec.kv_dtype != spec.dtype:
+            raise KernelUnavailable(f"pages of {spec.kv_dtype} are not wired to FlashInfer yet")
+        self._spec = spec
+        workspace = torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=spec.device)
+        self._turns = cycle([_Turn(workspace, self.backend) for _ in range(2)])
+
+    def plan(self, rows: PagedRows) -> _FlashInferPlan:
+        spec = self._spec
+        size, width = spec.page_size, rows.page_table.shape[1]
+        # Whole pages before a row's window are left out: nothing in them is seen, or even finite for sure.
+        firsts = [self._first_page(q, kv) for q, kv in zip(rows.q_lens, rows.kv_lens, strict=True)]
+        ends = [-(-kv // size) for kv in rows.kv_lens]
+        counts = [end - first for first, end in zip(firsts, ends, strict=True)]
+        places = [
+            range(row * width + first, row * width + end)
+            for row, (first, end) in enumerate(zip(firsts, ends, strict=True))
+        ]
+        index = torch.tensor(list(chain.from_iterable(places)), dtype=torch.int64).pin_memory()
+        turn = next(self._turns)
+        turn.copied.synchronize()
+        turn.wrapper.plan(
+            _int32([0, *accumulate(rows.q_lens)]),
+            _int32([0, *accumulate(counts)]),
+            rows.page_table.flatten().index_select(0, index.to(rows.page_table.device, non_blocking=True)),
+            _int32([(kv - 1) % size + 1 for kv in rows.kv_lens]),
+            spec.q_heads,
+            spec.kv_heads,
+            spec.k_dim,
+            size,
+            causal=True,
+            sm_scale=spec.scale,
+            window_left=-1 if spec.window is None else spec.window - 1,
+            logits_soft_cap=spec.softcap,
+            q_data_type=spec.dtype,
+            kv_data_type=spec.kv_dtype,
+        )
+        turn.copied.record()
+        return _FlashInferPlan(turn.wrapper)
+
+    def _first_page(self, q_len: int, kv_len: int) -> int:
+        window = self._spec.window
+        return 0 if window is None else max(0, kv_len - q_len - window + 1) // self._spec.page_size
+
+
+class FlashInferFa3Attention(FlashInferAttention):
+    """The same by the kernels written for Hopper."""
+
+    backend: ClassVar[str] = "fa3"
+
+
+@dataclass(frozen=True)
+class _FlashInferPlan:
+    wrapper: BatchPrefillWithPagedKVCacheWrapper
+
+    def run(self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor) -> torch.Tensor:
+        out = torch.empty((*q.shape[:2], v_pages.shape[-1]), dtype=q.dtype, device=q.device)
+        self.wrapper.run(q, (k_pages, v_pages), out=out)
+        return out
+
+
+def _int32(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)

@@ -1,0 +1,301 @@
+"""Decode attention over strided pages in Triton, split over the keys ("flash decoding"), planned on the device.
+
+How a step is cut follows from the rows' lengths, which a small kernel reads on the device: nothing of a plan depends
+on the host, so a CUDA graph that holds plan and layers replays for any lengths. One program attends the query heads
+of one kv-head to one stretch of one row; rows of several stretches are combined by a second kernel. Source of the
+split: Dao et al. 2023, "Flash-Decoding for long-context inference".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from baton_kernels.paged_attention import AttentionSpec, PagedRows
+from baton_kernels.triton_launch import overlaps, wait_then_release
+
+_TILE = 64  # keys per iteration
+_PROGRAMS_PER_SM = 8  # stretches aimed at: two fit on a multiprocessor at a time
+_STAGES = 2  # tiles under way in a program, in 16-bit types
+_WARPS = 4
+_MANY_ROWS = 192  # from here on half the warps are faster: enough programs wait for memory at a time
+
+
+@triton.jit
+def _plan_kernel(
+    lens_ptr,
+    starts_ptr,
+    items_ptr,
+    rows,
+    heads,
+    programs,
+    WINDOW: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """starts[r] is the first stretch of row r, starts[rows] their number; items[i] is row, first tile, end, alone."""
+    row = tl.arange(0, BLOCK)
+    inside = row < rows
+    lens = tl.load(lens_ptr + row, mask=inside, other=0)
+    first = tl.zeros((BLOCK,), tl.int32)
+    if WINDOW > 0:
+        first = tl.maximum(lens - WINDOW, 0) // TILE
+    end = (lens + TILE - 1) // TILE
+    tiles = end - first
+    longest = tl.maximum((tl.sum(tiles, axis=0) * heads + programs - 1) // programs, 1)
+    splits = (tiles + longest - 1) // longest
+    stretch = (tiles + splits - 1) // tl.maximum(splits, 1)
+    ends = tl.cumsum(splits, axis=0)
+    tl.store(starts_ptr, 0)
+    tl.store(starts_ptr + 1 + row, ends, mask=inside)
+    for split in range(tl.max(splits, axis=0)):
+        here = split < splits
+        item = items_ptr + (ends - splits + split) * 4
+        begin = first + split * stretch
+        tl.store(item, row, mask=here)
+        tl.store(item + 1, begin, mask=here)
+        tl.store(item + 2, tl.minimum(begin + stretch, end), mask=here)
+        tl.store(item + 3, (splits == 1).to(tl.int32), mask=here)
+
+
+@triton.jit
+def _stretch_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    partial_ptr,
+    lse_ptr,
+    table_ptr,
+    lens_ptr,
+    items_ptr,
+    q_row_stride,
+    q_head_stride,
+    k_page_stride,
+    k_head_stride,
+    k_slot_stride,
+    v_page_stride,
+    v_head_stride,
+    v_slot_stride,
+    table_stride,
+    scale,
+    softcap,
+    GROUP: tl.constexpr,
+    K_DIM: tl.constexpr,
+    V_DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    if OVERLAP:
+        wait_then_release()
+    item = tl.program_id(0)
+    head = tl.program_id(1)
+    row = tl.load(items_ptr + item * 4)
+    begin = tl.load(items_ptr + item * 4 + 1)
+    end = tl.load(items_ptr + item * 4 + 2)
+    alone = tl.load(items_ptr + item * 4 + 3)
+    if begin < end:  # more programs are launched than a step may have stretches
+        kv_len = tl.load(lens_ptr + row)
+        heads = tl.arange(0, BLOCK_G)
+        k_dims = tl.arange(0, BLOCK_K)
+        v_dims = tl.arange(0, BLOCK_V)
+        q_place = q_ptr + row.to(tl.int64) * q_row_stride + (head * GROUP + heads[:, None]) * q_head_stride + k_dims
+        q = tl.load(q_place, mask=(heads[:, None] < GROUP) & (k_dims < K_DIM), other=0.0)
+        best = tl.full((BLOCK_G,), float("-inf"), tl.float32)
+        mass = tl.zeros((BLOCK_G,), tl.float32)
+        total = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
+        k_head = k_ptr + head.to(tl.int64) * k_head_stride
+        v_head = v_ptr + head.to(tl.int64) * v_head_stride
+        line = table_ptr + row.to(tl.int64) * table_stride
+        for tile in tl.range(begin, end, num_stages=STAGES):
+            positions = tile * TILE + tl.arange(0, TILE)
+            seen = positions < kv_len
+            if WINDOW > 0:
+                seen = seen & (positions >= kv_len - WINDOW)
+            if PAGE % TILE == 0:
+                page = tl.load(line + tile * TILE // PAGE).to(tl.int64)
+                slots = tile * TILE % PAGE + tl.arange(0, TILE)
+                k_place = k_head + page * k_page_stride + slots[:, None] * k_slot_stride + k_dims
+                v_place = v_head + page * v_page_stride + slots[:, None] * v_slot_stride + v_dims
+            else:
+                pages = tl.load(line + positions // PAGE, mask=seen, other=0).to(tl.int64)
+                slots = positions % PAGE
+                k_place = k_head + (pages * k_page_stride + slots * k_slot_stride)[:, None] + k_dims
+                v_place = v_head + (pages * v_page_stride + slots * v_slot_stride)[:, None] + v_dims
+            k = tl.load(k_place, mask=seen[:, None] & (k_dims < K_DIM), other=0.0).to(q.dtype)
+            v = tl.load(v_place, mask=seen[:, None] & (v_dims < V_DIM), other=0.0).to(q.dtype)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            if SOFTCAP:
+                # tanh(z) = 1 - 2 / (1 + exp(2z))
+                scores = softcap * (1.0 - 2.0 / (1.0 + tl.exp(2.0 * scores / softcap)))
+            scores = tl.where(seen[None, :], scores * 1.4426950408889634, float("-inf"))
+            higher = tl.maximum(best, tl.max(scores, axis=1))
+            weights = tl.exp2(scores - higher[:, None])
+            keep = tl.exp2(best - higher)
+            mass = mass * keep + tl.sum(weights, axis=1)
+            total = total * keep[:, None] + tl.dot(weights.to(q.dtype), v, input_precision=PRECISION)
+            best = higher
+        result = total / mass[:, None]
+        lines = head * GROUP + heads
+        here = heads < GROUP
+        inside = here[:, None] & (v_dims < V_DIM)
+        q_heads = tl.num_programs(1) * GROUP
+        if alone == 1:
+            place = out_ptr + (row.to(tl.int64) * q_heads + lines[:, None]) * V_DIM + v_dims
+            tl.store(place, result.to(out_ptr.dtype.element_ty), mask=inside)
+        else:
+            partial = partial_ptr + (item.to(tl.int64) * q_heads + lines[:, None]) * V_DIM + v_dims
+            tl.store(partial, result, mask=inside)
+            tl.store(lse_ptr + item * q_heads + lines, best + tl.log2(mass), mask=here)
+
+
+@triton.jit
+def _combine_kernel(
+    partial_ptr,
+    lse_ptr,
+    out_ptr,
+    starts_ptr,
+    q_heads,
+    V_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    if OVERLAP:
+        wait_then_release()
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    start = tl.load(starts_ptr + row)
+    end = tl.load(starts_ptr + row + 1)
+    if end - start > 1:
+        dims = tl.arange(0, BLOCK_V)
+        best = float("-inf")
+        mass = 0.0
+        total = tl.zeros((BLOCK_V,), tl.float32)
+        for first in range(start, end, BLOCK):
+            items = first + tl.arange(0, BLOCK)
+            inside = items < end
+            lse = tl.load(lse_ptr + items * q_heads + head, mask=inside, other=float("-inf"))
+            place = partial_ptr + (items[:, None].to(tl.int64) * q_heads + head) * V_DIM + dims
+            parts = tl.load(place, mask=inside[:, None] & (dims < V_DIM), other=0.0)
+            higher = tl.maximum(best, tl.max(lse, axis=0))
+            weights = tl.exp2(lse - higher)
+            keep = tl.exp2(best - higher)
+            mass = mass * keep + tl.sum(weights, axis=0)
+            total = total * keep + tl.sum(parts * weights[:, None], axis=0)
+            best = higher
+        place = out_ptr + (row.to(tl.int64) * q_heads + head) * V_DIM + dims
+        tl.store(place, (total / mass).to(out_ptr.dtype.element_ty), mask=dims < V_DIM)
+
+
+class TritonDecodeAttention:
+    """Rows of one new token; what it plans may be captured in a CUDA graph and replayed for other lengths."""
+
+    capturable = True
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        self._spec = spec
+        on_gpu = spec.device.type == "cuda"
+        sms = torch.cuda.get_device_properties(spec.device).multi_processor_count if on_gpu else 1
+        self._programs = sms * _PROGRAMS_PER_SM
+
+    def plan(self, rows: PagedRows) -> _TritonPlan:
+        spec, device = self._spec, rows.page_table.device
+        count = rows.page_table.shape[0]
+        lens = rows.device_lens
+        if lens is None:
+            lens = torch.tensor(rows.kv_lens, dtype=torch.int32)
+            lens = lens.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else lens
+        stretches = count + self._programs // spec.kv_heads + 1
+        starts = torch.empty(count + 1, dtype=torch.int32, device=device)
+        items = torch.zeros((stretches, 4), dtype=torch.int32, device=device)
+        _plan_kernel[(1,)](
+            lens,
+            starts,
+            items,
+            count,
+            spec.kv_heads,
+            self._programs,
+            WINDOW=spec.window or 0,
+            TILE=_TILE,
+            BLOCK=triton.next_power_of_2(count),
+        )
+        partial = torch.empty((stretches, spec.q_heads, spec.v_dim), dtype=torch.float32, device=device)
+        lse = torch.empty((stretches, spec.q_heads), dtype=torch.float32, device=device)
+        return _TritonPlan(spec, rows.page_table, lens, starts, items, partial, lse)
+
+
+@dataclass(frozen=True)
+class _TritonPlan:
+    """`starts` and `items` as `_plan_kernel` wrote them; `partial` and `lse` are per stretch and query head."""
+
+    spec: AttentionSpec
+    table: torch.Tensor
+    lens: torch.Tensor
+    starts: torch.Tensor
+    items: torch.Tensor
+    partial: torch.Tensor
+    lse: torch.Tensor
+
+    def run(self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor) -> torch.Tensor:
+        spec, rows = self.spec, self.table.shape[0]
+        group, overlap = spec.q_heads // spec.kv_heads, overlaps(q.device)
+        out = torch.empty((rows, spec.q_heads, spec.v_dim), dtype=q.dtype, device=q.device)
+        _stretch_kernel[(self.items.shape[0], spec.kv_heads)](
+            q,
+            k_pages,
+            v_pages,
+            out,
+            self.partial,
+            self.lse,
+            self.table,
+            self.lens,
+            self.items,
+            q.stride(0),
+            q.stride(1),
+            *k_pages.stride()[:3],
+            *v_pages.stride()[:3],
+            self.table.stride(0),
+            spec.scale,
+            spec.softcap or 1.0,
+            GROUP=group,
+            K_DIM=spec.k_dim,
+            V_DIM=spec.v_dim,
+            PAGE=spec.page_size,
+            WINDOW=spec.window or 0,
+            SOFTCAP=spec.softcap is not None,
+            TILE=_TILE,
+            BLOCK_G=max(16, triton.next_power_of_2(group)),
+            BLOCK_K=max(16, triton.next_power_of_2(spec.k_dim)),
+            BLOCK_V=max(16, triton.next_power_of_2(spec.v_dim)),
+            STAGES=_STAGES if q.dtype.itemsize == 2 else 1,
+            PRECISION="ieee",
+            OVERLAP=overlap,
+            num_warps=_WARPS if rows < _MANY_ROWS else _WARPS // 2,
+            launch_pdl=overlap,
+        )
+        _combine_kernel[(rows, spec.q_heads)](
+            self.partial,
+            self.lse,
+            out,
+            self.starts,
+            spec.q_heads,
+            V_DIM=spec.v_dim,
+            BLOCK_V=triton.next_power_of_2(spec.v_dim),
+            BLOCK=16,
+            OVERLAP=overlap,
+            num_warps=4,
+            launch_pdl=overlap,
+        )
+        return out

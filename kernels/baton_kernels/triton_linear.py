@@ -1,0 +1,66 @@
+"""A linear layer on a single row in Triton: a stream of weights at the rate of the memory. More rows go to cuBLAS.
+
+A program sums few outputs over all inputs, so that there are enough programs to fill the chip without a second pass.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from baton_kernels.linear import linear_torch
+from baton_kernels.triton_launch import overlaps, wait_then_release
+
+_OUTPUTS = 4  # per program
+_INPUTS = 2048  # per iteration
+
+
+@triton.jit
+def _one_row_kernel(
+    x_ptr,
+    weight_ptr,
+    out_ptr,
+    outputs,
+    INPUTS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    lines = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    inside = (lines < outputs)[:, None]
+    columns = tl.arange(0, BLOCK_IN)
+    places = weight_ptr + lines.to(tl.int64)[:, None] * INPUTS + columns[None, :]
+    # The first weights are on their way before the kernel that writes x is over.
+    weight = tl.load(places, mask=inside, other=0.0, eviction_policy="evict_first")
+    following = tl.load(places + BLOCK_IN, mask=inside & (BLOCK_IN < INPUTS), other=0.0, eviction_policy="evict_first")
+    if OVERLAP:
+        wait_then_release()
+    total = weight.to(tl.float32) * tl.load(x_ptr + columns).to(tl.float32)[None, :]
+    if BLOCK_IN < INPUTS:
+        total += following.to(tl.float32) * tl.load(x_ptr + BLOCK_IN + columns).to(tl.float32)[None, :]
+    for begin in tl.static_range(2 * BLOCK_IN, INPUTS, BLOCK_IN):
+        weight = tl.load(places + begin, mask=inside, other=0.0, eviction_policy="evict_first")
+        total += weight.to(tl.float32) * tl.load(x_ptr + begin + columns).to(tl.float32)[None, :]
+    tl.store(out_ptr + lines, tl.sum(total, axis=1).to(out_ptr.dtype.element_ty), mask=lines < outputs)
+
+
+def linear_triton(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    outputs, inputs = weight.shape
+    if x.shape[0] != 1 or bias is not None or inputs % _INPUTS:
+        return linear_torch(x, weight, bias)
+    out = torch.empty((1, outputs), dtype=x.dtype, device=x.device)
+    overlap = overlaps(x.device)
+    _one_row_kernel[(triton.cdiv(outputs, _OUTPUTS),)](
+        x,
+        weight,
+        out,
+        outputs,
+        INPUTS=inputs,
+        BLOCK_OUT=_OUTPUTS,
+        BLOCK_IN=_INPUTS,
+        OVERLAP=overlap,
+        num_warps=4,
+        launch_pdl=overlap,
+    )
+    return out

@@ -1,0 +1,82 @@
+"""The status of an InferenceService: what the operator saw and did last."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from baton_operator.api.fields import Part
+
+Sentence = Annotated[str, Field(max_length=1024)]
+Digest = Annotated[str, Field(max_length=128)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+class Condition(Part):
+    """One aspect of the state, in the form that all Kubernetes tools read."""
+
+    type: Annotated[str, Field(max_length=64)]
+    """Aspect: Available, Ready, Progressing, Degraded or Stalled."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether the aspect holds."""
+    reason: Annotated[str, Field(max_length=64)]
+    """Why, in one word for programs."""
+    message: Sentence
+    """Why, in one sentence for people."""
+    last_transition_time: Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
+    """When `status` last changed."""
+    observed_generation: Annotated[int, Field(ge=0)]
+    """Generation of the manifest that this was found for."""
+
+
+class RoleStatus(Part):
+    """Workers of one role."""
+
+    desired: Count
+    """Workers wanted now, after autoscaling."""
+    ready: Count
+    """Workers of the wanted revision that can serve."""
+    old: Count
+    """Workers of earlier revisions that still run."""
+    revision: Annotated[str, Field(max_length=16)]
+    """Wanted revision: what the pods of this role see, as a hash."""
+
+
+class WeightVersion(Part):
+    """Workers that serve the same weights."""
+
+    digest: Digest
+    """Content digest of the weights, as the workers computed it."""
+    workers: Count
+    """How many workers report it."""
+
+
+class Status(Part):
+    """What the operator saw and did last."""
+
+    observed_generation: Annotated[int, Field(ge=0)] = 0
+    """Generation of the manifest that all of this was found for."""
+    conditions: Annotated[
+        list[Condition],
+        Field(
+            max_length=8,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = []
+    """Available: requests are answered. Ready: and all is as the manifest says. Progressing: it is on its way there.
+
+    Degraded: something is in the way. Stalled: nothing more happens until a person acts.
+    """
+    url: Annotated[str, Field(max_length=512)] = ""
+    """Base URL of the OpenAI endpoint inside the cluster."""
+    version: Annotated[str, Field(max_length=16)] = ""
+    """Wanted version: what prefill and decode must share to work together, as a hash."""
+    ready_pairs: Count = 0
+    """Ready prefill and decode workers of the wanted version that can pair up; workers, when decode serves whole."""
+    prefill: RoleStatus | None = None
+    """Prefill workers; absent when decode workers serve whole."""
+    decode: RoleStatus | None = None
+    """Decode workers."""
+    weights: Annotated[list[WeightVersion], Field(max_length=16)] = []
+    """Weight versions that workers report, most used first."""

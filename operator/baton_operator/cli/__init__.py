@@ -1,0 +1,1 @@
+"""Subcommands of `baton` that work on manifests, without a cluster."""

@@ -1,0 +1,87 @@
+"""Where a worker's checkpoint comes from: volumes, the init container that fetches it, and the flags that name it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from baton_operator.planner.context import Context
+from baton_operator.planner.objects import without_empty
+from baton_operator.planner.pods import container_security, downloads
+
+MODELS = "/models"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a worker's pod needs to find its checkpoint."""
+
+    flags: list[str]
+    volumes: list[object] = field(default_factory=list)
+    mounts: list[object] = field(default_factory=list)
+    env: list[object] = field(default_factory=list)
+    init: list[object] = field(default_factory=list)
+    downloads: bool = False
+
+
+def model_source(context: Context, image: str) -> ModelSource:
+    """From the URI. Rules of the manifest have refused what is not known here."""
+    uri = context.manifest.spec.model.uri
+    scheme, _, rest = uri.partition("://")
+    if scheme == "hf":
+        return _hub(context, rest, image)
+    if scheme == "pvc":
+        claim, _, path = rest.partition("/")
+        volume: dict[str, object] = {
+            "name": "model",
+            "persistentVolumeClaim": {"claimName": claim, "readOnly": True},
+        }
+        return _mounted(volume, path)
+    if scheme == "oci":
+        return _mounted({"name": "model", "image": {"reference": rest, "pullPolicy": "IfNotPresent"}}, "")
+    return ModelSource(["--model-path", rest])
+
+
+def _mounted(volume: dict[str, object], path: str) -> ModelSource:
+    mount = {"name": "model", "mountPath": MODELS, "readOnly": True}
+    return ModelSource(["--model-path", f"{MODELS}/{path}".rstrip("/")], [volume], [mount])
+
+
+def _hub(context: Context, name: str, image: str) -> ModelSource:
+    """The init container fills a cache folder; the worker reads it and needs no network for it."""
+    model = context.manifest.spec.model
+    if model.cache is None:
+        volume: dict[str, object] = {"name": "model", "emptyDir": {}}
+    elif model.cache.claim is not None:
+        volume = {"name": "model", "persistentVolumeClaim": {"claimName": model.cache.claim}}
+    else:
+        volume = {"name": "model", "hostPath": {"path": model.cache.node_path, "type": "DirectoryOrCreate"}}
+    more_volumes, more_mounts, env = downloads(context)
+    revision = [] if model.revision is None else ["--revision", model.revision]
+    home = {"name": "HF_HOME", "value": MODELS}
+    fetch_env = [home, *env]
+    if model.token is not None:
+        key = {"name": model.token.name, "key": model.token.key}
+        fetch_env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": key}})
+    fetch = without_empty(
+        {
+            "name": "fetch-model",
+            "image": image,
+            "command": ["hf", "download", name, *revision],
+            "env": fetch_env,
+            "securityContext": container_security(),
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": [
+                {"name": "model", "mountPath": MODELS},
+                {"name": "tmp", "mountPath": "/tmp"},
+                *more_mounts,
+            ],
+        }
+    )
+    return ModelSource(
+        flags=["--model-path", name, *revision],
+        volumes=[volume, *more_volumes],
+        mounts=[{"name": "model", "mountPath": MODELS}],
+        env=[home, {"name": "HF_HUB_OFFLINE", "value": "1"}],
+        init=[fetch],
+        downloads=True,
+    )

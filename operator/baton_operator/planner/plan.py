@@ -1,0 +1,207 @@
+"""The planner: what the cluster should hold, from what was asked and what is there.
+
+Pure, level-based and idempotent. It remembers nothing: whatever it has to know later stands in the objects themselves
+(ControllerRevisions, the status), so it may be stopped between any two of its plan's steps and started again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from baton_operator.api.fields import cluster_problems
+from baton_operator.api.status import Status
+from baton_operator.planner.bootstrap import build_bootstrap
+from baton_operator.planner.context import COMPONENT, FINALIZER, LEADER_WORKER_SET, REVISION, Context, Service, Settings
+from baton_operator.planner.finalize import Finalization, finalize
+from baton_operator.planner.gateway import GATEWAY_API, build_gateway
+from baton_operator.planner.objects import Object, Ref, label, ref_of, text_at
+from baton_operator.planner.observed import Observed
+from baton_operator.planner.records import Records, recorded_revisions
+from baton_operator.planner.revision import RoleRevision, wanted_revisions
+from baton_operator.planner.rollout import assign, key_of
+from baton_operator.planner.scaling import build_scalers, changed, desired_replicas, scaler_ref, scaler_status
+from baton_operator.planner.shared import (
+    POD_MONITOR,
+    build_account,
+    build_budgets,
+    build_network_policies,
+    build_pod_monitor,
+)
+from baton_operator.planner.status import Situation, build_status, stalled_status
+from baton_operator.planner.trouble import Trouble, troubles
+from baton_operator.planner.worker import role_of
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a person may want to know when it happens."""
+
+    warning: bool
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do, in this order: finalizers, apply, delete, statuses, events; then again after `requeue_after` seconds.
+
+    `apply` is for server-side apply under `FIELD_MANAGER`, `create` only for what does not exist. `finalizers` and
+    `status` are None when they are to stay as they are.
+    """
+
+    apply: tuple[Object, ...] = ()
+    create: tuple[Object, ...] = ()
+    delete: tuple[Ref, ...] = ()
+    status: Status | None = None
+    scaler_statuses: Mapping[Ref, Mapping[str, object]] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+    finalizers: tuple[str, ...] | None = None
+    requeue_after: float | None = None
+
+
+def plan(service: Service, observed: Observed, now: datetime, settings: Settings | None = None) -> Plan:
+    """The next steps for one service."""
+    context = Context(service, settings or Settings())
+    if service.deleted_at is not None:
+        return _finalization(context, observed, service.deleted_at, now)
+    obstacle = _obstacle(context)
+    if obstacle is not None:
+        status = stalled_status(context, obstacle.reason, obstacle.sentence, now)
+        return Plan(status=_if_changed(context, status), events=_events(context, status))
+    return _reconcile(context, observed, now)
+
+
+def _reconcile(context: Context, observed: Observed, now: datetime) -> Plan:
+    current = _current(context, observed)
+    groups = observed.groups()
+    desired = desired_replicas(context, current, observed)
+    replicas = assign(current, desired, groups)
+    records = Records(context, observed, current)
+    budgeted = {key_of(item): item for item in [*current, *_running(observed)] if key_of(item) in replicas}
+    apply: list[Object] = [
+        build_account(context),
+        *build_network_policies(context),
+        *build_bootstrap(context),
+        *build_gateway(context),
+        *build_budgets(context, budgeted.values()),
+        *build_pod_monitor(context),
+        *records.objects(replicas, {key_of(group) for group in groups if group.proven}),
+        *records.workloads(replicas),
+    ]
+    scalers = list(build_scalers(context, current))
+    kept = {ref_of(item) for item in [*apply, *scalers]}
+    deadline = _deadline(context, observed, current)
+    overdue = deadline is not None and now >= deadline
+    found = [*troubles(observed), *_missing_apis(context)]
+    situation = Situation(current, desired, groups, observed, found, overdue)
+    status = build_status(context, situation, now)
+    pending = any(condition.type == "Ready" and condition.status == "False" for condition in status.conditions)
+    wait = (deadline - now).total_seconds() if deadline is not None and pending and not overdue else None
+    return Plan(
+        apply=tuple(apply),
+        create=tuple(item for item in scalers if ref_of(item) not in observed.objects),
+        delete=tuple(ref for ref, item in sorted(observed.objects.items()) if ref not in kept and not _leaving(item)),
+        status=_if_changed(context, status),
+        scaler_statuses=dict(_scaler_statuses(context, current, observed)),
+        events=_events(context, status),
+        finalizers=None if FINALIZER in context.service.finalizers else (*context.service.finalizers, FINALIZER),
+        requeue_after=wait,
+    )
+
+
+def _finalization(context: Context, observed: Observed, deleted_at: datetime, now: datetime) -> Plan:
+    if FINALIZER not in context.service.finalizers:
+        return Plan()
+    step: Finalization = finalize(context, observed, deleted_at, now)
+    records = Records(context, observed, ())
+    finalizers = tuple(name for name in context.service.finalizers if name != FINALIZER) if step.release else None
+    return Plan(
+        apply=tuple(records.workloads(step.replicas)),
+        delete=step.delete,
+        finalizers=finalizers,
+        requeue_after=step.requeue_after,
+    )
+
+
+def _obstacle(context: Context) -> Trouble | None:
+    """What keeps the planner from doing anything sensible."""
+    problems = list(cluster_problems(context.manifest.spec, "spec"))
+    if problems:
+        return Trouble("InvalidSpec", "; ".join(problems))
+    roles = [revision.role for revision in wanted_revisions(context.manifest.spec)]
+    spans = [role for role in roles if role_of(context, role).parallelism.nodes > 1]
+    if spans and LEADER_WORKER_SET not in context.settings.apis:
+        sentence = (
+            f"{spans[0]} workers span nodes, which takes LeaderWorkerSet; install it or write parallelism.nodes: 1"
+        )
+        return Trouble("LeaderWorkerSetMissing", sentence)
+    return None
+
+
+def _missing_apis(context: Context) -> Iterator[Trouble]:
+    spec, apis = context.manifest.spec, context.settings.apis
+    if spec.gateway.route is not None and GATEWAY_API not in apis:
+        yield Trouble("GatewayApiMissing", "gateway.route is set, but the cluster has no Gateway API; install it")
+    if spec.metrics.pod_monitor and POD_MONITOR not in apis:
+        yield Trouble("PodMonitorMissing", "metrics.podMonitor is set, but the cluster has no Prometheus operator")
+
+
+def _current(context: Context, observed: Observed) -> Sequence[RoleRevision]:
+    """The revisions to bring about: the manifest's, or while the rollout is paused those that were wanted before."""
+    wanted = wanted_revisions(context.manifest.spec)
+    if not context.manifest.spec.rollout.paused:
+        return wanted
+    status = context.service.status
+    before = {name: role.revision for name, role in (("prefill", status.prefill), ("decode", status.decode)) if role}
+    recorded = recorded_revisions(observed, before)
+    return recorded if len(recorded) == len(before) > 0 else wanted
+
+
+def _running(observed: Observed) -> Iterator[RoleRevision]:
+    for group in observed.groups():
+        yield RoleRevision(group.role, group.revision, group.version, group.whole)
+
+
+def _deadline(context: Context, observed: Observed, current: Sequence[RoleRevision]) -> datetime | None:
+    """When the newest of the wanted revisions should have become ready."""
+    keys = {key_of(revision) for revision in current}
+    times = [
+        datetime.fromisoformat(text_at(item, "metadata", "creationTimestamp"))
+        for item in observed.records()
+        if (label(item, COMPONENT), label(item, REVISION)) in keys and text_at(item, "metadata", "creationTimestamp")
+    ]
+    return max(times) + timedelta(seconds=context.manifest.spec.rollout.progress_seconds) if times else None
+
+
+def _scaler_statuses(
+    context: Context, current: Sequence[RoleRevision], observed: Observed
+) -> Iterator[tuple[Ref, Mapping[str, object]]]:
+    for revision in current:
+        ref = scaler_ref(context, revision.role)
+        scaler = observed.objects.get(ref)
+        if scaler is not None and role_of(context, revision.role).autoscaling is not None:
+            status = scaler_status(context, revision.role, observed.groups())
+            if changed(scaler, status):
+                yield ref, status
+
+
+def _if_changed(context: Context, status: Status) -> Status | None:
+    return None if status == context.service.status else status
+
+
+def _events(context: Context, status: Status) -> tuple[Event, ...]:
+    """One for each condition that changed its mind, but not for what merely begins as it should."""
+    before = {item.type: (item.status, item.reason) for item in context.service.status.conditions}
+    calm = {("Available", "False"), ("Ready", "False"), ("Degraded", "False"), ("Stalled", "False")}
+    return tuple(
+        Event(item.status == "True" and item.type in ("Degraded", "Stalled"), item.reason, item.message)
+        for item in status.conditions
+        if before.get(item.type) != (item.status, item.reason)
+        and (item.type in before or (item.type, item.status) not in calm)
+    )
+
+
+def _leaving(item: Object) -> bool:
+    return bool(text_at(item, "metadata", "deletionTimestamp"))

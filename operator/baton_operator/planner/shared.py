@@ -1,0 +1,142 @@
+"""What all pods of a service share: the ServiceAccount, network policies, disruption budgets, the PodMonitor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from baton_operator.planner.bootstrap import COMPONENT as BOOTSTRAP
+from baton_operator.planner.context import (
+    BOOTSTRAP_HTTP_PORT,
+    BOOTSTRAP_PORT,
+    COMPONENT,
+    GATEWAY_PORT,
+    INSTANCE,
+    OPERATOR_NAME,
+    WORKER_PORT,
+    Context,
+)
+from baton_operator.planner.gateway import COMPONENT as GATEWAY
+from baton_operator.planner.objects import Object, without_empty
+from baton_operator.planner.revision import RoleRevision
+from baton_operator.planner.worker import ROLES, workload_name
+
+POD_MONITOR: Final = "monitoring.coreos.com/v1"
+_DNS: Final = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+
+
+def build_account(context: Context) -> dict[str, object]:
+    """An identity without any rights: no pod of a service talks to the API server."""
+    return context.child(
+        "v1", "ServiceAccount", context.child_name("pods"), "pods", {"automountServiceAccountToken": False}
+    )
+
+
+def build_budgets(context: Context, revisions: Iterable[RoleRevision]) -> Iterator[dict[str, object]]:
+    """Node drains take one worker of a role and revision at a time, and one gateway."""
+    for revision in revisions:
+        selector = context.selector(revision.role, revision.revision)
+        yield _budget(context, workload_name(context, revision), revision.role, selector)
+    yield _budget(context, context.child_name(GATEWAY), GATEWAY, context.selector(GATEWAY))
+
+
+def _budget(context: Context, name: str, component: str, selector: Object) -> dict[str, object]:
+    spec = {"maxUnavailable": 1, "selector": {"matchLabels": selector}, "unhealthyPodEvictionPolicy": "AlwaysAllow"}
+    labels = {key: value for key, value in selector.items() if key not in (INSTANCE, COMPONENT)}
+    return context.child("policy/v1", "PodDisruptionBudget", name, component, {"spec": spec}, labels)
+
+
+def build_pod_monitor(context: Context) -> Iterator[dict[str, object]]:
+    metrics = context.manifest.spec.metrics
+    if not metrics.pod_monitor or POD_MONITOR not in context.settings.apis:
+        return
+    spec = {
+        "selector": {"matchLabels": {INSTANCE: context.name}},
+        "podMetricsEndpoints": [{"port": "http", "path": "/metrics", "interval": f"{metrics.interval_seconds}s"}],
+        "podTargetLabels": [COMPONENT, "baton.dev/version"],
+    }
+    labels = metrics.pod_monitor_labels
+    yield context.child(POD_MONITOR, "PodMonitor", context.name, "metrics", {"spec": spec}, labels)
+
+
+def build_network_policies(context: Context) -> Iterator[dict[str, object]]:
+    """Who may open a connection to whom; everything that is not named here is closed.
+
+    Workers reach each other on all ports, since transfer engines choose theirs. RDMA passes network policies by.
+    """
+    if not context.manifest.spec.security.network_policies:
+        return
+    bootstrap, gateway = _pods(context, BOOTSTRAP), _pods(context, GATEWAY)
+    workers = {"podSelector": {"matchLabels": {INSTANCE: context.name}, "matchExpressions": [_worker_expression()]}}
+    scrapers = _scrapers(context)
+    to_bootstrap = {"to": [bootstrap], "ports": [_port(BOOTSTRAP_PORT)]}
+    operator = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": context.settings.namespace}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": OPERATOR_NAME}},
+    }
+    # Model hubs live outside, at addresses that nobody can list.
+    hub = [{"ports": [_port(443), _port(80), *_proxy_port(context)]}] if _downloads(context) else []
+    yield _policy(
+        context,
+        "workers",
+        workers["podSelector"],
+        [
+            {"from": [workers]},
+            {"from": [gateway], "ports": [_port(WORKER_PORT)]},
+            {"from": scrapers, "ports": [_port(WORKER_PORT)]},
+        ],
+        [{"to": [workers]}, to_bootstrap, _DNS, *hub],
+    )
+    yield _policy(
+        context,
+        BOOTSTRAP,
+        bootstrap["podSelector"],
+        [
+            {"from": [workers, gateway], "ports": [_port(BOOTSTRAP_PORT)]},
+            {"from": [operator, *scrapers], "ports": [_port(BOOTSTRAP_HTTP_PORT)]},
+        ],
+        [],
+    )
+    yield _policy(
+        context,
+        GATEWAY,
+        gateway["podSelector"],
+        [{"ports": [_port(GATEWAY_PORT)]}],  # clients, from wherever the Service can be reached
+        [{"to": [workers], "ports": [_port(WORKER_PORT)]}, to_bootstrap, _DNS],
+    )
+
+
+def _policy(
+    context: Context, name: str, selector: object, ingress: list[object], egress: list[object]
+) -> dict[str, object]:
+    spec = {"podSelector": selector, "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress}
+    return context.child(
+        "networking.k8s.io/v1", "NetworkPolicy", context.child_name(name), name, {"spec": without_empty(spec)}
+    )
+
+
+def _pods(context: Context, component: str) -> dict[str, object]:
+    return {"podSelector": {"matchLabels": context.selector(component)}}
+
+
+def _worker_expression() -> dict[str, object]:
+    return {"key": COMPONENT, "operator": "In", "values": list(ROLES)}
+
+
+def _scrapers(context: Context) -> list[object]:
+    labels = context.manifest.spec.metrics.namespaces
+    return [{"namespaceSelector": {"matchLabels": labels}}] if labels else [{"podSelector": {}}]
+
+
+def _port(number: int) -> dict[str, object]:
+    return {"port": number, "protocol": "TCP"}
+
+
+def _downloads(context: Context) -> bool:
+    return context.manifest.spec.model.uri.startswith("hf://")
+
+
+def _proxy_port(context: Context) -> list[object]:
+    proxy = context.manifest.spec.security.proxy
+    port = proxy.url.rpartition(":")[2].rstrip("/") if proxy else ""
+    return [_port(int(port))] if port.isdigit() else []

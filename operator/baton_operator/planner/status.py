@@ -1,0 +1,185 @@
+"""The status: counts, and conditions that `kubectl wait`, kstatus and Argo CD understand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from baton_operator.api.status import Condition, RoleStatus, Status, WeightVersion
+from baton_operator.planner.bootstrap import COMPONENT as BOOTSTRAP
+from baton_operator.planner.context import COMPONENT, Context
+from baton_operator.planner.gateway import COMPONENT as GATEWAY
+from baton_operator.planner.gateway import endpoint_url
+from baton_operator.planner.objects import int_at, label
+from baton_operator.planner.observed import Group, Observed
+from baton_operator.planner.revision import RoleRevision
+from baton_operator.planner.rollout import key_of, ready_pairs
+from baton_operator.planner.trouble import Trouble
+
+MAX_MESSAGE = 1024
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A condition before it has times."""
+
+    type: str
+    holds: bool
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What conditions are found from; `overdue` when the new revision takes longer than rollout.progressSeconds."""
+
+    current: Sequence[RoleRevision]
+    desired: Mapping[str, int]
+    groups: Sequence[Group]
+    observed: Observed
+    troubles: Sequence[Trouble]
+    overdue: bool = False
+
+    def ready(self, revision: RoleRevision) -> int:
+        return sum(group.ready for group in self.groups if key_of(group) == key_of(revision))
+
+    def running(self, component: str) -> int:
+        """Ready pods of the gateway, or of the bootstrap server."""
+        deployments = [item for item in self.observed.of_kind("Deployment") if label(item, COMPONENT) == component]
+        return sum(int_at(item, "status", "readyReplicas") for item in deployments)
+
+    @property
+    def old(self) -> list[Group]:
+        wanted = {key_of(revision) for revision in self.current}
+        return [group for group in self.groups if key_of(group) not in wanted]
+
+
+def build_status(context: Context, situation: Situation, now: datetime) -> Status:
+    """The whole status; conditions keep the time of their last change."""
+    version = situation.current[-1].version
+    roles = {revision.role: _role(situation, revision) for revision in situation.current}
+    return Status(
+        observed_generation=context.service.generation,
+        conditions=timed(context, findings(situation), now),
+        url=endpoint_url(context),
+        version=version,
+        ready_pairs=ready_pairs(situation.groups).get(version, 0),
+        prefill=roles.get("prefill"),
+        decode=roles.get("decode"),
+        weights=_weights(situation.observed),
+    )
+
+
+def stalled_status(context: Context, reason: str, message: str, now: datetime) -> Status:
+    """What was found before, and why nothing will change."""
+    status = context.service.status
+    before = {condition.type: condition for condition in status.conditions}
+    available = before.get("Available")
+    stalled = [
+        Finding("Available", available is not None and available.status == "True", reason, message),
+        Finding("Ready", False, reason, message),
+        Finding("Progressing", False, reason, message),
+        Finding("Degraded", True, reason, message),
+        Finding("Stalled", True, reason, message),
+    ]
+    conditions = timed(context, stalled, now)
+    return status.model_copy(update={"observed_generation": context.service.generation, "conditions": conditions})
+
+
+def findings(situation: Situation) -> list[Finding]:
+    """The five conditions, each with one sentence."""
+    waiting = _waiting(situation)
+    ready = not waiting
+    asleep = not any(situation.desired.values())
+    pairs = sum(ready_pairs(situation.groups).values())
+    available = pairs > 0 and situation.running(GATEWAY) > 0
+    ready_reason = "ScaledToZero" if asleep and ready else "AllReady" if ready else "NotReady"
+    ready_text = "all is as the manifest says" if ready else "; ".join(waiting)
+    available_text = "requests are answered" if available else _why_unavailable(situation, pairs)
+    old = sum(group.present for group in situation.old)
+    progressing = bool(waiting) or bool(situation.old)
+    progress_text = ready_text if waiting else f"{old} workers of earlier revisions are leaving"
+    trouble = _trouble(situation)
+    return [
+        Finding("Available", available, "Serving" if available else "NotServing", available_text),
+        Finding("Ready", ready, ready_reason, ready_text),
+        Finding("Progressing", progressing, "RollingOut" if progressing else ready_reason, progress_text)
+        if progressing
+        else Finding("Progressing", False, ready_reason, "nothing is under way"),
+        Finding("Degraded", trouble is not None, *(_words(trouble) or ("AsExpected", "nothing is in the way"))),
+        Finding("Stalled", False, "AsExpected", "the operator goes on by itself"),
+    ]
+
+
+def timed(context: Context, found: Sequence[Finding], now: datetime) -> list[Condition]:
+    before = {condition.type: condition for condition in context.service.status.conditions}
+    return [_timed(finding, before.get(finding.type), context.service.generation, now) for finding in found]
+
+
+def _timed(finding: Finding, before: Condition | None, generation: int, now: datetime) -> Condition:
+    status: Literal["True", "False"] = "True" if finding.holds else "False"
+    same = before is not None and before.status == status
+    return Condition(
+        type=finding.type,
+        status=status,
+        reason=finding.reason,
+        message=_cut(finding.message),
+        last_transition_time=before.last_transition_time if before and same else f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        observed_generation=generation,
+    )
+
+
+def _waiting(situation: Situation) -> list[str]:
+    """What is not yet as the manifest says."""
+    waiting = []
+    for revision in situation.current:
+        wanted, ready = situation.desired[revision.role], situation.ready(revision)
+        if ready < wanted:
+            waiting.append(f"{ready} of {wanted} {revision.role} workers of revision {revision.revision} are ready")
+    for component in (GATEWAY, BOOTSTRAP):
+        if situation.running(component) == 0:
+            waiting.append(f"the {component} is not up")
+    return waiting
+
+
+def _why_unavailable(situation: Situation, pairs: int) -> str:
+    if not any(situation.desired.values()):
+        return "scaled to zero"
+    return "no prefill and decode worker of the same version are ready" if pairs == 0 else "the gateway is not up"
+
+
+def _trouble(situation: Situation) -> Trouble | None:
+    if situation.troubles:
+        first = situation.troubles[0]
+        more = len(situation.troubles) - 1
+        return Trouble(first.reason, first.sentence + (f" (and {more} more)" if more else ""))
+    if situation.overdue:
+        return Trouble("ProgressDeadlineExceeded", "new workers were not ready within rollout.progressSeconds")
+    return None
+
+
+def _words(trouble: Trouble | None) -> tuple[str, str] | None:
+    return None if trouble is None else (trouble.reason, trouble.sentence)
+
+
+def _role(situation: Situation, revision: RoleRevision) -> RoleStatus:
+    old = [group.present for group in situation.old if group.role == revision.role]
+    return RoleStatus(
+        desired=situation.desired[revision.role],
+        ready=situation.ready(revision),
+        old=sum(old),
+        revision=revision.revision,
+    )
+
+
+def _weights(observed: Observed) -> list[WeightVersion]:
+    counts = Counter(report.weights for report in observed.workers if report.weights)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [WeightVersion(digest=digest, workers=count) for digest, count in ranked[:16]]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"

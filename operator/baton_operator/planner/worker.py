@@ -1,0 +1,142 @@
+"""The workload of one role and revision: pods that hold a model."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from baton_operator.api.v1alpha1 import WorkerRole
+from baton_operator.planner.context import (
+    COMPONENT,
+    INSTANCE,
+    LEADER_WORKER_SET,
+    MAX_WORKLOAD_NAME,
+    REVISION,
+    VERSION,
+    WORKER_PORT,
+    Context,
+)
+from baton_operator.planner.model_source import ModelSource, model_source
+from baton_operator.planner.objects import Object
+from baton_operator.planner.pods import container_security, environment, resources, scratch, secret_token, template
+from baton_operator.planner.revision import RoleRevision
+
+ROLES: Final = ("prefill", "decode")
+WHOLE: Final = "baton.dev/serves-whole"
+_PROTOCOLS = {"tcp": "tcp", "rdma": "rdma", "nvlink": "nvlink_intra"}
+_RENDEZVOUS_PORT = 20000
+
+
+def role_of(context: Context, name: str) -> WorkerRole:
+    return context.manifest.spec.prefill if name == "prefill" else context.manifest.spec.decode
+
+
+def workload_name(context: Context, revision: RoleRevision) -> str:
+    return context.child_name(revision.role, revision.revision, limit=MAX_WORKLOAD_NAME)
+
+
+def build_workload(context: Context, revision: RoleRevision, image: str) -> dict[str, object]:
+    """A Deployment, or a LeaderWorkerSet when a worker spans nodes; without `replicas`, which the rollout decides."""
+    role = role_of(context, revision.role)
+    labels = {
+        **context.labels(revision.role),
+        REVISION: revision.revision,
+        VERSION: revision.version,
+        WHOLE: str(revision.whole).lower(),
+    }
+    pod = _pod(context, revision, image, labels)
+    name = workload_name(context, revision)
+    nodes = role.parallelism.nodes
+    if nodes > 1:
+        body: dict[str, object] = {"leaderWorkerTemplate": {"size": nodes, "workerTemplate": pod}}
+        return context.child(LEADER_WORKER_SET, "LeaderWorkerSet", name, revision.role, {"spec": body}, labels)
+    selector = {"matchLabels": context.selector(revision.role, revision.revision)}
+    body = {"revisionHistoryLimit": 0, "selector": selector, "template": pod}
+    return context.child("apps/v1", "Deployment", name, revision.role, {"spec": body}, labels)
+
+
+def _pod(context: Context, revision: RoleRevision, image: str, labels: Object) -> object:
+    role = role_of(context, revision.role)
+    source = model_source(context, image)
+    tmp_volumes, tmp_mounts = scratch()
+    token_volumes, token_mounts, token_env = secret_token(context)
+    rdma = context.manifest.spec.transfer.protocol == "rdma" and not revision.whole
+    device = context.manifest.spec.transfer.resource
+    shm: dict[str, object] = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": role.shm_size}}
+    container: dict[str, object] = {
+        "name": "worker",
+        "image": image,
+        "args": worker_args(context, revision, source),
+        "env": [*_identity_env(), *source.env, *token_env, *environment(role.env)],
+        "ports": [{"name": "http", "containerPort": WORKER_PORT}],
+        "resources": resources(role, {device: "1"} if rdma and device else None),
+        # RDMA pins memory.
+        "securityContext": container_security(*(["IPC_LOCK"] if rdma else [])),
+        "volumeMounts": [*tmp_mounts, {"name": "shm", "mountPath": "/dev/shm"}, *source.mounts, *token_mounts],
+        # The last lines of the log become the reason that the service's status gives.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        **_probes(),
+    }
+    spec: dict[str, object] = {
+        "containers": [container],
+        "volumes": [*tmp_volumes, shm, *source.volumes, *token_volumes],
+        "terminationGracePeriodSeconds": context.manifest.spec.rollout.drain_seconds,
+    }
+    if source.init:
+        spec["initContainers"] = source.init
+    return template(context, role, labels, spec, _near_the_other_role(context))
+
+
+def worker_args(context: Context, revision: RoleRevision, source: ModelSource) -> list[str]:
+    """Words after `baton`; $(POD_IP) is filled in by the kubelet, and is what other pods dial."""
+    role, transfer = role_of(context, revision.role), context.manifest.spec.transfer
+    parallel = role.parallelism
+    args = ["serve", *source.flags, "--served-model-name", context.manifest.served_name]
+    args += ["--host", "$(POD_IP)", "--port", str(WORKER_PORT), "--tp-size", str(parallel.tensor)]
+    args += ["--disaggregation-mode", "null" if revision.whole else revision.role]
+    args += ["--disaggregation-bootstrap-addr", context.bootstrap_addresses()]
+    if not revision.whole:
+        args += ["--disaggregation-transfer-backend", transfer.backend]
+        args += ["--disaggregation-transfer-protocol", _PROTOCOLS[transfer.protocol]]
+        if transfer.devices:
+            args += ["--disaggregation-ib-device", ",".join(transfer.devices)]
+    for flag, size in (("--pp-size", parallel.pipeline), ("--dp-size", parallel.data), ("--ep-size", parallel.expert)):
+        if size > 1:
+            args += [flag, str(size)]
+    if parallel.nodes > 1:
+        args += ["--nnodes", str(parallel.nodes), "--node-rank", "$(LWS_WORKER_INDEX)"]
+        args += ["--dist-init-addr", f"$(LWS_LEADER_ADDRESS):{_RENDEZVOUS_PORT}"]
+    return [*args, *role.extra_args]
+
+
+def _identity_env() -> list[object]:
+    return [
+        {"name": "BATON_WORKER_ID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": "BATON_LOG_FORMAT", "value": "json"},
+        {"name": "HOME", "value": "/tmp"},
+    ]
+
+
+def _probes() -> dict[str, object]:
+    """The HTTP port opens once a first request was served, and /health follows the scheduler's tick.
+
+    Start-up may take hours for a large model: the service becomes Degraded after rollout.progressSeconds, but a pod
+    that still loads is not killed.
+    """
+    health = {"httpGet": {"path": "/health", "port": "http"}}
+    return {
+        "startupProbe": {**health, "periodSeconds": 5, "failureThreshold": 8640},
+        "readinessProbe": {**health, "periodSeconds": 2, "timeoutSeconds": 2, "failureThreshold": 3},
+        "livenessProbe": {**health, "periodSeconds": 15, "timeoutSeconds": 5, "failureThreshold": 8},
+    }
+
+
+def _near_the_other_role(context: Context) -> dict[str, object]:
+    """Prefers zones that hold workers of the service already: the KV cache travels between them."""
+    workers = [{"key": COMPONENT, "operator": "In", "values": list(ROLES)}]
+    term = {
+        "labelSelector": {"matchLabels": {INSTANCE: context.name}, "matchExpressions": workers},
+        "topologyKey": "topology.kubernetes.io/zone",
+    }
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    return {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}

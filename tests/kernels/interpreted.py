@@ -1,0 +1,95 @@
+"""What the Triton kernels compute, in Triton's interpreter. `test_triton_kernels` runs this in a process of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from baton_kernels.activation import ACTIVATIONS, activation_and_mul_torch
+from baton_kernels.paged_attention import AttentionSpec, PagedRows, paged_attention_reference
+from baton_kernels.paged_attention_triton import TritonDecodeAttention
+from baton_kernels.rms_norm import add_rms_norm_torch, rms_norm_torch
+from baton_kernels.rope import rope_table
+from baton_kernels.rope_kv_write import HeadNorm, rope_kv_write_torch
+from baton_kernels.triton_activation import activation_and_mul_triton
+from baton_kernels.triton_linear import linear_triton
+from baton_kernels.triton_norm import add_rms_norm_triton, rms_norm_triton
+from baton_kernels.triton_rope_kv_write import rope_kv_write_triton
+
+SPEC = AttentionSpec(4, 2, 8, 8, 64, 0.4, torch.float32, torch.float32, torch.device("cpu"))
+
+
+def test_norms() -> None:
+    x, weight, residual = torch.randn(5, 48), torch.randn(48), torch.randn(5, 48)
+    torch.testing.assert_close(rms_norm_triton(x, weight, 1e-6, 1.0), rms_norm_torch(x, weight, 1e-6, 1.0))
+    copy = residual.clone()
+    expected = add_rms_norm_torch(x, copy, weight, 1e-6)
+    torch.testing.assert_close(add_rms_norm_triton(x, residual, weight, 1e-6), expected)
+    torch.testing.assert_close(residual, copy)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation: str) -> None:
+    gate_up = torch.randn(3, 2 * 1500)
+    expected = activation_and_mul_torch(gate_up, activation)
+    torch.testing.assert_close(activation_and_mul_triton(gate_up, activation), expected)
+
+
+@pytest.mark.parametrize("outputs", [8, 37])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_linear(rows: int, outputs: int) -> None:
+    x, weight = torch.randn(rows, 6144), torch.randn(outputs, 6144)
+    out = linear_triton(x, weight, None)
+    torch.testing.assert_close(out.double(), x.double() @ weight.double().T, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("rotary", [8, 6])
+@pytest.mark.parametrize("normed", [False, True])
+def test_rope_kv_write(rotary: int, normed: bool) -> None:
+    tokens, q_heads, kv_heads, dim = 5, 12, 3, 8
+    norm = HeadNorm(torch.randn(dim), torch.randn(dim), 1e-6, 1.0) if normed else None
+    qkv = torch.randn(tokens, (q_heads + 2 * kv_heads) * dim)
+    positions, pages = torch.tensor([3, 4, 5, 0, 30]), torch.tensor([1, 1, 1, 2, 3])
+    table = rope_table(torch.tensor([1.0, 0.3, 0.1, 0.01])[: rotary // 2], 32)
+    ours, plain = (torch.zeros(4, kv_heads, 2, 2, 16, dim) for _ in range(2))
+    expected = rope_kv_write_torch(
+        qkv.clone(), norm, positions, table, plain[:, :, 0, 0], plain[:, :, 0, 1], pages, positions % 16
+    )
+    out = rope_kv_write_triton(qkv, norm, positions, table, ours[:, :, 0, 0], ours[:, :, 0, 1], pages, positions % 16)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SPEC,
+        replace(SPEC, window=70),
+        replace(SPEC, softcap=2.0),
+        replace(SPEC, page_size=16),
+        replace(SPEC, q_heads=14),
+    ],
+    ids=["plain", "window", "softcap", "small pages", "many queries per head"],
+)
+@pytest.mark.parametrize("kv_lens", [(1,), (300, 65, 64, 129, 7)])
+def test_decode_attention(spec: AttentionSpec, kv_lens: tuple[int, ...]) -> None:
+    widths = [-(-kv_len // spec.page_size) for kv_len in kv_lens]
+    shape = (sum(widths) + 1, spec.kv_heads, spec.page_size, spec.k_dim)
+    k_pages, v_pages = torch.full(shape, math.nan), torch.full(shape, math.nan)
+    order = (torch.randperm(sum(widths)) + 1).tolist()
+    table = torch.zeros(len(kv_lens), max(widths), dtype=torch.int32)
+    for row, kv_len in enumerate(kv_lens):
+        for index in range(widths[row]):
+            page = table[row, index] = order.pop()
+            filled = min(spec.page_size, kv_len - index * spec.page_size)
+            for side in (k_pages, v_pages):
+                side[page, :, :filled] = torch.randn(spec.kv_heads, filled, spec.k_dim)
+    # What the host believes of the lengths must not matter: a CUDA graph is captured with other ones.
+    rows = PagedRows((1,) * len(kv_lens), (1,) * len(kv_lens), table, torch.tensor(kv_lens, dtype=torch.int32))
+    q = torch.randn(len(kv_lens), spec.q_heads, spec.k_dim)
+    out = TritonDecodeAttention(spec).plan(rows).run(q, k_pages, v_pages)
+    exact = paged_attention_reference(q.double(), k_pages, v_pages, replace(rows, kv_lens=kv_lens), spec)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
