@@ -11,13 +11,13 @@ from support.disaggregation import Fleet, Shape, start_fleet
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`, the tests of this folder share one worker of xdist, and so one fleet.
+    """With `--dist loadgroup`, the tests that share the fleet share one worker of xdist, and so one fleet.
 
     Starting processes takes a minute on a loaded machine.
     """
     for item in items:
-        if "integration" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("integration"))
+        if isinstance(item, pytest.Function) and "shared_fleet" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("fleet"))
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(600))
 

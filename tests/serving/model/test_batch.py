@@ -14,6 +14,7 @@ def test_build_derives_positions_and_write_places() -> None:
     assert batch.positions.tolist() == [3, 4, 0, 1, 2]
     assert batch.write_offsets.tolist() == [1, 0, 0, 1, 0]
     assert [pages.tolist() for pages in batch.write_pages] == [[6, 7, 8, 8, 9], [2, 3, 4, 4, 0]]
+    assert batch.logits_rows is not None
     assert batch.logits_rows.tolist() == [1, 4]
     assert batch.positions.dtype == batch.write_offsets.dtype == batch.write_pages[0].dtype == torch.int64
 
@@ -30,4 +31,5 @@ def test_every_new_token_has_its_own_place_in_its_row(rows: list[tuple[int, int]
             assert batch.positions[at] == position
             assert batch.write_pages[0][at] * page_size + batch.write_offsets[at] == row * width * page_size + position
             at += 1
+    assert batch.logits_rows is not None
     assert batch.logits_rows.tolist() == [sum(lengths[: row + 1]) - 1 for row in range(len(rows))]

@@ -195,5 +195,5 @@ def test_random_traffic_for_long() -> None:
     class Counted(SchedulerMachine):
         steps = 0
 
-    run(Counted, examples=1500, actions=100, derandomize=False)
+    run(Counted, examples=500, actions=100, derandomize=False)
     assert Counted.steps >= 20_000
