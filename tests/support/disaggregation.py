@@ -302,7 +302,9 @@ async def settled(*workers: BatonProcess, seconds: float = 20.0) -> None:
 
 async def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
     """Look a few times a second, as often as workers report, until it holds; TimeoutError after `seconds`."""
-    for _ in range(round(seconds * 20)):
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + seconds
+    while clock() < deadline:
         if condition():
             return
         await asyncio.sleep(0.05)

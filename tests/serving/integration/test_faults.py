@@ -10,7 +10,7 @@ import socket
 import httpx
 import pytest
 import zmq
-from support.baton_processes import BATON_TINY, BATON_TINY_V2, BatonProcess, BatonProcesses
+from support.baton_processes import BATON_TINY, BATON_TINY_V2, BatonProcesses
 from support.disaggregation import (
     Fleet,
     Legs,
@@ -42,30 +42,32 @@ def registered(fleet: Fleet) -> int:
     return len(httpx.get(f"{fleet.bootstrap.url}/workers").json()["workers"])
 
 
-async def kill_while_pages_move(client: httpx.AsyncClient, fleet: Fleet, victim: BatonProcess, other: str) -> None:
+async def kill_while_pages_move(client: httpx.AsyncClient, fleet: Fleet, victim: str) -> None:
+    """Of several requests in every state, those that had not arrived end with an error that names the dead worker."""
+    dead, survivor = fleet.prefills[0], fleet.decodes[0]
+    if victim == "decode":
+        dead, survivor = survivor, dead
     legs = many(client, fleet)
     await reached(fleet.decodes[0], "requests_reserved")
-    victim.kill()
-    survivors = fleet.prefills if other == "prefill" else fleet.decodes
-    answers = [await ended(leg.prefill if other == "prefill" else leg.decode) for leg in legs]
+    dead.kill()
+    answers = [await ended(leg.decode if victim == "prefill" else leg.prefill) for leg in legs]
     assert {answer.status for answer in answers} <= {200, 503}
     failed = [answer for answer in answers if answer.status == 503]
     assert failed
-    assert all(victim.key in answer.error["message"] for answer in failed), failed
-    await settled(*survivors)
+    assert all(dead.key in answer.error["message"] for answer in failed), failed
+    await settled(survivor)
     for leg in legs:
-        await ended(leg.prefill)
-        await ended(leg.decode)
+        await asyncio.gather(ended(leg.prefill), ended(leg.decode))
 
 
 async def test_prefill_killed_while_pages_move_and_replaced(client: httpx.AsyncClient, fleet: Fleet) -> None:
-    await kill_while_pages_move(client, fleet, fleet.prefills[0], other="decode")
+    await kill_while_pages_move(client, fleet, "prefill")
     fleet.revive()
     await next_is_right(client, fleet, fleet.whole)
 
 
 async def test_decode_killed_while_pages_move_and_replaced(client: httpx.AsyncClient, fleet: Fleet) -> None:
-    await kill_while_pages_move(client, fleet, fleet.decodes[0], other="prefill")
+    await kill_while_pages_move(client, fleet, "decode")
     fleet.revive()
     await next_is_right(client, fleet, fleet.whole)
 
@@ -186,19 +188,36 @@ def fleet_of(processes: BatonProcesses, request: pytest.FixtureRequest) -> Fleet
 async def test_kills_before_during_and_after_a_transfer(client: httpx.AsyncClient, fleet_of: Fleet) -> None:
     fleet = fleet_of
     for victim in ("prefill", "decode"):
-        for metric in ("handoff_waiting", "requests_reserved", "requests_running"):
-            legs = send_pair(client, fleet, greedy(fresh_prompt(LONG, random.Random()), tokens=200))
-            await reached(fleet.decodes[0], metric)
-            (fleet.prefills if victim == "prefill" else fleet.decodes)[0].kill()
-            answers = [await ended(legs.prefill), await ended(legs.decode)]
-            left = answers[1] if victim == "prefill" else answers[0]
-            if metric == "requests_running":
-                assert left.status == 200, (victim, left.error)  # the pages had arrived
-            else:
-                assert left.status == 503, (victim, metric)
-            await settled(*(fleet.decodes if victim == "prefill" else fleet.prefills))
+        for kill in (kill_before, kill_while_pages_move, kill_after):
+            await kill(client, fleet, victim)
             fleet.revive()
             await next_is_right(client, fleet, fleet.whole)
+
+
+async def kill_before(client: httpx.AsyncClient, fleet: Fleet, victim: str) -> None:
+    """One leg is there when the other's worker dies."""
+    prefill, decode = fleet.prefills[0], fleet.decodes[0]
+    first, second = leg_bodies(greedy(fresh_prompt(100, random.Random())), prefill)
+    if victim == "prefill":
+        leg = asyncio.create_task(ask(client, decode, second))
+        await reached(decode, "handoff_waiting")
+        prefill.kill()
+    else:
+        leg = asyncio.create_task(ask(client, prefill, first))
+        await reached(prefill, "kv_pages_in_use")
+        decode.kill()
+    assert (await ended(leg)).status in (503, 504)  # 504: nobody ever asked for the pages
+    await settled(decode if victim == "prefill" else prefill)
+
+
+async def kill_after(client: httpx.AsyncClient, fleet: Fleet, victim: str) -> None:
+    """The pages have arrived: the prefill worker's death changes nothing any more, nor does decode's for it."""
+    legs = send_pair(client, fleet, greedy(fresh_prompt(LONG, random.Random()), tokens=200))
+    await reached(fleet.decodes[0], "requests_running")
+    (fleet.prefills if victim == "prefill" else fleet.decodes)[0].kill()
+    assert (await ended(legs.decode if victim == "prefill" else legs.prefill)).status == 200
+    await settled(fleet.decodes[0] if victim == "prefill" else fleet.prefills[0])
+    await asyncio.gather(ended(legs.prefill), ended(legs.decode))
 
 
 @pytest.mark.deep
