@@ -68,6 +68,11 @@ class PagePool:
         free = self._free
         if count > len(free):
             return None
+        if count == 1:
+            page = free.pop()
+            self._owner[page] = owner
+            self.in_use += 1
+            return [page]
         if count == 0:
             return []
         pages = free[-count:]

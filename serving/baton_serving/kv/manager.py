@@ -129,6 +129,12 @@ class KVManager:
         pages = self._allocate(need, held)
         if pages is None:
             return False
+        if new == 1 and not hollow:  # the next page of a decoding request
+            for group, page in zip(held.pages, pages, strict=True):
+                group.append(page)
+            held.count += 1
+            held.capacity += self.page_size
+            return True
         at = 0
         for g in range(self.groups):
             skip = hollow if g in self.windowed else 0
@@ -245,12 +251,13 @@ class KVManager:
             raise InternalError(f"{len(tree_pages)} cached pages, but {self.tree.evictable} counted as evictable")
 
     def _allocate(self, count: int, owner: PageOwner) -> list[int] | None:
-        missing = count - self.pool.free
-        if missing > 0:
-            if missing > self.tree.evictable:
-                return None
-            self.tree.evict(missing)
-        return self.pool.allocate(count, owner)
+        pages = self.pool.allocate(count, owner)
+        if pages is None:
+            missing = count - self.pool.free
+            if missing <= self.tree.evictable:
+                self.tree.evict(missing)
+                pages = self.pool.allocate(count, owner)
+        return pages
 
     def _close(self, held: RequestPages) -> None:
         for _, node in held.window_nodes:
