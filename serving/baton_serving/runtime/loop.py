@@ -162,8 +162,9 @@ class SchedulerLoop:
         if plan is not None:
             self._followers.launch(plan)
             launched = (plan, self._executor.launch(plan))
-        if self._in_flight is not None:
-            outputs += self._book(self._in_flight)
+        booked = self._in_flight
+        if booked is not None:
+            outputs += self._book(booked)
         self._in_flight = launched
         if launched is not None and not self._overlap:
             outputs += self._book(launched)
@@ -173,7 +174,7 @@ class SchedulerLoop:
         self._controls.answer()
         self._tick += 1
         self._watchdog.tick()
-        if plan is None and self._in_flight is None:
+        if plan is None and booked is None:  # what was booked may have made room: plan again before resting
             self._rest()
             return
         self._rested = self._checked = False
