@@ -94,7 +94,7 @@ def difference(before: str, after: str) -> set[str]:
             {f"NetworkPolicy/chat-{name}" for name in ("workers", "gateway", "bootstrap")},
         ),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_the_right_children_change(parts: dict[str, str], changed: set[str]) -> None:
     assert difference(spec(), spec(**parts)) == changed
