@@ -27,7 +27,9 @@ def test_generated_files_are_fresh(script: str) -> None:
 
 
 def test_every_make_target_in_the_list_exists_once() -> None:
-    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
     names = [line.split()[1] for line in listed.splitlines()]
     assert {"demo", "test", "test-deep", "test-gpu", "lint", "format", "docs", "protos", "clean"} <= set(names)
     makefile = (ROOT / "Makefile").read_text()
