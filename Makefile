@@ -16,7 +16,7 @@ setup:
 	@scripts/setup.sh
 
 .PHONY: demo
-demo: setup  ## Serve the demo model, ask it a few questions, stop again
+demo: setup  ## Run the quickstart on this machine, ask it a few questions, stop again
 	@$(BIN)/baton demo
 
 .PHONY: test
