@@ -20,9 +20,9 @@ from baton_serving.api.options import AppOptions
 from baton_serving.api.server import bind, http_server
 from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
+from baton_serving.config.check import check
 from baton_serving.errors import InternalError, Unavailable
 from baton_serving.runtime.crash_dump import CrashDump
-from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.messages import Failure
 from baton_serving.runtime.metrics import Metrics
@@ -44,11 +44,11 @@ def serve(config: ServerConfig) -> int:
 
     Raises ConfigError, before anything slow where that is possible, for what the caller must change.
     """
+    check(config)
     logs.configure("api", config.logging.log_level, config.logging.log_level_http or "warning")
     with bind(config.http.host, config.http.port) as listener:
-        resolved = resolve_here(config)
         host, port = listener.getsockname()[:2]
-        with Worker(resolved, Identity.fresh(host, port)) as worker:
+        with Worker(config, Identity.fresh(host, port)) as worker:
             facts = worker.start()
             api = _ApiProcess(worker, facts, listener)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -61,13 +61,13 @@ class _ApiProcess:
     def __init__(self, worker: Worker, facts: WorkerFacts, listener: socket.socket) -> None:
         self._worker = worker
         self._facts = facts
-        self._config = worker.config
+        self._config = facts.config
         self._listener = listener
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._status = 0
         self._grpc_port = 0
-        self._intake, self._tokenizer = load_intake(self._config, facts)
+        self._intake, self._tokenizer = load_intake(facts)
         self._options = _app_options(self._config, facts)
         labels = {
             "model": self._options.served_model_name,
@@ -128,7 +128,7 @@ class _ApiProcess:
         if not self._config.bootstrap_addrs:
             return None
         host, port = self._listener.getsockname()[:2]
-        record = worker_record(self._config, self._worker.identity, self._facts.rank, host, port)
+        record = worker_record(self._config, self._facts.identity, self._facts.rank, host, port)
         registration = Registration(self._config, record, self._manager)
         await registration.start()
         return registration
