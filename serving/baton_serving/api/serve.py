@@ -17,7 +17,7 @@ from baton_serving import logs
 from baton_serving.api.app import create_app
 from baton_serving.api.grpc.server import GrpcServer
 from baton_serving.api.options import AppOptions
-from baton_serving.api.server import bind, http_server
+from baton_serving.api.server import bind, http_server, reserve
 from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.config.check import check
@@ -46,7 +46,8 @@ def serve(config: ServerConfig) -> int:
     """
     check(config)
     logs.configure("api", config.logging.log_level, config.logging.log_level_http or "warning")
-    with bind(config.http.host, config.http.port) as listener:
+    http = config.http
+    with bind(http.host, http.port) as listener, reserve("--grpc-port", http.host, http.grpc_port):
         host, port = listener.getsockname()[:2]
         with Worker(config, Identity.fresh(host, port)) as worker:
             facts = worker.start()
@@ -94,6 +95,7 @@ class _ApiProcess:
         await asyncio.wait([asyncio.create_task(self._stopping.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
         if registration is not None:
             registration.drain()
+        self._manager.drain()
         await _drain(self._manager)
         server.should_exit = True
         await serving
