@@ -29,6 +29,7 @@ from baton_serving.runtime.metrics import Metrics
 from baton_serving.runtime.registration import Registration, worker_record
 from baton_serving.runtime.request_log import RequestLog
 from baton_serving.runtime.requests import Choice, GenerateRequest
+from baton_serving.runtime.stages import Stages
 from baton_serving.runtime.tokenizer_manager import RequestObserver, TokenizerManager
 from baton_serving.runtime.vocabulary import NO_VOCABULARY
 from baton_serving.runtime.worker import Worker, WorkerFacts, load_intake
@@ -50,7 +51,9 @@ def serve(config: ServerConfig) -> int:
     with bind(http.host, http.port) as listener, reserve("--grpc-port", http.host, http.grpc_port):
         host, port = listener.getsockname()[:2]
         with Worker(config, Identity.fresh(host, port)) as worker:
+            stages = Stages(config.logging.show_time_cost)
             facts = worker.start()
+            stages.over("all of the ranks and the detokenizer")
             api = _ApiProcess(worker, facts, listener)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(api.run())
@@ -88,7 +91,9 @@ class _ApiProcess:
         server = http_server(create_app(service), self._config.log_level_http)
         grpc_server = await self._start_grpc(service)
         if not self._config.given.http.skip_server_warmup:
+            stages = Stages(self._config.given.logging.show_time_cost)
             await _warm_up(self._manager)
+            stages.over("the warm-up request")
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         registration = await self._register()
         self._announce()

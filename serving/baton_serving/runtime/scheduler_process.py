@@ -32,9 +32,7 @@ from baton_serving.scheduling.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 
-def rank_main(
-    given: ServerConfig, identity: Identity, tp_rank: int, addresses: Addresses, reporter: Reporter
-) -> None:
+def rank_main(given: ServerConfig, identity: Identity, tp_rank: int, addresses: Addresses, reporter: Reporter) -> None:
     """Entry point of a rank's process; returns when told to stop.
 
     Rank 0 decides what the configuration leaves open and tells the parent, which passes it to the other ranks.

@@ -237,6 +237,10 @@ def test_a_script_without_a_main_guard_works(tmp_path: Path) -> None:
     )
     path = os.pathsep.join(map(os.path.abspath, sys.path))
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=100
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=100,
     )
     assert (done.stdout.split(), done.returncode) == (["loaded", "length"], 0), done.stderr

@@ -34,7 +34,7 @@ def test_children_and_parent_talk_before_readiness(children: list[Child]) -> Non
 
 def test_one_failure_ends_the_wait_for_all(children: list[Child]) -> None:
     children += [Child("patient", f"{MAINS}:waits"), Child("wrong", f"{MAINS}:refuses")]
-    with pytest.raises(ConfigError, match="^--flag is wrong: leave it out$"):
+    with pytest.raises(ConfigError, match=r"^--flag is wrong: leave it out$"):
         wait_ready(children)
 
 
