@@ -43,7 +43,7 @@ class Worker:
     """
 
     def __init__(self, config: ServerConfig, identity: Identity) -> None:
-        """ConfigError when there is no such checkpoint, ModuleNotFoundError when the children could not load a model."""
+        """ConfigError when there is no such checkpoint, ModuleNotFoundError when no model could be loaded."""
         _require("torch", "transformers")
         self._given = locate(config)
         self._identity = identity

@@ -153,6 +153,12 @@ def _truncated(path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def _corrupt(path: Path) -> None:
+    with (path / "model.safetensors").open("r+b") as file:
+        file.seek(8)
+        file.write(b"no JSON here")
+
+
 def _unsupported(path: Path) -> None:
     config = json.loads((path / "config.json").read_text())
     config.update(architectures=["MambaForCausalLM"], model_type="mamba")
@@ -161,8 +167,12 @@ def _unsupported(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [(_truncated, "model.safetensors"), (_unsupported, "MambaForCausalLM")],
-    ids=["truncated weights", "unsupported architecture"],
+    [
+        (_truncated, "model.safetensors"),
+        (_corrupt, "the safetensors header is damaged"),
+        (_unsupported, "MambaForCausalLM"),
+    ],
+    ids=["truncated weights", "corrupt weights", "unsupported architecture"],
 )
 def test_a_checkpoint_that_cannot_be_served(
     tmp_path: Path, llama: Path, spoil: Callable[[Path], None], words: str
