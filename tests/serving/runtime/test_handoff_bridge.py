@@ -105,7 +105,8 @@ class Side:
 
 @pytest.fixture(scope="module")
 def sides() -> Iterator[dict[str, Side]]:
-    fabric, registry = FakeFabric(), {}
+    fabric = FakeFabric()
+    registry: dict[str, PeerAddress] = {}
     made = {name: Side(name, mode, fabric, registry) for name, mode in (("a", "prefill"), ("b", "decode"))}
     yield made
     for side in made.values():
