@@ -405,8 +405,9 @@ async def _load(
     havoc = asyncio.create_task(run.havoc(args.period, args.stopped if args.fault == "stop" else None))
     await asyncio.gather(*(client() for _ in range(args.concurrency)))
     run.tally.seconds = time.monotonic() - begun
+    havoc.cancel()
     await asyncio.sleep(SETTLE_SECONDS / 3)  # the last fault's quarantine is watched as well
-    for watch in (havoc, *watches):
+    for watch in watches:
         watch.cancel()
     ends = await asyncio.gather(havoc, *watches, return_exceptions=True)
     faults = [end for end in ends if isinstance(end, Exception)]
