@@ -20,12 +20,13 @@ from baton_serving.api.options import AppOptions
 from baton_serving.api.server import bind, http_server, reserve
 from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
-from baton_serving.config.check import check
+from baton_serving.config.check import addresses, check
 from baton_serving.errors import InternalError, Unavailable
 from baton_serving.runtime.crash_dump import CrashDump
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.messages import Failure
 from baton_serving.runtime.metrics import Metrics
+from baton_serving.runtime.reachable import reachable_host, url_of
 from baton_serving.runtime.registration import Registration, worker_record
 from baton_serving.runtime.request_log import RequestLog
 from baton_serving.runtime.requests import Choice, GenerateRequest
@@ -48,9 +49,10 @@ def serve(config: ServerConfig) -> int:
     check(config)
     logs.configure("api", config.logging.log_level, config.logging.log_level_http or "warning")
     http = config.http
+    meeting = addresses("--disaggregation-bootstrap-addr", config.disaggregation.disaggregation_bootstrap_addr)
     with bind(http.host, http.port) as listener, reserve("--grpc-port", http.host, http.grpc_port):
-        host, port = listener.getsockname()[:2]
-        with Worker(config, Identity.fresh(host, port)) as worker:
+        listening, port = listener.getsockname()[:2]
+        with Worker(config, Identity.fresh(reachable_host(listening, meeting), port)) as worker:
             stages = Stages(config.logging.show_time_cost)
             facts = worker.start()
             stages.over("all of the ranks and the detokenizer")
@@ -134,8 +136,8 @@ class _ApiProcess:
     async def _register(self) -> Registration | None:
         if not self._config.bootstrap_addrs:
             return None
-        host, port = self._listener.getsockname()[:2]
-        record = worker_record(self._config, self._facts.identity, self._facts.rank, host, port)
+        port = self._listener.getsockname()[1]
+        record = worker_record(self._config, self._facts.identity, self._facts.rank, port)
         registration = Registration(self._config, record, self._manager)
         await registration.start()
         return registration
@@ -154,10 +156,9 @@ class _ApiProcess:
         self._stopping.set()
 
     def _announce(self) -> None:
-        host, port = self._listener.getsockname()[:2]
+        port = self._listener.getsockname()[1]
         path = self._config.given.http.announce_file
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        facts: dict[str, str | int] = {"url": url, "http_port": port}
+        facts: dict[str, str | int] = {"url": url_of(self._facts.identity.host, port), "http_port": port}
         if self._grpc_port:
             facts["grpc_port"] = self._grpc_port
         announce(facts, Path(path) if path else None)

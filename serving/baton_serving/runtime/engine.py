@@ -59,7 +59,7 @@ class Engine:
     def __init__(self, config: ServerConfig | None = None, **flags: object) -> None:
         given = config or config_from_values(flags)
         check(given)
-        self._worker = Worker(given, Identity.fresh("engine", os.getpid()))
+        self._worker = Worker(given, Identity.fresh("127.0.0.1", os.getpid()))
         self._loop = asyncio.new_event_loop()
         try:
             self.facts = self._worker.start()

@@ -18,6 +18,7 @@ from baton_serving.runtime.locate import locate
 from baton_serving.runtime.messages import ApiInput, SchedulerInput
 from baton_serving.runtime.process import Child, ChildWatch, stop_all, wait_ready
 from baton_serving.runtime.rank_facts import RankFacts
+from baton_serving.runtime.reachable import host_port
 from baton_serving.runtime.tokenizer import Tokenizer, TokenizerSource, load_tokenizer
 from baton_serving.sampling.validate import Limits
 
@@ -92,12 +93,13 @@ class Worker:
         chosen = given.disaggregation
         if chosen.disaggregation_mode != "prefill" or chosen.disaggregation_bootstrap_addr:
             return
+        if chosen.disaggregation_transfer_backend == "fake":
+            return  # it has no peers
         host, port = given.http.host, chosen.disaggregation_bootstrap_port
         server = Child("bootstrap", _BOOTSTRAP, host, port, given.logging.log_level)
         self._children.append(server)
-        port = wait_ready([server])[server.name]["port"]
-        url_host = f"[{host}]" if ":" in host else host
-        chosen = dataclasses.replace(chosen, disaggregation_bootstrap_addr=f"{url_host}:{port}")
+        address = host_port(self._identity.host, wait_ready([server])[server.name]["port"])
+        chosen = dataclasses.replace(chosen, disaggregation_bootstrap_addr=address)
         self._given = dataclasses.replace(given, disaggregation=chosen)
 
     def watch(self, on_death: Callable[[str, int | None], None]) -> None:
