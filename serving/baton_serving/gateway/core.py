@@ -160,7 +160,7 @@ class Core:
         router.seen()
         for endpoint in fleet.endpoints.values():
             if endpoint.status.state is State.STALLED:
-                _fail_legs(endpoint, "its scheduler stands still")
+                _stand_still(endpoint, "its scheduler stands still")
             elif endpoint.status.state is State.DRAINING:
                 _move_away(endpoint)
         self.fleet_changed()
@@ -179,7 +179,7 @@ class Core:
         if responsive:
             self.fleet_changed()
         else:
-            _fail_legs(endpoint, "it does not answer health checks")
+            _stand_still(endpoint, "it does not answer health checks")
 
     def _give_up(self, endpoint: Endpoint) -> None:
         if not self.router.fleet.expire(endpoint):
@@ -264,6 +264,11 @@ class MethodNotAllowed(InvalidRequest):
 def _fail_legs(endpoint: Endpoint, reason: str) -> None:
     for leg in list(endpoint.legs):
         leg.fail(reason)
+
+
+def _stand_still(endpoint: Endpoint, reason: str) -> None:
+    for leg in list(endpoint.legs):
+        leg.owner.worker_stands_still(leg, reason)
 
 
 def _move_away(endpoint: Endpoint) -> None:

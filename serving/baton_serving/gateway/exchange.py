@@ -135,6 +135,17 @@ class Exchange:
         if leg is self.decode and self.phase is Phase.STREAMING:
             self._note("worker drains", leg.endpoint.id)
 
+    def worker_stands_still(self, leg: Leg, reason: str) -> None:
+        """It may recover: a stream that nobody else could go on with waits for that."""
+        if self.phase is not Phase.STREAMING or leg is not self.decode or self._can_go_on():
+            leg.fail(reason)
+
+    def _can_go_on(self) -> bool:
+        try:
+            return self._transcript is not None and bool(self._transcript.progress())
+        except Unreadable:
+            return False
+
     def _happen(self, event: Event) -> None:
         self.phase, action = advance(self.phase, event)
         if action is not Action.NONE:
@@ -155,7 +166,7 @@ class Exchange:
             self._happen(Event.NO_ROUTE)
             return
         try:
-            decision = core.router.route(self.ask.facts, self._lost, divided=self._generates)
+            decision = self._route()
         except BatonError as error:
             self._failure = error
             self._happen(Event.NO_ROUTE)
@@ -178,6 +189,15 @@ class Exchange:
             self._timer = core.loop.call_later(left, self._give_second_chance)
         else:
             self._timer = core.loop.call_later(left, self._look_for_workers)
+
+    def _route(self) -> Decision | None:
+        """Rather a wholly different pair: the other leg may have been the reason."""
+        router, facts, divided = self._core.router, self.ask.facts, self._generates
+        if self._lost and self._decision is not None:
+            fresh = router.route(facts, self._lost.union(self._decision.route.endpoints), divided=divided)
+            if fresh is not None:
+                return fresh
+        return router.route(facts, self._lost, divided=divided)
 
     def _give_second_chance(self) -> None:
         self._pauses += 1

@@ -45,6 +45,10 @@ class LegOwner(Protocol):
         """The leg's worker would rather be rid of it."""
         ...
 
+    def worker_stands_still(self, leg: Leg, reason: str) -> None:
+        """The leg's worker is there, but nothing moves in it."""
+        ...
+
 
 class Leg:
     """Sends one request to `endpoint`; counted in `endpoint.legs` from `start` to the end.
@@ -251,6 +255,9 @@ class _Nobody:
 
     def worker_drains(self, leg: Leg) -> None:
         """It will end anyway."""
+
+    def worker_stands_still(self, leg: Leg, reason: str) -> None:
+        """So be it."""
 
 
 _NOBODY = _Nobody()
