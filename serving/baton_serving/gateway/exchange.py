@@ -36,6 +36,7 @@ class Exchange:
         "_core",
         "_decision",
         "_failure",
+        "_generates",
         "_lost",
         "_pauses",
         "_progress",
@@ -46,7 +47,6 @@ class Exchange:
         "_tries",
         "_wait_until",
         "ask",
-        "_generates",
         "deadline",
         "decode",
         "offered",
@@ -355,7 +355,9 @@ class Exchange:
     def _reply(self, what: BatonError | Reply) -> None:
         reply = error_reply(what) if isinstance(what, BatonError) else what
         self.record.status = reply.status
-        self.record.error = what.message if isinstance(what, BatonError) else reply.body[:300].decode("utf-8", "replace")
+        self.record.error = (
+            what.message if isinstance(what, BatonError) else reply.body[:300].decode("utf-8", "replace")
+        )
         self._sink.reply(reply.status, reply.lines + self._own_lines(), reply.body)
         self._over("refused" if reply.status < 500 and reply.status != QueueFull.status else "failed")
 

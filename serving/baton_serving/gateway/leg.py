@@ -142,7 +142,7 @@ class Leg:
     def detach(self) -> None:
         """Nobody waits for the rest of this leg; let it end by itself for a while, so that its connection lives on."""
         if not self.done:
-            self.owner = _NOBODY
+            self.owner = NOBODY
             asyncio.get_running_loop().call_later(DETACHED_SECONDS, self.release)
 
     def fail(self, reason: str) -> None:
@@ -260,4 +260,4 @@ class _Nobody:
         """So be it."""
 
 
-_NOBODY = _Nobody()
+NOBODY = _Nobody()
