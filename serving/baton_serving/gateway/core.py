@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter as Tally
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from baton_bootstrap.client import View
@@ -64,6 +64,7 @@ class Core:
         self._patience = patience or Patience()
         self.on_begin = on_begin
         self.on_end: Callable[[Record], None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -141,6 +142,12 @@ class Core:
             exchange = self.queued.pop(number, None)
             if exchange is not None:
                 exchange.admitted()
+
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Run something beside the requests."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def wait_idle(self) -> None:
         """Return once no request is open."""
