@@ -234,10 +234,11 @@ async def gateway_bench(config: RoutingConfig, patience: Patience | None = None)
         yield bench
     async with asyncio.timeout(5):
         await core.wait_idle()
+        while not bench.idle():  # a prefill leg may outlive its answer by a moment
+            await asyncio.sleep(0.01)
     looking.cancel()
     server.close()
     for connection in list(connections):
         connection.close()
-    assert bench.idle()
     for worker in bench.workers:
         await worker.stop()

@@ -71,7 +71,7 @@ class Model:
         if call.body.get("baton_resume"):
             self.resumed.append(call.body)
         if not await misbehave(call, behaviour, 0, headed=False):
-            if role == "prefill":
+            if role == "prefill" and call.body.get("baton_handoff"):
                 await call.reply(usage={})
             elif call.body.get("stream"):
                 await self._stream(call, behaviour)

@@ -10,7 +10,7 @@ from baton_serving.errors import BatonError, QueueFull, Unavailable
 from baton_serving.gateway.ask import Ask
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.handover import Handover, MoveCall
-from baton_serving.gateway.leg import Leg
+from baton_serving.gateway.leg import DONE, LOST, Leg
 from baton_serving.gateway.lifecycle import Action, Event, Phase, advance
 from baton_serving.gateway.outgoing import Outgoing
 from baton_serving.gateway.record import Record
@@ -108,6 +108,9 @@ class Exchange:
 
     def leg_event(self, leg: Leg, event: Event) -> None:
         handover = self._handover
+        if event is DONE[leg.name] and not leg.event_stream and leg is not self.prefill and self.record.first_byte:
+            leg.failure = "answered with no stream, though one was to go on"
+            event = LOST[leg.name]
         if leg is self.taker and handover is not None:
             if event is Event.TAKER_DONE:
                 handover.taker_over = True

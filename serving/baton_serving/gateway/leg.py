@@ -14,7 +14,7 @@ from baton_serving.gateway.replies import JSON_LINE, Reply, error_reply, read_er
 # Statuses that another worker may not answer with; all others above 399 are the request's own fault.
 RETRYABLE = frozenset({429, 500, 502, 503, 504})
 
-DETACHED_SECONDS = 10.0  # for a prefill reply that nobody waits for any more
+DETACHED_SECONDS = 1.0  # for a prefill reply that nobody waits for any more
 
 _ERROR = b'data: {"error"'
 _OLD_ERRORS = (b'data: {"object":"error"', b"event: error")
