@@ -42,6 +42,7 @@ COMMANDS = {
     "render": Command("baton_operator.cli.render", "show the Kubernetes objects that a manifest leads to"),
     "plan": Command("baton_operator.cli.plan", "show the steps and devices that a manifest, or a change of it, takes"),
     "gateway": Command("baton_serving.gateway.cli", "run the endpoint in front of all workers"),
+    "operator": Command("baton_serving.cli.operator", "look after the InferenceServices of a cluster"),
     "bootstrap": Command("baton_bootstrap.cli", "run the server at which workers find each other"),
     "demo": Command("baton_serving.cli.demo", "start a worker with the demo model and ask it a few questions"),
     "bench serving": Command("baton_serving.bench.serving", "measure a running endpoint under load"),
