@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.kube import binaries
-from support.kube.client import Cluster, eventually
+from support.kube.client import BATON, Cluster, eventually
 from support.kube.control_plane import ControlPlane
 from support.kube.kubelet import Kubelet, ready
 from support.kube.operator_process import OperatorProcess
@@ -46,10 +47,13 @@ def installed(plane: ControlPlane) -> ControlPlane:
     words = ["install", "baton", str(ROOT / "charts/baton"), "--namespace", SYSTEM, "--create-namespace"]
     done = plane.run("helm", *words)
     assert done.returncode == 0, done.stderr
+    # The plugin that looks at owner references learns of new kinds twice a minute, or when it starts.
+    plane.stop_api_server()
+    plane.start_api_server()
     admin = plane.admin()
     for name in ("inferenceservices", "workerscalers"):
-        path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}.baton.dev"
-        eventually(lambda path=path: _established(admin, path))  # type: ignore[misc]
+        path = admin.path(BATON, name)
+        eventually(lambda path=path: admin.http.get(path).is_success)  # type: ignore[misc]
     return plane
 
 
@@ -84,22 +88,16 @@ def operator(
     """One operator for a module's tests."""
     folder = tmp_path_factory.mktemp("operator")
     with OperatorProcess(folder, rights, "--resync-seconds", RESYNC_SECONDS, "--log-level", "debug") as process:
+        eventually(process.healthy)
         yield process
         assert process.stop() == 0, process.log
     assert "Traceback" not in process.log, process.log
 
 
 @pytest.fixture
-def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+def namespace(cluster: Cluster) -> Iterator[str]:
     """A namespace of the test's own."""
-    number = len(cluster.list("v1", "namespaces"))
-    name = f"test-{number}"
+    name = f"test-{secrets.token_hex(3)}"
     cluster.create("v1", "namespaces", "", {"metadata": {"name": name}})
     yield name
     cluster.delete("v1", "namespaces", "", name)
-
-
-def _established(cluster: Cluster, path: str) -> bool:
-    answer = cluster.http.get(path)
-    conditions = answer.json().get("status", {}).get("conditions", []) if answer.is_success else []
-    return any(item["type"] == "Established" and item["status"] == "True" for item in conditions)

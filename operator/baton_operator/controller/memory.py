@@ -10,6 +10,7 @@ from baton_operator.planner.objects import Object, Ref, map_at, ref_of
 
 # Parts of an object that change without anybody's wish.
 _RESTLESS = ("resourceVersion", "managedFields", "generation")
+_COUNTER = "deployment.kubernetes.io/revision"
 
 
 class Applied:
@@ -34,6 +35,7 @@ class Applied:
 
 def _lasting(item: Object) -> Object:
     metadata = {key: value for key, value in map_at(item, "metadata").items() if key not in _RESTLESS}
+    metadata["annotations"] = {k: v for k, v in map_at(metadata, "annotations").items() if k != _COUNTER}
     return {**{key: value for key, value in item.items() if key != "status"}, "metadata": metadata}
 
 

@@ -34,7 +34,10 @@ class Reconciler:
         self._applied = Applied()
 
     async def round(self, key: Key) -> float | None:
-        """Bring `key` nearer to its manifest; how many seconds from now to look again, if not earlier."""
+        """Bring `key` nearer to its manifest; how many seconds from now to look again, if not earlier.
+
+        Raises `Refused`, after everything else was done, when an object was not taken.
+        """
         namespace, name = key
         try:
             item = await self._api.get(SERVICES, namespace, name)
@@ -53,6 +56,8 @@ class Reconciler:
             observed = replace(observed, refused=refused)
             made = plan(service, observed, datetime.now(UTC), self.settings)
         await self._report(item, made)
+        if refused:  # soon again: some refusals pass, such as those of an API server that does not know our kinds yet
+            raise Refused(422, "; ".join(refused))
         return made.requeue_after
 
     async def _observe(self, service: Service, key: Key) -> Observed:

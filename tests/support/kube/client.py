@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -25,7 +26,7 @@ class Cluster:
     @cached_property
     def http(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self._token}"}
-        return httpx.Client(base_url=self._url, verify=str(self._ca), headers=headers, timeout=30.0, trust_env=False)
+        return httpx.Client(base_url=self._url, verify=ssl.create_default_context(cafile=str(self._ca)), headers=headers, timeout=30.0, trust_env=False)
 
     def path(self, version: str, plural: str, namespace: str = "", name: str = "", part: str = "") -> str:
         root = "/apis" if "/" in version else "/api"
