@@ -26,7 +26,13 @@ class Cluster:
     @cached_property
     def http(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self._token}"}
-        return httpx.Client(base_url=self._url, verify=ssl.create_default_context(cafile=str(self._ca)), headers=headers, timeout=30.0, trust_env=False)
+        return httpx.Client(
+            base_url=self._url,
+            verify=ssl.create_default_context(cafile=str(self._ca)),
+            headers=headers,
+            timeout=30.0,
+            trust_env=False,
+        )
 
     def path(self, version: str, plural: str, namespace: str = "", name: str = "", part: str = "") -> str:
         root = "/apis" if "/" in version else "/api"

@@ -20,7 +20,7 @@ def ready(pod: Item) -> Item | None:
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
     kinds = ("PodScheduled", "Initialized", "ContainersReady", "Ready")
     conditions = [{"type": kind, "status": "True", "lastTransitionTime": now} for kind in kinds]
-    return {"phase": "Running", "podIP": "127.0.0.1", "conditions": conditions}
+    return {"phase": "Running", "podIP": "127.0.0.1", "conditions": conditions, "containerStatuses": []}
 
 
 class Kubelet:
@@ -63,5 +63,5 @@ def _says(before: Any, wanted: Any) -> bool:
         )
     if isinstance(wanted, list):
         before = before if isinstance(before, list) else []
-        return len(before) >= len(wanted) and all(any(_says(b, w) for b in before) for w in wanted)
+        return len(before) == len(wanted) and all(_says(*pair) for pair in zip(before, wanted, strict=True))
     return bool(before == wanted)

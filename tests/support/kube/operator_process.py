@@ -50,7 +50,9 @@ class OperatorProcess:
     def start(self) -> None:
         command = [sys.executable, "-m", "baton_serving.cli.main", "operator", *self._flags]
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, preexec_fn=die_with_parent)
+            self._process = subprocess.Popen(
+                command, env=self._environment, stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
 
     def crash(self) -> None:
         """SIGKILL: nothing is tidied up."""
@@ -63,8 +65,14 @@ class OperatorProcess:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
-    def metrics(self) -> str:
-        return httpx.get(f"http://127.0.0.1:{self.port}/metrics", trust_env=False).text
+    def metric(self, name: str) -> float:
+        """A sample by its name with labels, 0 while it has none."""
+        lines = httpx.get(f"http://127.0.0.1:{self.port}/metrics", trust_env=False).text.splitlines()
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), 0.0)
+
+    def rounds(self) -> float:
+        """Rounds that ended well."""
+        return self.metric('baton_operator_rounds_total{outcome="done"}')
 
     def healthy(self) -> bool:
         try:
