@@ -150,7 +150,7 @@ def _structural(node: Mapping[str, JsonValue], defs: Mapping[str, Schema]) -> Sc
 
 
 def _default_of(schema: Schema, children: Mapping[str, Schema]) -> Schema:
-    """A part's rules are checked against its default as it stands in the schema, before defaults below are filled in."""
+    """A part's rules are checked against its default as it stands, before the defaults below it are filled in."""
     if "x-kubernetes-validations" not in schema:
         return {}
     return {name: child["default"] for name, child in children.items() if "default" in child}

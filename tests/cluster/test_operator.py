@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -96,21 +97,17 @@ CHANGES: dict[str, tuple[dict[str, Any], set[str]]] = {
 
 def test_a_change_reaches_the_right_children_and_no_other(service: ServiceUnderTest, kubelet: Kubelet) -> None:
     """Each change is made to the plain service, looked at, and taken back."""
-    service.apply()
-    service.wait_settled()
-    plain = versions(service.children())
     for name, (spec, expected) in CHANGES.items():
-        service.apply(**spec)
-        eventually(
-            lambda expected=expected: changed(plain, versions(service.children())) == expected,  # type: ignore[misc]
-            why=lambda name=name: f"{name}: {changed(plain, versions(service.children()))}",  # type: ignore[misc]
-        )
-        service.wait_settled()
-        assert changed(plain, versions(service.children())) == expected, name
         service.apply()
-        eventually(lambda: names(versions(service.children())) == names(plain))
         service.wait_settled()
         plain = versions(service.children())
+        service.apply(**spec)
+        difference = partial(difference_from, plain, service)
+        eventually(lambda expected=expected, now=difference: now() == expected, why=difference)  # type: ignore[misc]
+        service.wait_settled()
+        assert difference() == expected, name
+    service.apply()
+    eventually(lambda: len(service.children()) == 15, why=service.children)
 
 
 @pytest.mark.parametrize(
@@ -246,8 +243,8 @@ def short(name: str) -> str:
     return next((role for role in ("prefill", "decode") if name.startswith(f"chat-{role}-")), name)
 
 
-def names(found: dict[tuple[str, str], Any]) -> set[tuple[str, str]]:
-    return set(found)
+def difference_from(before: dict[tuple[str, str], Any], service: ServiceUnderTest) -> set[str]:
+    return changed(before, versions(service.children()))
 
 
 def resource_versions(service: ServiceUnderTest) -> dict[object, str]:

@@ -33,7 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Exit status 0 after a signal, 1 when the Lease or the watches were lost, 2 when there is no cluster to talk to."""
+    """Exit status 0 after a signal, 1 when the Lease or the watches were lost, 2 without a cluster to talk to."""
     if args.resync_seconds <= 0:
         print("--resync-seconds must be positive", file=sys.stderr)
         return 2

@@ -42,9 +42,11 @@ class Lease:
 
     async def acquire(self, api: ApiServer) -> None:
         """Wait until it is ours."""
-        while not await self._try(api):
+        while True:
+            if await self._try(api):
+                log.info("lease taken")
+                return
             await asyncio.sleep(_PERIOD)
-        log.info("lease taken")
 
     async def keep(self, api: ApiServer) -> None:
         """Renew it for ever. Raises `NotLeading` once another has it."""

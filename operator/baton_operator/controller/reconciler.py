@@ -129,7 +129,7 @@ class Reconciler:
             log.debug("%s is gone already", ref)
 
     async def _misfit(self, item: Object, error: ValidationError) -> None:
-        """A manifest that this release cannot read, such as one that a later release took: left alone, unless it goes."""
+        """A manifest that this release cannot read, such as one for a later release: left alone, unless it goes."""
         fault = error.errors()[0]
         path = ".".join(str(part) for part in fault["loc"])
         log.error("%s cannot be read: %s: %s", ref_of(item), path, fault["msg"])

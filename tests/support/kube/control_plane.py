@@ -1,4 +1,4 @@
-"""etcd, kube-apiserver and kube-controller-manager on loopback, with real certificates, tokens, RBAC and an audit log."""
+"""etcd, kube-apiserver and kube-controller-manager on loopback, with certificates, tokens, RBAC and an audit log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any
 
 import httpx
-
 from support.baton_processes import die_with_parent, free_port
 from support.kube.client import Cluster
 
@@ -154,6 +153,8 @@ class ControlPlane:
             "--bind-address=127.0.0.1",
             f"--secure-port={self._ports['controllers']}",
             f"--controllers={','.join(_CONTROLLERS)}",
+            "--kube-api-qps=500",  # what is measured is the operator, not their politeness
+            "--kube-api-burst=1000",
         )
 
     def _write_files(self) -> None:

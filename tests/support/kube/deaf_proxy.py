@@ -9,7 +9,6 @@ from types import TracebackType
 
 import aiohttp
 from aiohttp import web
-
 from support.baton_processes import free_port
 from support.kube.control_plane import ControlPlane
 

@@ -1,4 +1,4 @@
-"""What stands in for the kubelet: says of every pod that it runs and is ready, unless a test asks for something else."""
+"""What stands in for the kubelet: says of every pod that it runs and is ready, unless a test asks otherwise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any
 
 import httpx
-
 from support.kube.client import Cluster, Item
 
 Verdict = Callable[[Item], Item | None]  # the status that a pod is to get, None for none
@@ -26,8 +25,9 @@ def ready(pod: Item) -> Item | None:
 class Kubelet:
     """A thread that looks at all pods; `verdict` may be replaced at any time and is asked until a pod is ready."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, period: float = 0.1) -> None:
         self.verdict: Verdict = ready
+        self._period = period
         self._cluster = cluster
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kubelet", daemon=True)
@@ -41,7 +41,7 @@ class Kubelet:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.wait(0.1):
+        while not self._stopped.wait(self._period):
             try:
                 for pod in self._cluster.list("v1", "pods"):
                     self._look_at(pod)

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 
 import httpx
-
 from support.baton_processes import die_with_parent, free_port
 
 
