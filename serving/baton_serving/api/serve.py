@@ -17,18 +17,19 @@ from baton_serving import logs
 from baton_serving.api.app import create_app
 from baton_serving.api.grpc.server import GrpcServer
 from baton_serving.api.options import AppOptions
-from baton_serving.api.server import bind, http_server
+from baton_serving.api.server import bind, http_server, reserve
 from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
+from baton_serving.config.check import check
 from baton_serving.errors import InternalError, Unavailable
 from baton_serving.runtime.crash_dump import CrashDump
-from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.messages import Failure
 from baton_serving.runtime.metrics import Metrics
 from baton_serving.runtime.registration import Registration, worker_record
 from baton_serving.runtime.request_log import RequestLog
 from baton_serving.runtime.requests import Choice, GenerateRequest
+from baton_serving.runtime.stages import Stages
 from baton_serving.runtime.tokenizer_manager import RequestObserver, TokenizerManager
 from baton_serving.runtime.vocabulary import NO_VOCABULARY
 from baton_serving.runtime.worker import Worker, WorkerFacts, load_intake
@@ -44,12 +45,15 @@ def serve(config: ServerConfig) -> int:
 
     Raises ConfigError, before anything slow where that is possible, for what the caller must change.
     """
+    check(config)
     logs.configure("api", config.logging.log_level, config.logging.log_level_http or "warning")
-    with bind(config.http.host, config.http.port) as listener:
-        resolved = resolve_here(config)
+    http = config.http
+    with bind(http.host, http.port) as listener, reserve("--grpc-port", http.host, http.grpc_port):
         host, port = listener.getsockname()[:2]
-        with Worker(resolved, Identity.fresh(host, port)) as worker:
+        with Worker(config, Identity.fresh(host, port)) as worker:
+            stages = Stages(config.logging.show_time_cost)
             facts = worker.start()
+            stages.over("all of the ranks and the detokenizer")
             api = _ApiProcess(worker, facts, listener)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(api.run())
@@ -61,13 +65,13 @@ class _ApiProcess:
     def __init__(self, worker: Worker, facts: WorkerFacts, listener: socket.socket) -> None:
         self._worker = worker
         self._facts = facts
-        self._config = worker.config
+        self._config = facts.config
         self._listener = listener
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._status = 0
         self._grpc_port = 0
-        self._intake, self._tokenizer = load_intake(self._config, facts)
+        self._intake, self._tokenizer = load_intake(facts)
         self._options = _app_options(self._config, facts)
         labels = {
             "model": self._options.served_model_name,
@@ -87,13 +91,16 @@ class _ApiProcess:
         server = http_server(create_app(service), self._config.log_level_http)
         grpc_server = await self._start_grpc(service)
         if not self._config.given.http.skip_server_warmup:
+            stages = Stages(self._config.given.logging.show_time_cost)
             await _warm_up(self._manager)
+            stages.over("the warm-up request")
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         registration = await self._register()
         self._announce()
         await asyncio.wait([asyncio.create_task(self._stopping.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
         if registration is not None:
             registration.drain()
+        self._manager.drain()
         await _drain(self._manager)
         server.should_exit = True
         await serving
@@ -128,7 +135,7 @@ class _ApiProcess:
         if not self._config.bootstrap_addrs:
             return None
         host, port = self._listener.getsockname()[:2]
-        record = worker_record(self._config, self._worker.identity, self._facts.rank, host, port)
+        record = worker_record(self._config, self._facts.identity, self._facts.rank, host, port)
         registration = Registration(self._config, record, self._manager)
         await registration.start()
         return registration

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import zmq
 
-from baton_bootstrap.auth import read_token
 from baton_bootstrap.client import BootstrapThread
 from baton_bootstrap.errors import BootstrapError
 from baton_serving.config import ResolvedConfig
@@ -19,14 +17,13 @@ from baton_serving.handoff.layout import PROTOCOL_VERSION, PeerDescriptor, rank_
 from baton_serving.handoff.ranks import RankCommand, RankReport
 from baton_serving.handoff.rim import Limits, PeerAddress
 from baton_serving.handoff.service import HandoffService
+from baton_serving.runtime.bootstrap_access import bootstrap_addresses, bootstrap_token
 from baton_serving.runtime.channels import Addresses
 from baton_serving.runtime.handoff_bridge import HandoffBridge
 from baton_serving.runtime.handoff_ranks import FollowerTransfers, rank_transfer
 from baton_serving.runtime.identity import Identity, engine_digest
 from baton_serving.runtime.rank import Rank
 from baton_serving.scheduling.scheduler import Scheduler
-
-TOKEN_VARIABLE = "BATON_TOKEN_FILE"  # set by a deployment: the secret that a service's own parts share
 
 
 def transfer_factory(config: ResolvedConfig) -> BackendFactory:
@@ -43,19 +40,6 @@ def transfer_factory(config: ResolvedConfig) -> BackendFactory:
         cuda=config.device == "cuda",
     )
     return backend_factory(given.disaggregation_transfer_backend, options)
-
-
-def bootstrap_token() -> str | None:
-    """The secret for the bootstrap server, if the deployment has one (ConfigError when it cannot be read)."""
-    path = os.environ.get(TOKEN_VARIABLE)
-    try:
-        return read_token(Path(path) if path else None)
-    except BootstrapError as error:
-        raise ConfigError(str(error)) from error
-
-
-def bootstrap_addresses(config: ResolvedConfig) -> list[str]:
-    return [f"{host}:{port}" for host, port in config.bootstrap_addrs]
 
 
 class Handoff:

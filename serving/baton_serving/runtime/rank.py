@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 
 from baton_serving.config import ResolvedConfig
@@ -18,6 +17,8 @@ from baton_serving.model.loading import LoadedModel, ModelOptions, load_model
 from baton_serving.model.parallel import ParallelState, init_parallel
 from baton_serving.runtime.executor import Executor, ExecutorOptions
 from baton_serving.runtime.memory import LargestSteps, fit_pages, measure_step_bytes
+from baton_serving.runtime.rank_facts import RankFacts
+from baton_serving.runtime.stages import Stages
 from baton_serving.sampling.processors import LogitProcessor, load_processors
 
 
@@ -31,32 +32,7 @@ class Rank:
     parallel: ParallelState
 
 
-class RankFacts(msgspec.Struct, frozen=True):
-    """What rank 0 tells the API process of its model and pool. Sizes in tokens, pages and bytes."""
-
-    weight_digest: str
-    architecture: str
-    vocab_size: int
-    eos_token_ids: list[int]
-    dtype: str
-    kv_dtype: str
-    page_size: int
-    kv_groups: int
-    pages: int
-    max_total_tokens: int
-    pool_bytes: int
-    handoff_endpoint: str = ""
-
-    def to_plain(self) -> dict[str, Any]:
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> RankFacts:
-        return msgspec.convert(plain, cls)
-
-
-def rank_facts(rank: Rank, handoff_endpoint: str = "") -> RankFacts:
+def rank_facts(rank: Rank, processors: Iterable[str], handoff_endpoint: str = "") -> RankFacts:
     """Describe a built rank."""
     loaded = rank.loaded
     layout = loaded.kv_layout
@@ -73,6 +49,7 @@ def rank_facts(rank: Rank, handoff_endpoint: str = "") -> RankFacts:
         pages=rank.pool.pages,
         max_total_tokens=rank.pool.pages // groups * layout.page_size,
         pool_bytes=rank.pool.size_bytes,
+        logit_processors=sorted(processors),
         handoff_endpoint=handoff_endpoint,
     )
 
@@ -91,14 +68,19 @@ def rank_device(config: ResolvedConfig, tp_rank: int) -> torch.device:
 def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
     """Load this rank's part of the model and make its pool.
 
-    All ranks call this together; they meet at the file `rendezvous`. ConfigError for whatever the caller must change.
+    All ranks call this together; they meet at --nccl-port, else at the file `rendezvous`.
+    ConfigError for whatever the caller must change.
     """
     device = rank_device(config, tp_rank)
     if device.type == "cpu":
         # One core stays free: threads that wait for a busy core hold up every operator.
         torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // config.tp_size))
-    parallel = init_parallel(tp_rank, config.tp_size, f"file://{rendezvous}", device, config.dist_timeout)
     given = config.given
+    stages = Stages(given.logging.show_time_cost)
+    port = given.runtime.nccl_port
+    meeting = f"tcp://127.0.0.1:{port}" if port else f"file://{rendezvous}"
+    parallel = init_parallel(tp_rank, config.tp_size, meeting, device, config.dist_timeout)
+    stages.over("meeting the other ranks")
     template = given.api.chat_template
     loaded = load_model(
         ModelOptions(
@@ -118,6 +100,7 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
             parallel=parallel,
         )
     )
+    stages.over("loading and hashing the weights")
     try:
         pool, executor = _fitting_pool(config, loaded, parallel, device)
         executor.capture(config.cuda_graph_batch_sizes)
@@ -126,6 +109,7 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
             f"the GPU's memory does not last for weights, KV pool and steps ({str(error).splitlines()[0]}); lower "
             "--mem-fraction-static, --max-total-tokens or --max-running-requests"
         ) from error
+    stages.over("making the KV pool and capturing graphs")
     return Rank(loaded, pool, executor, parallel)
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable
 import zmq
 
 from baton_serving import logs
-from baton_serving.config import ResolvedConfig
+from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.handoff.rim import Limits
 from baton_serving.model.options import LoadedModel
 from baton_serving.runtime.channels import Addresses, Pull, Push
+from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers, follow
 from baton_serving.runtime.handoff_ranks import FollowerEngines
@@ -22,7 +23,7 @@ from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.loop import SchedulerLoop
 from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput
 from baton_serving.runtime.process import Reporter
-from baton_serving.runtime.rank import Rank, build_rank, rank_facts
+from baton_serving.runtime.rank import Rank, build_rank, logit_processors, rank_facts
 from baton_serving.runtime.watchdog import GcWarnings, Watchdog
 from baton_serving.scheduling.config import SchedulerConfig
 from baton_serving.scheduling.request import Request
@@ -31,11 +32,18 @@ from baton_serving.scheduling.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 
-def rank_main(
-    config: ResolvedConfig, identity: Identity, tp_rank: int, addresses: Addresses, reporter: Reporter
-) -> None:
-    """Entry point of a rank's process; returns when told to stop."""
-    logs.configure(f"rank{tp_rank}", config.given.logging.log_level, config.log_level_http)
+def rank_main(given: ServerConfig, identity: Identity, tp_rank: int, addresses: Addresses, reporter: Reporter) -> None:
+    """Entry point of a rank's process; returns when told to stop.
+
+    Rank 0 decides what the configuration leaves open and tells the parent, which passes it to the other ranks.
+    """
+    logs.configure(f"rank{tp_rank}", given.logging.log_level, given.logging.log_level_http or "warning")
+    config: ResolvedConfig
+    if tp_rank == 0:
+        config = resolve_here(given)
+        reporter.tell(config)
+    else:
+        config = reporter.hear()
     rank = build_rank(config, tp_rank, addresses.rendezvous)
     gc_warnings = GcWarnings(config.given.logging.gc_warning_threshold_secs)
     gc_warnings.install()
@@ -70,7 +78,7 @@ def request_maker(loaded: LoadedModel) -> Callable[[GenerateInput], Request]:
     eos = frozenset(loaded.info.eos_token_ids)
 
     def make_request(message: GenerateInput) -> Request:
-        request = Request(
+        return Request(
             message.rid,
             message.input_ids,
             message.params,
@@ -78,11 +86,9 @@ def request_maker(loaded: LoadedModel) -> Callable[[GenerateInput], Request]:
             namespace=loaded.digest,
             priority=message.priority,
             logprobs=message.logprobs,
+            output=message.output_ids,  # sent by another worker: generation goes on after them
             received=message.received,
         )
-        request.output = list(message.output_ids)  # sent by another worker: generation goes on after them
-        request.sent = len(message.output_ids)
-        return request
 
     return make_request
 
@@ -143,7 +149,7 @@ def _lead(
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     endpoint = "" if handoff is None else handoff.service.endpoint
-    reporter.ready(rank_facts(rank, endpoint).to_plain())
+    reporter.ready(rank_facts(rank, logit_processors(config), endpoint).to_plain())
     watchdog.start()
     try:
         loop.run()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,3 +62,8 @@ def test_a_model_that_cannot_be_cut_is_refused(changes: dict[str, int], tp_size:
     config = replace(llama(), **changes)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
         shard(Decoder(config, Kernels(CPU, torch.float32), torch.float32, CPU), ParallelState(0, tp_size))
+
+
+def test_a_port_in_use_cannot_be_met_at() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=r"^--nccl-port: "):
+        init_parallel(0, 2, f"tcp://127.0.0.1:{taken.getsockname()[1]}", CPU, 5.0)
