@@ -68,7 +68,7 @@ def installed(plane: ControlPlane) -> Cluster:
     plane.stop_api_server()  # it starts again with the new kinds in its mind
     plane.start_api_server()
     cluster = plane.admin()
-    eventually(lambda: cluster.http.get(cluster.path(BATON, "inferenceservices")).is_success)
+    eventually(lambda: cluster.serves(BATON, "inferenceservices"))
     cluster.create("v1", "namespaces", "", {"metadata": {"name": PLACE}})
     return cluster
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,7 @@ def installed(plane: ControlPlane) -> ControlPlane:
     plane.start_api_server()
     admin = plane.admin()
     for name in ("inferenceservices", "workerscalers"):
-        path = admin.path(BATON, name)
-        eventually(lambda path=path: admin.http.get(path).is_success)  # type: ignore[misc]
+        eventually(partial(admin.serves, BATON, name))
     return plane
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,9 +45,15 @@ def versions(children: dict[tuple[str, str], Item]) -> dict[tuple[str, str], Any
     """What changes when, and only when, somebody changes an object: status and bookkeeping left out."""
     kept = ("spec", "data", "revision")
     return {
-        key: ({name: item.get(name) for name in kept}, item["metadata"]["uid"], labels_of(item))
+        key: ({name: item.get(name) for name in kept}, item["metadata"]["uid"], labels_of(item), annotations_of(item))
         for key, item in children.items()
     }
+
+
+def annotations_of(item: Item) -> dict[str, str]:
+    """The Deployment controller counts its revisions in one."""
+    found = item["metadata"].get("annotations", {})
+    return {name: value for name, value in found.items() if name != "deployment.kubernetes.io/revision"}
 
 
 def test_it_is_made_within_five_seconds_and_becomes_ready(service: ServiceUnderTest, kubelet: Kubelet) -> None:
@@ -78,9 +88,21 @@ CHANGES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "gateway_replicas": ({"gateway": {"replicas": 2}}, {"Deployment chat-gateway"}),
     "gateway_port": ({"gateway": {"port": 80}}, {"Service chat"}),
     "gateway_policy": ({"gateway": {"policy": "round_robin"}}, {"Deployment chat-gateway"}),
+    "gateway_attempts": ({"gateway": {"attempts": 5}}, {"Deployment chat-gateway"}),
+    "gateway_wait": ({"gateway": {"workerWaitSeconds": 9}}, {"Deployment chat-gateway"}),
+    "gateway_image": ({"gateway": {"image": "mine:1"}}, {"Deployment chat-gateway"}),
+    "gateway_resources": ({"gateway": {"resources": {"requests": {"cpu": "1"}}}}, {"Deployment chat-gateway"}),
+    "gateway_placement": ({"gateway": {"placement": {"nodeSelector": {"a": "b"}}}}, {"Deployment chat-gateway"}),
+    "gateway_env": ({"gateway": {"env": [{"name": "A", "value": "b"}]}}, {"Deployment chat-gateway"}),
+    "gateway_overrides": ({"gateway": {"overrides": {"spec": {"hostname": "h"}}}}, {"Deployment chat-gateway"}),
     "gateway_service": ({"gateway": {"service": {"type": "NodePort"}}}, {"Service chat"}),
+    "service_annotations": ({"gateway": {"service": {"annotations": {"a": "b"}}}}, {"Service chat"}),
     "ingress": ({"gateway": {"ingress": {"host": "a.example"}}}, {"Ingress chat"}),
     "bootstrap_lease": ({"bootstrap": {"leaseSeconds": 5}}, {"Deployment chat-bootstrap-0"}),
+    "bootstrap_image": ({"bootstrap": {"image": "mine:1"}}, {"Deployment chat-bootstrap-0"}),
+    "bootstrap_env": ({"bootstrap": {"env": [{"name": "A", "value": "b"}]}}, {"Deployment chat-bootstrap-0"}),
+    "progress_deadline": ({"rollout": {"progressSeconds": 99}}, set()),
+    "paused": ({"rollout": {"paused": True}}, set()),
     "prefill_replicas": ({"prefill": {"replicas": 2}}, {"Deployment prefill"}),
     "decode_replicas": ({"decode": {"replicas": 3}}, {"Deployment decode"}),
     "scaler": ({"decode": {"autoscaling": {"maxReplicas": 4}}}, {"WorkerScaler chat-decode"}),
@@ -195,6 +217,22 @@ def test_nothing_is_left_of_a_deleted_service(service: ServiceUnderTest, kubelet
     service.delete()
     eventually(lambda: service.get() is None)
     eventually(lambda: service.leftovers() == [], why=service.leftovers)
+
+
+def test_baton_status_shows_it(service: ServiceUnderTest, kubelet: Kubelet, rights: Path) -> None:
+    service.apply()
+    service.wait_ready()
+    command = [sys.executable, "-m", "baton_serving.cli.main", "status", "chat", "--namespace", service.namespace]
+    environment = {**os.environ, "KUBECONFIG": str(rights), "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "160"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 ready pairs" in done.stdout
+    assert "Ready: True, all is as the manifest says" in done.stdout
+    missing = subprocess.run(
+        [*command[:4], "other"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert missing.returncode == 2
+    assert 'inferenceservices.baton.dev "other" not found' in missing.stderr
 
 
 def test_the_status_says_why_nothing_comes_up(service: ServiceUnderTest, kubelet: Kubelet) -> None:

@@ -101,6 +101,10 @@ class ApiServer:
         body = {"propagationPolicy": "Background", "preconditions": {"uid": text_at(item, "metadata", "uid")}}
         await self._send("DELETE", resource.path(namespace, name), body=body)
 
+    async def ask(self, namespace: str, service: str, port: str, path: str) -> Object:
+        """What a Service of the cluster answers, by way of the API server, which asks it in the caller's stead."""
+        return await self._send("GET", f"/api/v1/namespaces/{namespace}/services/{service}:{port}/proxy/{path}")
+
     async def api_versions(self) -> frozenset[str]:
         """Every group/version that the cluster serves, the core's aside."""
         groups = list_at(await self._send("GET", "/apis"), "groups")

@@ -84,8 +84,8 @@ class Lease:
             item = await api.get(LEASES, self._namespace, self._name)
         except NotFound:
             metadata = {"name": self._name, "namespace": self._namespace}
-            made = {"apiVersion": LEASES.api_version, "kind": LEASES.kind, "metadata": metadata, "spec": self._spec({})}
-            await api.create_lease(made)
+            kind = {"apiVersion": LEASES.api_version, "kind": LEASES.kind}
+            await api.create_lease({**kind, "metadata": metadata, "spec": self._spec({})})
             return True
         spec = map_at(item, "spec")
         if spec != self._seen[0]:

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 
 class Metrics:
-    """Each with one sentence on what it says; `docs/metrics.md` is made from them."""
+    """Each with one sentence on what it says, from which `docs/metrics.md` is made."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -41,6 +41,7 @@ COMMANDS = {
     "validate": Command("baton_operator.cli.validate", "say what is wrong with a manifest"),
     "render": Command("baton_operator.cli.render", "show the Kubernetes objects that a manifest leads to"),
     "plan": Command("baton_operator.cli.plan", "show the steps and devices that a manifest, or a change of it, takes"),
+    "status": Command("baton_operator.cli.status", "show how an InferenceService in a cluster is"),
     "gateway": Command("baton_serving.gateway.cli", "run the endpoint in front of all workers"),
     "operator": Command("baton_serving.cli.operator", "look after the InferenceServices of a cluster"),
     "bootstrap": Command("baton_bootstrap.cli", "run the server at which workers find each other"),

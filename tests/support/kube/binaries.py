@@ -1,5 +1,7 @@
 """Finds the programs of a Kubernetes control plane, or builds them from the Go modules pinned in tests/cluster/tools.
 
+Definitions of other projects' kinds are taken from their modules in the same way.
+
     python tests/support/kube/binaries.py
 
 builds whatever is missing and prints where each program lies. They are kept outside the clone, in
@@ -9,12 +11,13 @@ builds whatever is missing and prints where each program lies. They are kept out
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 MODULES = Path(__file__).parents[2] / "cluster" / "tools"
@@ -23,10 +26,14 @@ _ENVTEST = (Path("/usr/local/kubebuilder/bin"), Path.home() / ".local/share/kube
 
 @dataclass(frozen=True)
 class Tool:
-    """A Go module below `MODULES`, and the package of each program that is built from it."""
+    """A Go module below `MODULES`, and what comes of it: of each program the package, of each file the place.
+
+    The place of a file is a module that this one requires, a colon, and the path in it.
+    """
 
     module: str
-    programs: Mapping[str, str]
+    programs: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def folder(self) -> Path:
         """Where the programs are kept; another one whenever a pin changes."""
@@ -42,26 +49,36 @@ TOOLS = (
     ),
     Tool("etcd", {"etcd": "go.etcd.io/etcd/server/v3"}),
     Tool("helm", {"helm": "helm.sh/helm/v4/cmd/helm"}),
+    Tool(
+        "definitions",
+        files={
+            "leaderworkersets.yaml": "sigs.k8s.io/lws:config/crd/bases/leaderworkerset.x-k8s.io_leaderworkersets.yaml",
+            "httproutes.yaml": "sigs.k8s.io/gateway-api:config/crd/standard/gateway.networking.k8s.io_httproutes.yaml",
+        },
+    ),
 )
 
 
 def find() -> tuple[dict[str, Path], list[str]]:
-    """The programs that are there, by name, and the names of those that are not."""
-    wanted = {name: tool for tool in TOOLS for name in tool.programs}
+    """The programs and files that are there, by name, and the names of those that are not."""
+    wanted = {name: tool for tool in TOOLS for name in (*tool.programs, *tool.files)}
     found = {name: path for name, tool in wanted.items() if (path := _find(name, tool)) is not None}
     return found, [name for name in wanted if name not in found]
 
 
 def build(missing: list[str]) -> None:
-    """Build the programs named. Raises `CalledProcessError`, or `FileNotFoundError` where there is no Go."""
+    """Make what is named. Raises `CalledProcessError`, or `FileNotFoundError` where there is no Go."""
     for tool in TOOLS:
         for name in missing:
             if name in tool.programs:
                 _build(tool, name)
+            if name in tool.files:
+                _fetch(tool, name)
 
 
 def _find(name: str, tool: Tool) -> Path | None:
-    return next((folder / name for folder in _folders(tool) if os.access(folder / name, os.X_OK)), None)
+    mode = os.X_OK if name in tool.programs else os.R_OK
+    return next((folder / name for folder in _folders(tool) if os.access(folder / name, mode)), None)
 
 
 def _folders(tool: Tool) -> Iterator[Path]:
@@ -85,6 +102,14 @@ def _build(tool: Tool, name: str) -> None:
         made.rename(folder / name)
     finally:
         made.unlink(missing_ok=True)
+
+
+def _fetch(tool: Tool, name: str) -> None:
+    module, _, path = tool.files[name].partition(":")
+    command = ["go", "mod", "download", "-json", module]
+    done = subprocess.run(command, cwd=MODULES / tool.module, check=True, capture_output=True)
+    tool.folder().mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(Path(json.loads(done.stdout)["Dir"]) / path, tool.folder() / name)
 
 
 def _linker_flags(tool: Tool) -> str:

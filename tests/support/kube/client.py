@@ -39,6 +39,10 @@ class Cluster:
         places = [f"namespaces/{namespace}"] if namespace else []
         return "/".join([root, version, *places, plural, *filter(None, (name, part))])
 
+    def serves(self, version: str, plural: str) -> bool:
+        """Whether objects of this kind can be read: not so at once when it was only just defined."""
+        return self.http.get(self.path(version, plural)).is_success
+
     def find(self, version: str, plural: str, namespace: str, name: str) -> Item | None:
         answer = self.http.get(self.path(version, plural, namespace, name))
         return None if answer.status_code == 404 else self._body(answer)
