@@ -235,13 +235,46 @@ def test_baton_status_shows_it(service: ServiceUnderTest, kubelet: Kubelet, righ
     assert 'inferenceservices.baton.dev "other" not found' in missing.stderr
 
 
-def test_the_status_says_why_nothing_comes_up(service: ServiceUnderTest, kubelet: Kubelet) -> None:
-    kubelet.verdict = lambda pod: image_missing(pod) if "prefill" in pod["metadata"]["name"] else ready(pod)
+CONTAINER = {"name": "worker", "image": "i", "imageID": "", "ready": False, "restartCount": 3}
+CRASHING = {"waiting": {"reason": "CrashLoopBackOff"}}
+ENDED = {"terminated": {"exitCode": 1, "message": "no such repository"}}
+TROUBLES: dict[str, tuple[Item, str, str]] = {
+    "image": (
+        {
+            "phase": "Pending",
+            "containerStatuses": [
+                {**CONTAINER, "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+            ],
+        },
+        "ImageMissing",
+        "of the prefill pods cannot be pulled: no such image",
+    ),
+    "model": (
+        {
+            "phase": "Pending",
+            "initContainerStatuses": [{**CONTAINER, "name": "fetch-model", "state": CRASHING, "lastState": ENDED}],
+        },
+        "ModelMissing",
+        "the model cannot be fetched for prefill pods: no such repository",
+    ),
+    "node": (
+        {"phase": "Running", "reason": "NodeLost", "conditions": [{"type": "Ready", "status": "Unknown"}]},
+        "NodeLost",
+        "does not answer; its prefill pod will be replaced",
+    ),
+}
+
+
+@pytest.mark.parametrize(("verdict", "reason", "sentence"), TROUBLES.values(), ids=list(TROUBLES))
+def test_the_status_says_why_nothing_comes_up(
+    service: ServiceUnderTest, kubelet: Kubelet, verdict: Item, reason: str, sentence: str
+) -> None:
+    kubelet.verdict = lambda pod: verdict if "prefill" in pod["metadata"]["name"] else ready(pod)
     service.apply()
-    eventually(lambda: service.condition("Degraded")["reason"] == "ImageMissing", why=service.get)
-    assert "of the prefill pods cannot be pulled: no such image" in service.condition("Degraded")["message"]
-    events = service.cluster.list("v1", "events", service.namespace)
-    assert "ImageMissing" in {event["reason"] for event in events if event["involvedObject"]["name"] == "chat"}
+    eventually(lambda: service.condition("Degraded")["reason"] == reason, why=service.get)
+    assert sentence in service.condition("Degraded")["message"]
+    events = partial(service.cluster.list, "v1", "events", service.namespace)
+    eventually(lambda: reason in {item["reason"] for item in events() if item["involvedObject"]["name"] == "chat"})
     kubelet.verdict = ready
     service.wait_ready()
     eventually(lambda: service.condition("Degraded")["status"] == "False")
@@ -263,12 +296,6 @@ def test_the_status_says_which_object_was_refused(service: ServiceUnderTest, kub
     assert ("Deployment", "chat-gateway") in service.children()
     service.apply()
     service.wait_ready()
-
-
-def image_missing(pod: Item) -> Item:
-    waiting = {"reason": "ImagePullBackOff", "message": "no such image"}
-    container = {"name": "worker", "image": "i", "imageID": "", "ready": False, "restartCount": 0}
-    return {"phase": "Pending", "containerStatuses": [{**container, "state": {"waiting": waiting}}]}
 
 
 def changed(before: dict[tuple[str, str], Any], after: dict[tuple[str, str], Any]) -> set[str]:

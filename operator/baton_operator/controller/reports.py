@@ -24,8 +24,8 @@ class Reports:
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
 
-    async def of(self, context: Context, observed: Observed) -> Sequence[WorkerReport]:
-        """Nothing while no replica is up or none answers: the status then says what was reported last."""
+    async def of(self, context: Context, observed: Observed) -> Sequence[WorkerReport] | None:
+        """None while no replica is up or none answers."""
         up = {text_at(item, "metadata", "name") for item in observed.of_kind("Deployment") if _is_up(item)}
         for name in context.bootstrap_names():
             if name in up:
@@ -34,7 +34,7 @@ class Reports:
                     return await self._read(url)
                 except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                     log.debug("no reports from %s: %s", url, error)
-        return ()
+        return None
 
     async def _read(self, url: str) -> Sequence[WorkerReport]:
         async with self._session.get(url, timeout=_TIMEOUT) as answer:

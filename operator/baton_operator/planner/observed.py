@@ -47,12 +47,13 @@ class Group:
 class Observed:
     """`objects` holds every child of the service by reference, `pods` its pods, `workers` what they report.
 
-    `refused` has a sentence for each object that the API server would not take.
+    `workers` is None when nobody could be asked for them. `refused` has a sentence for each object that the API server
+    would not take.
     """
 
     objects: Mapping[Ref, Object] = field(default_factory=dict)
     pods: Sequence[Object] = ()
-    workers: Sequence[WorkerReport] = ()
+    workers: Sequence[WorkerReport] | None = ()
     refused: Sequence[str] = ()
 
     @classmethod

@@ -14,12 +14,16 @@ from support.kube.client import Cluster, Item
 Verdict = Callable[[Item], Item | None]  # the status that a pod is to get, None for none
 
 
+# What earlier verdicts may have said.
+GONE: Item = {"reason": None, "initContainerStatuses": None}
+
+
 def ready(pod: Item) -> Item | None:
     """A pod that runs from the start."""
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
     kinds = ("PodScheduled", "Initialized", "ContainersReady", "Ready")
     conditions = [{"type": kind, "status": "True", "lastTransitionTime": now} for kind in kinds]
-    return {"phase": "Running", "podIP": "127.0.0.1", "conditions": conditions, "containerStatuses": []}
+    return {"phase": "Running", "podIP": "127.0.0.1", "conditions": conditions, "containerStatuses": [], **GONE}
 
 
 class Kubelet:
