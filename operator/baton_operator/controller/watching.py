@@ -31,8 +31,8 @@ async def watch(
     seen: dict[tuple[str, str], tuple[object, ...]] = {}
 
     @kopf.on.event(SERVICES.group, "v1alpha1", SERVICES.plural, registry=registry)
-    async def service_changed(namespace: str, name: str, meta: Mapping[str, Any], type: str, **_: Any) -> None:  # noqa: A002
-        key = namespace, name
+    async def service_changed(*, namespace: str | None, name: str, meta: kopf.Meta, type: str, **_: Any) -> None:  # noqa: A002
+        key = namespace or "", name
         mark = (meta.get("uid"), meta.get("generation"), meta.get("deletionTimestamp"), str(meta.get("finalizers")))
         if type == "DELETED":
             seen.pop(key, None)
@@ -42,10 +42,9 @@ async def watch(
             seen[key] = mark
         changed(key, 0.0)
 
-    async def child_changed(namespace: str, meta: Mapping[str, Any], **_: Any) -> None:
-        service = meta.get("labels", {}).get(INSTANCE)
-        if service:
-            changed((namespace, service), _BURST)
+    async def child_changed(*, namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
+        if service := labels.get(INSTANCE):
+            changed((namespace or "", service), _BURST)
 
     for resource in CHILDREN:
         if resource.watched and (resource.api_version not in OPTIONAL or resource.api_version in apis):
