@@ -21,7 +21,7 @@ demo: setup  ## Run the quickstart on this machine, ask it a few questions, stop
 
 .PHONY: test
 test: lint  ## Everything that must hold: format, lint, types, layers, tests on the CPU
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not gpu and not deep" --durations=15
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not gpu and not deep and not cluster" --durations=15
 
 .PHONY: lint
 lint: setup  ## Format check, lint, types and import layers
@@ -29,6 +29,11 @@ lint: setup  ## Format check, lint, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(PACKAGES) scripts tests examples/models/train benchmarks
 	$(BIN)/lint-imports
+
+.PHONY: test-cluster
+test-cluster: setup  ## Operator, CRDs and chart on a real API server; builds one with Go where there is none
+	$(BIN)/python tests/support/kube/binaries.py
+	$(PYTEST) -m cluster tests/cluster --durations=15
 
 .PHONY: test-deep
 test-deep: setup  ## Long property runs

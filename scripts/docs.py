@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from baton_operator.controller.metrics import Metrics as OperatorMetrics
 from baton_operator.manual import manifest_page
 from baton_serving.config.docs import flags_page
 from baton_serving.runtime.metrics import METRICS, MetricSpec
@@ -22,7 +23,27 @@ def metrics_page() -> str:
 
 | metric | kind | labels | meaning |
 |---|---|---|---|
-{rows}"""
+{rows}
+# Metrics of the operator
+
+From `operator/baton_operator/controller/metrics.py`, on the port of `baton operator --port`.
+
+| metric | kind | labels | meaning |
+|---|---|---|---|
+{operator_rows()}"""
+
+
+def operator_rows() -> str:
+    """The same for the operator, read off what it registers."""
+    metrics = OperatorMetrics()
+    made = (metrics.rounds, metrics.round_seconds, metrics.calls, metrics.services, metrics.waiting, metrics.leading)
+    rows = ""
+    for metric in made:
+        (family,) = metric.describe()
+        name = family.name + {"counter": "_total"}.get(family.type, "")
+        labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+        rows += f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n"
+    return rows
 
 
 def _exposed(spec: MetricSpec) -> str:

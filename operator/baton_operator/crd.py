@@ -1,7 +1,8 @@
 """CustomResourceDefinitions, generated from the manifest types.
 
 Kubernetes wants "structural" schemas: no references, no unions with null, `additionalProperties` only for maps. A part
-that may be left out gets the default `{}`; the API server fills in the defaults below it.
+that may be left out gets the default `{}`, and the API server fills in the defaults below it; a part with rules spells
+its default out.
 """
 
 from __future__ import annotations
@@ -136,15 +137,23 @@ def _structural(node: Mapping[str, JsonValue], defs: Mapping[str, Schema]) -> Sc
         schema |= {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
     properties = node.get("properties")
     if isinstance(properties, dict):
-        schema["properties"] = {name: _structural(_mapping(child), defs) for name, child in properties.items()}
+        children = {name: _structural(_mapping(child), defs) for name, child in properties.items()}
+        schema["properties"] = {**children}
         if schema.get("default"):
-            schema["default"] = {}
+            schema["default"] = _default_of(schema, children)
     for key in ("items", "additionalProperties"):
         if isinstance(node.get(key), dict):
             schema[key] = _structural(_mapping(node[key]), defs)
     if schema.get("default", "") is None:
         del schema["default"]
     return schema
+
+
+def _default_of(schema: Schema, children: Mapping[str, Schema]) -> Schema:
+    """A part's rules are checked against its default as it stands, before the defaults below it are filled in."""
+    if "x-kubernetes-validations" not in schema:
+        return {}
+    return {name: child["default"] for name, child in children.items() if "default" in child}
 
 
 def _resolved(node: Mapping[str, JsonValue], defs: Mapping[str, Schema]) -> Schema:

@@ -45,7 +45,13 @@ def _sections(path: str, schema: Schema) -> Iterator[str]:
 
 def _row(name: str, schema: Schema, required: bool) -> str:
     default = schema.get("default")
-    shown = "required" if required else "" if default in (None, {}, [], "") else f"`{_plain(default)}`"
+    shown = (
+        "required"
+        if required
+        else ""
+        if default in (None, [], "") or isinstance(default, dict)
+        else f"`{_plain(default)}`"
+    )
     return f"| `{name}` | {_value(schema)} | {shown} | {_flat(schema)} |\n"
 
 

@@ -1,1 +1,1 @@
-"""Subcommands of `baton` that work on manifests, without a cluster."""
+"""Subcommands of `baton`: those that work on manifests, and those that need a cluster."""

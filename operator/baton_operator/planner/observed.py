@@ -45,11 +45,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Observed:
-    """`objects` holds every child of the service by reference, `pods` its pods, `workers` what they report."""
+    """`objects` holds every child of the service by reference, `pods` its pods, `workers` what they report.
+
+    `workers` is None when nobody could be asked for them. `refused` has a sentence for each object that the API server
+    would not take.
+    """
 
     objects: Mapping[Ref, Object] = field(default_factory=dict)
     pods: Sequence[Object] = ()
-    workers: Sequence[WorkerReport] = ()
+    workers: Sequence[WorkerReport] | None = ()
+    refused: Sequence[str] = ()
 
     @classmethod
     def of(cls, service: Service, items: Sequence[Object], workers: Sequence[WorkerReport] = ()) -> Observed:

@@ -69,7 +69,7 @@ def build_status(context: Context, situation: Situation, now: datetime) -> Statu
         ready_pairs=ready_pairs(situation.groups).get(version, 0),
         prefill=roles.get("prefill"),
         decode=roles.get("decode"),
-        weights=_weights(situation.observed),
+        weights=_weights(context, situation.observed),
     )
 
 
@@ -175,7 +175,10 @@ def _role(situation: Situation, revision: RoleRevision) -> RoleStatus:
     )
 
 
-def _weights(observed: Observed) -> list[WeightVersion]:
+def _weights(context: Context, observed: Observed) -> list[WeightVersion]:
+    """As reported, or as reported last where nobody can be asked now."""
+    if observed.workers is None:
+        return list(context.service.status.weights)
     counts = Counter(report.weights for report in observed.workers if report.weights)
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return [WeightVersion(digest=digest, workers=count) for digest, count in ranked[:16]]

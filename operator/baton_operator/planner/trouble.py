@@ -25,6 +25,7 @@ def troubles(observed: Observed) -> list[Trouble]:
     """In a fixed order, the same sentence once."""
     found = {trouble for pod in observed.pods for trouble in _of_pod(pod)}
     found |= {trouble for item in observed.of_kind("Deployment") for trouble in _of_workload(item)}
+    found |= {Trouble("ObjectRefused", _short(sentence)) for sentence in observed.refused}
     return sorted(found)
 
 

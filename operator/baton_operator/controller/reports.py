@@ -1,0 +1,53 @@
+"""What workers report, read from a service's bootstrap server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import aiohttp
+
+from baton_operator.planner import Context, Observed, WorkerReport
+from baton_operator.planner.bootstrap import COMPONENT as BOOTSTRAP
+from baton_operator.planner.context import BOOTSTRAP_HTTP_PORT, COMPONENT
+from baton_operator.planner.objects import Object, int_at, label, list_at, text_at
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = aiohttp.ClientTimeout(total=3.0)
+_MAX_BYTES = 16 << 20
+
+
+class Reports:
+    """Asks the replicas of a bootstrap server in turn; the first that answers is believed, as all know all workers."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def of(self, context: Context, observed: Observed) -> Sequence[WorkerReport] | None:
+        """None while no replica is up or none answers."""
+        up = {text_at(item, "metadata", "name") for item in observed.of_kind("Deployment") if _is_up(item)}
+        for name in context.bootstrap_names():
+            if name in up:
+                url = f"http://{context.host(name)}:{BOOTSTRAP_HTTP_PORT}/workers"
+                try:
+                    return await self._read(url)
+                except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                    log.debug("no reports from %s: %s", url, error)
+        return None
+
+    async def _read(self, url: str) -> Sequence[WorkerReport]:
+        async with self._session.get(url, timeout=_TIMEOUT) as answer:
+            answer.raise_for_status()
+            if (answer.content_length or 0) > _MAX_BYTES:
+                raise ValueError(f"{answer.content_length} bytes are too many")
+            body = await answer.json()
+        return [_report(row) for row in list_at(body, "workers") if isinstance(row, Mapping)]
+
+
+def _report(row: Object) -> WorkerReport:
+    return WorkerReport(*(text_at(row, key) for key in ("id", "role", "state", "weights")))
+
+
+def _is_up(item: Object) -> bool:
+    return label(item, COMPONENT) == BOOTSTRAP and int_at(item, "status", "readyReplicas") > 0

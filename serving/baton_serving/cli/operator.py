@@ -1,0 +1,17 @@
+"""`baton operator`, with log lines like those of Baton's other processes."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from baton_operator.cli import operator
+from baton_serving import logs
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    operator.add_arguments(parser)
+
+
+def run(args: Namespace) -> int:
+    logs.configure("operator", args.log_level)
+    return operator.run(args)

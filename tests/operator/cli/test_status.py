@@ -1,0 +1,51 @@
+"""`baton status`: what it shows of a service and its workers."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+from support.fake_cluster import FakeCluster
+
+from baton_operator.cli.status import picture
+from baton_operator.planner import Service
+
+WORKER = {"id": "d-0", "role": "decode", "state": "ready", "weights": "w1", "running": 3, "queued_tokens": 70}
+
+
+@pytest.fixture(scope="module")
+def service() -> Service:
+    cluster = FakeCluster("{model: {uri: 'hf://a/b'}, decode: {replicas: 2}}")
+    cluster.settle()
+    return Service.from_object(cluster.service)
+
+
+def shown(service: Service, workers: list[Any] | None) -> str:
+    console = Console(file=StringIO(), width=140)
+    console.print(picture(service, workers))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return " ".join(str(text).split())
+
+
+def test_it_shows_pairs_conditions_and_roles(service: Service) -> None:
+    text = shown(service, [])
+    assert "chat http://chat.prod.svc.cluster.local:8000/v1" in text
+    assert f"1 ready pairs of version {service.status.version}" in text
+    assert "Ready: True, all is as the manifest says" in text
+    assert "decode │ 2 │ 2 │ 0" in text
+
+
+def test_it_shows_workers_and_their_queues(service: Service) -> None:
+    text = shown(service, [{**WORKER, "free_pages": 5, "total_pages": 9}])
+    assert "d-0 │ decode │ ready │ w1 │ 3 │ 70 │ 5/9" in text
+
+
+def test_it_says_when_workers_cannot_be_asked(service: Service) -> None:
+    assert "The workers cannot be asked" in shown(service, None)
+
+
+def test_a_new_service_is_shown_too() -> None:
+    cluster = FakeCluster("{model: {uri: 'hf://a/b'}}")
+    assert "no endpoint yet 0 ready pairs of version ?" in shown(Service.from_object(cluster.service), None)

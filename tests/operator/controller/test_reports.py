@@ -1,0 +1,91 @@
+"""Worker reports, from a real bootstrap server at which a real worker has registered."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+from support.fake_cluster import service_of
+
+from baton_bootstrap.client import RegistrationClient
+from baton_bootstrap.records import Beat, Role, State, Worker
+from baton_bootstrap.server import BootstrapServer, ServerConfig
+from baton_operator.controller.reports import Reports
+from baton_operator.planner import Context, Observed, WorkerReport
+from baton_operator.planner.objects import Object, ref_of
+
+
+class ClusterDns(AbstractResolver):
+    """Names of bootstrap replicas lead to a port of this machine; any other name is unknown."""
+
+    def __init__(self, ports: dict[str, int]) -> None:
+        self.ports = ports
+        self.asked: list[str] = []
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        self.asked.append(host)
+        if host not in self.ports:
+            raise OSError(f"no such name: {host}")
+        here = {"hostname": host, "host": "127.0.0.1", "port": self.ports[host]}
+        return [{**here, "family": socket.AF_INET, "proto": 0, "flags": 0}]  # type: ignore[typeddict-item]
+
+    async def close(self) -> None:
+        pass
+
+
+def deployment(name: str, ready: int) -> Object:
+    labels = {"app.kubernetes.io/component": "bootstrap"}
+    metadata = {"name": name, "labels": labels}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "status": {"readyReplicas": ready}}
+
+
+def observed(*items: Object) -> Observed:
+    return Observed({ref_of(item): item for item in items})
+
+
+CONTEXT = Context(service_of("{model: {uri: 'hf://a/b'}, bootstrap: {replicas: 2}}"))
+FIRST, SECOND = (CONTEXT.host(name) for name in CONTEXT.bootstrap_names())
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[BootstrapServer]:
+    server = BootstrapServer(ServerConfig(port=0, http_port=0))
+    await server.start()
+    yield server
+    await server.stop()
+
+
+async def ask(dns: ClusterDns, seen: Observed) -> list[WorkerReport] | None:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=dns)) as session:
+        found = await Reports(session).of(CONTEXT, seen)
+        return None if found is None else list(found)
+
+
+async def test_workers_are_reported_as_they_registered(server: BootstrapServer) -> None:
+    worker = Worker(
+        id="d-0", incarnation="1" * 32, epoch=1, role=Role.DECODE, http_url="http://a:1", weight_digest="w1"
+    )
+    beat = Beat(state=State.READY)
+    async with RegistrationClient([f"127.0.0.1:{server.port}"], worker, lambda: beat) as registration:
+        await registration.registered()
+        dns = ClusterDns({FIRST: server.http_port})
+        found = await ask(dns, observed(deployment("chat-bootstrap-0", 1)))
+    assert found == [WorkerReport("d-0", "decode", "ready", "w1")]
+
+
+async def test_the_next_replica_is_asked_when_one_does_not_answer(server: BootstrapServer) -> None:
+    dns = ClusterDns({SECOND: server.http_port})
+    both = observed(deployment("chat-bootstrap-0", 1), deployment("chat-bootstrap-1", 1))
+    assert await ask(dns, both) == []
+    assert dns.asked == [FIRST, SECOND]
+
+
+async def test_a_replica_that_is_not_up_is_not_asked() -> None:
+    dns = ClusterDns({})
+    assert await ask(dns, observed(deployment("chat-bootstrap-0", 0))) is None
+    assert dns.asked == []
