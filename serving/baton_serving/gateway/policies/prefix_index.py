@@ -114,7 +114,7 @@ class PrefixIndex:
         self._known.add(keys, 1 << slot)
         return slot
 
-    def changed(self, worker: Hashable, stored: Iterable[int], removed: Sequence[int]) -> None:
+    def changed(self, worker: Hashable, stored: Sequence[int], removed: Sequence[int]) -> None:
         """What left the worker's cache and then what entered it; nothing is believed of a worker that is gone."""
         slot = self._slots.get(worker)
         if slot is None:
@@ -145,15 +145,19 @@ class PrefixIndex:
     def match(self, keys: Sequence[int], within: int) -> list[Match]:
         """Who of `within` holds how much, longest first; each worker is in one match at most."""
         within &= self._live
+        tables = self._tables()
         found: list[Match] = []
         high = len(keys)
         while high and within and len(found) < MAX_LEVELS:
-            low, held = 0, 0
+            low = held = 0
             while low < high:
                 middle = (low + high + 1) >> 1
-                there = self.holders(keys[middle - 1]) & within
-                if there:
-                    low, held = middle, there
+                key = keys[middle - 1]
+                there = 0
+                for table in tables:
+                    there |= table.get(key, 0)
+                if there & within:
+                    low, held = middle, there & within
                 else:
                     high = middle - 1
             if not low:
@@ -163,12 +167,7 @@ class PrefixIndex:
             high = low - 1
         return found
 
-    def holders(self, key: int) -> int:
-        """Every worker that may hold the key, lost ones included."""
-        held = 0
-        for table in (self._known, self._recent, self._lasting):
-            if table.new:
-                held |= table.new.get(key, 0)
-            if table.old:
-                held |= table.old.get(key, 0)
-        return held
+    def _tables(self) -> list[dict[int, int]]:
+        known, recent, lasting = self._known, self._recent, self._lasting
+        halves = (known.new, known.old, recent.new, recent.old, lasting.new, lasting.old)
+        return [half for half in halves if half]

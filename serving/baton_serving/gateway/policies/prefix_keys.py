@@ -1,8 +1,8 @@
 """Names for the beginnings of a prompt: what the prefix index, the consistent hash and cache events speak of.
 
-A prompt is cut at fixed places, and each key is a hash of everything up to one of them. The places lie further apart the
-deeper they are, so a long prompt has some dozens of keys and each key tells its length to within an eighth. Keys begin
-with the model and its weights: the same words before other weights have other keys.
+A prompt is cut at fixed places, and each key is a hash of everything up to one of them. The places lie further apart
+the deeper they are, so a long prompt has some dozens of keys and each key tells its length to within an eighth. Keys
+begin with the model and its weights: the same words before other weights have other keys.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def header_value(keys: Sequence[int], prompt_bytes: int) -> bytes:
     The worker can then say of what it holds by which keys it is known, without knowing how they are made.
     """
     names = array("Q", keys)
-    fractions = array("H", [cut * WHOLE // prompt_bytes for cut in CUTS[: len(keys)]])
+    fractions = array("H", [-(-cut * WHOLE // prompt_bytes) for cut in CUTS[: len(keys)]])
     if sys.byteorder == "big":
         names.byteswap()
         fractions.byteswap()

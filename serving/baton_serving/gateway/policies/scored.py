@@ -78,7 +78,7 @@ def _by_index(held: Sequence[Held]) -> dict[int, int]:
     return {index: tokens for tokens, holders in held for index in holders}
 
 
-def _lowest(scores: list[float] | list[int], considered: Sequence[int], number: int) -> Choice:
+def _lowest(scores: Sequence[float], considered: Sequence[int], number: int) -> Choice:
     """The lowest score; among several as low as it, an even draw by `number`."""
     least = min(scores)
     at = scores.index(least)
