@@ -100,9 +100,7 @@ def run(args: Namespace) -> int:
     config = _config(args)
 
     def tell(port: int) -> None:
-        announce(
-            {"service": "gateway", "pid": os.getpid(), "http": f"http://{config.host}:{port}"}, args.announce_file
-        )
+        announce({"service": "gateway", "pid": os.getpid(), "http": f"http://{config.host}:{port}"}, args.announce_file)
 
     if args.processes > 1:
         return run_processes(config, args.processes, tell)

@@ -335,7 +335,9 @@ class Exchange:
     def _reply(self, what: BatonError | Reply) -> None:
         reply = error_reply(what) if isinstance(what, BatonError) else what
         self.record.status = reply.status
-        self.record.error = what.message if isinstance(what, BatonError) else reply.body[:300].decode("utf-8", "replace")
+        self.record.error = (
+            what.message if isinstance(what, BatonError) else reply.body[:300].decode("utf-8", "replace")
+        )
         self._sink.reply(reply.status, reply.lines + self._own_lines(), reply.body)
         self._over("refused" if reply.status < 500 and reply.status != QueueFull.status else "failed")
 

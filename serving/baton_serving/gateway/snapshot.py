@@ -88,12 +88,13 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
 class Choice(msgspec.Struct, frozen=True, gc=False):
     """`index` of the chosen candidate; which were considered and what each of these scored, if the policy scores.
 
-    The lowest score wins.
+    The lowest score wins. `cached` are the tokens of the prompt that the chosen one is believed to hold.
     """
 
     index: int
     scores: tuple[float, ...] = ()
     considered: Sequence[int] = ()
+    cached: int = 0
 
 
 class Policy(Protocol):

@@ -51,13 +51,15 @@ class Simulation:
         self._held: dict[int, Job] = {}  # at the door
         self._facts: dict[int, RequestFacts] = {}
         self._polling = False
+        self._progress: Callable[[int], None] = lambda done: None
         self.prefills = self._workers("prefill", shape.prefill)
         self.decodes = self._workers("decode", shape.decode)
 
-    def run(self) -> None:
-        """To the end of the last request."""
+    def run(self, progress: Callable[[int], None] = lambda done: None) -> None:
+        """To the end of the last request. `progress` hears now and then how many have come to the door."""
         for number, request in enumerate(self._trace.requests):
             self._at(request.at, lambda now, number=number: self._arrive(number, now))  # type: ignore[misc]
+        self._progress = progress
         while self._events:
             now, _, act = heapq.heappop(self._events)
             act(now)
@@ -90,6 +92,8 @@ class Simulation:
             session=request.session,
         )
         job = Job(number, request, self._memory.keys(facts, "w"), now)
+        if number % 256 == 0:
+            self._progress(number)
         try:
             admitted = self._door.offer(facts, now)
         except QueueFull:
@@ -122,20 +126,24 @@ class Simulation:
     def _route(self, job: Job, now: float) -> None:
         facts = self._facts[job.number]
         if self.prefills:
-            job.prefill = self._choose(self._policies[0], self.prefills, facts, now)
-        job.decode = self._choose(self._policies[1], self.decodes, facts, now)
-        first = job.prefill or job.decode
-        job.decode.running += 1
-        if job.prefill is not None:
+            job.prefill, job.believed = self._choose(self._policies[0], self.prefills, facts, now)
             job.prefill.running += 1
-        first.queued_tokens += job.request.prompt_tokens
+        job.decode, believed = self._choose(self._policies[1], self.decodes, facts, now)
+        job.decode.running += 1
+        first = job.prefill
+        if first is None:
+            first, job.believed = job.decode, believed
+        first.queued_tokens += job.request.prompt_tokens - job.believed
         first.waiting.append(job)
         self._start_prefill(first, now)
 
-    def _choose(self, policy: Policy, workers: tuple[SimWorker, ...], facts: RequestFacts, now: float) -> SimWorker:
-        worker = workers[policy(Snapshot(workers, self._memory, now), facts).index]
+    def _choose(
+        self, policy: Policy, workers: tuple[SimWorker, ...], facts: RequestFacts, now: float
+    ) -> tuple[SimWorker, int]:
+        choice = policy(Snapshot(workers, self._memory, now), facts)
+        worker = workers[choice.index]
         self._memory.routed(facts, worker, now)
-        return worker
+        return worker, min(choice.cached, facts.prompt_tokens)
 
     def _end(self, job: Job, now: float, tokens: int) -> None:
         job.ended = now
@@ -158,7 +166,7 @@ class Simulation:
         ahead = sum(job.request.prompt_tokens - job.cached for job in jobs)
         self._memory.computed(worker, ahead, seconds)
         for job in jobs:
-            worker.queued_tokens -= job.request.prompt_tokens
+            worker.queued_tokens -= job.request.prompt_tokens - job.believed
             worker.computed(job, self._tell)
             if worker is job.decode:
                 self._first_token(job, now)

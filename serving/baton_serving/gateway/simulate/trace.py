@@ -50,7 +50,7 @@ class Conversations:
     """
 
     requests: int = 2000
-    rate: float = 20.0
+    rate: float = 60.0
     turns: int = 6
     systems: int = 8
     system_tokens: int = 512
@@ -61,16 +61,23 @@ class Conversations:
 
     def trace(self, seed: int) -> Trace:
         """The same seed gives the same trace."""
-        rng = random.Random(seed)
-        requests: list[TraceRequest] = []
-        start = 0.0
+        seconds = self.requests / self.rate
+        while True:
+            found = self._between(random.Random(seed), seconds)
+            if len(found) >= self.requests:
+                return Trace(tuple(found[: self.requests]), GENERATED_BLOCK)
+            seconds *= 1.3
+
+    def _between(self, rng: random.Random, seconds: float) -> list[TraceRequest]:
+        """All turns from time 0 on; sessions began before that, so that the load is even from the start."""
+        start = -3 * self.turns * self.think_seconds
+        found: list[TraceRequest] = []
         session = 0
-        while len(requests) < self.requests * 5 // 4:  # some of the last sessions' turns come late
+        while start < seconds:
             start += rng.expovariate(self.rate / self.turns)
-            requests.extend(self._session(rng, session, start))
+            found.extend(turn for turn in self._session(rng, session, start) if 0 <= turn.at < seconds)
             session += 1
-        requests.sort(key=lambda request: request.at)
-        return Trace(tuple(requests[: self.requests]), GENERATED_BLOCK)
+        return sorted(found, key=lambda turn: turn.at)
 
     def _session(self, rng: random.Random, session: int, start: float) -> Iterator[TraceRequest]:
         system = rng.randrange(self.systems)

@@ -6,12 +6,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from baton_serving.gateway.policies.prefix_keys import CUTS
 from baton_serving.gateway.simulate.trace import BYTES_PER_TOKEN, TraceRequest
 
 
-@dataclass(frozen=True)
-class Costs:
+class Costs(msgspec.Struct, frozen=True):
     """Seconds, and tokens of KV. The defaults are an 8B model on one H200 as `benchmarks/README.md` has it."""
 
     prefill_step: float = 0.004
@@ -36,7 +37,8 @@ class Job:
     arrived: float
     prefill: SimWorker | None = None
     decode: SimWorker | None = None
-    cached: int = 0  # prompt tokens that prefill found in its cache
+    believed: int = 0  # prompt tokens that the gateway took for cached
+    cached: int = 0  # prompt tokens that were
     first_token: float = 0.0
     ended: float = 0.0
     refused: bool = False
@@ -202,6 +204,4 @@ class SimWorker:
         context = sum(job.context for job in self.batch.values())
         costs = self.costs
         rows = len(self.batch)
-        self._step = (
-            costs.decode_step + rows * costs.decode_row + context * costs.decode_context_token
-        ) / self.speed
+        self._step = (costs.decode_step + rows * costs.decode_row + context * costs.decode_context_token) / self.speed
