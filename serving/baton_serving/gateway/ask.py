@@ -62,7 +62,7 @@ class Names:
     def __init__(self) -> None:
         self._requests = secrets.token_hex(8)
         self._transfers = secrets.token_hex(10)
-        self._numbers = count(1)
+        self._numbers = count()
 
     def number(self) -> int:
         return next(self._numbers)

@@ -45,6 +45,10 @@ class LegOwner(Protocol):
         """The leg's worker would rather be rid of it."""
         ...
 
+    def worker_stands_still(self, leg: Leg, reason: str) -> None:
+        """The leg's worker is there, but nothing moves in it."""
+        ...
+
 
 class Leg:
     """Sends one request to `endpoint`; counted in `endpoint.legs` from `start` to the end.
@@ -138,7 +142,7 @@ class Leg:
     def detach(self) -> None:
         """Nobody waits for the rest of this leg; let it end by itself for a while, so that its connection lives on."""
         if not self.done:
-            self.owner = _NOBODY
+            self.owner = NOBODY
             asyncio.get_running_loop().call_later(DETACHED_SECONDS, self.release)
 
     def fail(self, reason: str) -> None:
@@ -252,5 +256,8 @@ class _Nobody:
     def worker_drains(self, leg: Leg) -> None:
         """It will end anyway."""
 
+    def worker_stands_still(self, leg: Leg, reason: str) -> None:
+        """So be it."""
 
-_NOBODY = _Nobody()
+
+NOBODY = _Nobody()

@@ -78,7 +78,11 @@ class Action(Enum):
 P, E, A = Phase, Event, Action
 _Rows = Mapping[Event, tuple[Phase, Action]]
 
-_LATE_PREFILL: _Rows = {event: (P.STREAMING, A.NONE) for event in (E.PREFILL_DONE, E.PREFILL_LOST, E.PREFILL_REFUSED)}
+
+def _late_prefill(phase: Phase) -> _Rows:
+    return dict.fromkeys((E.PREFILL_DONE, E.PREFILL_LOST, E.PREFILL_REFUSED), (phase, A.NONE))
+
+
 _OUT_OF_LUCK: _Rows = {E.NO_ROUTE: (P.ENDED, A.BREAK_OFF), E.EXPIRED: (P.ENDED, A.BREAK_OFF)}
 _GONE: _Rows = {E.CLIENT_GONE: (P.ENDED, A.RELEASE)}
 
@@ -101,7 +105,7 @@ _TABLE: Mapping[Phase, _Rows] = {
         E.DECODE_REFUSED: (P.ENDED, A.PASS_REFUSAL),
     },
     P.STREAMING: _GONE
-    | _LATE_PREFILL
+    | _late_prefill(P.STREAMING)
     | {
         E.EXPIRED: (P.ENDED, A.BREAK_OFF),
         E.DECODE_BYTES: (P.STREAMING, A.FORWARD),
@@ -122,6 +126,7 @@ _TABLE: Mapping[Phase, _Rows] = {
         E.DECODE_REFUSED: (P.ENDED, A.BREAK_OFF),
     },
     P.MOVING: _GONE
+    | _late_prefill(P.MOVING)
     | {
         E.EXPIRED: (P.ENDED, A.BREAK_OFF),
         E.DECODE_BYTES: (P.MOVING, A.FORWARD),
@@ -131,6 +136,7 @@ _TABLE: Mapping[Phase, _Rows] = {
         E.MOVE_FAILED: (P.STREAMING, A.STAY),
     },
     P.TAKING: _GONE
+    | _late_prefill(P.TAKING)
     | {
         E.EXPIRED: (P.ENDED, A.BREAK_OFF),
         E.DECODE_BYTES: (P.TAKING, A.FORWARD),
