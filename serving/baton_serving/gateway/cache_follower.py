@@ -61,7 +61,8 @@ class CacheFollower:
         self._tls = tls
         self._tasks: dict[Source, asyncio.Task[None]] = {}
         self._session: aiohttp.ClientSession | None = None
-        self.resyncs = 0  # snapshots after a stream that broke
+        self.resyncs = 0  # streams that broke
+        self.streams = 0  # streams that are being read
 
     def update(self, sources: Iterable[Source]) -> None:
         """Follow these workers and no others."""
@@ -104,8 +105,12 @@ class CacheFollower:
                 return False
             response.raise_for_status()
             reader = _Reader(self._memory, source)
-            async for data in response.content.iter_any():
-                reader.feed(data)
+            self.streams += 1
+            try:
+                async for data in response.content.iter_any():
+                    reader.feed(data)
+            finally:
+                self.streams -= 1
         return True
 
 

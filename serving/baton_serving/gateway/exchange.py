@@ -16,6 +16,7 @@ from baton_serving.gateway.record import Record
 from baton_serving.gateway.replies import Reply, error_event, error_reply
 from baton_serving.gateway.routing import Decision
 from baton_serving.gateway.transcript import Continuation, Progress, Transcript, Unreadable
+from baton_serving.gateway.usage import streamed_tokens, whole_tokens
 
 if TYPE_CHECKING:
     from baton_serving.gateway.core import Core
@@ -228,12 +229,12 @@ class Exchange:
     def _send(self) -> None:
         decision, core = self._decision, self._core
         assert decision is not None
-        route, ask, record = decision.route, self.ask, self.record
+        route, record = decision.route, self.record
         self._tries += 1
         self._pauses = 0
         record.attempts.append((core.now(), decision))
         payload = self._payload(route.prefill, len(record.attempts))
-        tokens = ask.facts.prompt_tokens
+        tokens = decision.uncached
         decode = self.decode = Leg(route.decode, "decode", self, 0 if route.prefill else tokens)
         if route.prefill is not None:
             prefill = self.prefill = Leg(route.prefill, "prefill", self, tokens)
@@ -268,7 +269,7 @@ class Exchange:
     def request(self, endpoint: Endpoint, payload: bytes) -> bytes:
         """The HTTP request of one leg."""
         ask = self.ask
-        lines = ask.lines
+        lines = ask.lines if self._decision is None else ask.lines + self._decision.lines
         if self.deadline:
             lines += b"x-request-timeout: %.3f\r\n" % max(0.001, self.deadline - self._core.now())
         return b"POST %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
@@ -352,6 +353,8 @@ class Exchange:
             return
         self._tries = 0
         self.record.first_byte = core.now()
+        sent, decision = self.record.attempts[-1]
+        core.router.answered(decision, self.record.first_byte - sent)
         self.record.status = decode.head.status
         self._sink.begin(decode.head.status, decode.head.relayed + self._own_lines(), chunks)
 
@@ -365,6 +368,8 @@ class Exchange:
         else:
             self.record.status = decode.head.status
             self.record.bytes_out = len(decode.body)
+            if self._core.admission.counts_tokens:
+                self.record.tokens = whole_tokens(decode.body)
             self._sink.reply(decode.head.status, decode.head.relayed + self._own_lines(), decode.body)
         self._core.pair_worked(self._decision)
         self._over("done")
@@ -479,6 +484,12 @@ class Exchange:
     def _switch_and_finish(self) -> None:
         self._switch()
         self._finish()
+
+    def tokens_used(self) -> int:
+        """Tokens of prompt and answer, as far as is known; 0 when no worker answered."""
+        if self.record.tokens or not self.record.first_byte:
+            return self.record.tokens
+        return streamed_tokens(self.ask.facts.prompt_tokens, self._transcript)
 
     def _own_lines(self) -> bytes:
         lines = b"x-request-id: %b\r\nx-baton-attempts: %d\r\n" % (

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.routing import Decision
+from baton_serving.gateway.snapshot import Choice
 
 
 class Record:
@@ -31,6 +32,7 @@ class Record:
         "status",
         "stream",
         "tenant",
+        "tokens",
         "trace",
     )
 
@@ -46,6 +48,7 @@ class Record:
         self.stream = False
         self.bytes_in = 0
         self.bytes_out = 0
+        self.tokens = 0  # of prompt and answer, counted where a limit depends on it
         self.first_byte = 0.0
         self.ended = 0.0
         self.status = 0
@@ -114,15 +117,16 @@ class Record:
         return told
 
 
-def _leg(chosen: Endpoint, considered: tuple[Sequence[Endpoint], object]) -> dict[str, object]:
+def _leg(chosen: Endpoint, considered: tuple[Sequence[Endpoint], Choice]) -> dict[str, object]:
     candidates, choice = considered
-    scores: tuple[float, ...] = getattr(choice, "scores", ())
     told: dict[str, object] = {
         "worker": chosen.id,
         "incarnation": chosen.incarnation,
         "url": chosen.worker.http_url,
         "candidates": len(candidates),
     }
-    if scores:
-        told["scores"] = {one.id: score for one, score in zip(candidates, scores, strict=True)}
+    if choice.scores:
+        scored = zip(choice.considered, choice.scores, strict=True)
+        told["scores"] = {candidates[index].id: score for index, score in scored}
+        told["believed_cached_tokens"] = choice.cached
     return told

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from baton_serving.errors import QueueFull
 from baton_serving.gateway.admission.fair_queue import FairQueue, Ticket, class_of
@@ -19,20 +19,22 @@ SMOOTHING = 0.1
 class DoorConfig:
     """`max_running` requests go on at once, of all processes that share the ledger; None: any number, nobody waits.
 
-    `max_queued` may wait in this process, each at most `queue_seconds`. `limits` hold for every key that `keys` does
-    not give its own.
+    `max_queued` may wait in this process, each at most `queue_seconds`. `limits` hold for every key.
     """
 
     max_running: int | None = None
     max_queued: int = 1024
     queue_seconds: float = 30.0
     limits: Limits = field(default_factory=Limits)
-    keys: dict[str, Limits] = field(default_factory=dict)
+
+    def share(self, processes: int) -> DoorConfig:
+        """What one of several processes goes by: each has a queue of its own, all limits else are shared."""
+        return replace(self, max_queued=max(1, -(-self.max_queued // processes)) if self.max_queued else 0)
 
     @property
     def open(self) -> bool:
         """Whether it limits nothing."""
-        return self.max_running is None and self.limits == Limits() and not self.keys
+        return self.max_running is None and self.limits == Limits()
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ class Door:
 
     def offer(self, facts: RequestFacts, now: float) -> bool:
         """True: go on. False: wait. Raises `QueueFull`, with the seconds after which it may be otherwise."""
-        limits = self._config.keys.get(facts.tenant, self._config.limits)
+        limits = self._config.limits
         tokens = facts.prompt_tokens + (facts.max_tokens or USUAL_ANSWER)
         with self._ledger.lock:
             row = self._ledger.row(facts.tenant, limits.tokens_per_minute)
@@ -118,7 +120,7 @@ class Door:
             self._pushed_out.remove(number)
         with self._ledger.lock:
             self._ledger.count(gone.row, -1)
-            if self._config.limits.tokens_per_minute is not None or self._config.keys:
+            if self.counts_tokens:
                 self._ledger.spend(gone.row, tokens - gone.tokens)
             if gone.running:
                 self._ledger.count(TOTAL, -1)
@@ -126,6 +128,15 @@ class Door:
             if self._last_end is not None:
                 self._interval += SMOOTHING * (now - self._last_end - self._interval)
             self._last_end = now
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether `leave` makes use of the tokens."""
+        return self._config.limits.tokens_per_minute is not None
+
+    def gauges(self) -> Mapping[str, int]:
+        """Requests that wait, by class."""
+        return self._queue.waiting()
 
     @property
     def retry_after(self) -> float:

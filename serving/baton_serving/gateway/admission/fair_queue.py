@@ -128,6 +128,13 @@ class FairQueue:
                 self._classes.close(ticket.kind)
         return ticket
 
+    def waiting(self) -> dict[str, int]:
+        """Requests by class."""
+        counts = dict.fromkeys(CLASSES, 0)
+        for kind, flow in self._classes.flows.items():
+            counts[kind] = sum(len(tenant.content) for tenant in flow.content.flows.values())
+        return counts
+
     def least_wanted(self, kind: str, tenant: str) -> Ticket | None:
         """Who gives way to a newcomer of this class and tenant: the newest of the lowest class that waits.
 

@@ -16,6 +16,7 @@ import mmap
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import xxhash
 
@@ -110,15 +111,10 @@ def size_of(columns: int) -> int:
     return ROWS * (_COUNTS + columns) * _CELL
 
 
-def shared_file(columns: int) -> int:
-    """A descriptor of memory for the ledger of so many processes, to be inherited by them."""
-    descriptor = os.memfd_create("baton-ledger")
+def shared_ledger(path: Path, column: int, columns: int) -> Ledger:
+    """The ledger of so many processes in a file that only they share, for the one that owns this column."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     os.ftruncate(descriptor, size_of(columns))
-    return descriptor
-
-
-def shared_ledger(descriptor: int, column: int, columns: int) -> Ledger:
-    """The ledger of the process that owns this column."""
     return Ledger(mmap.mmap(descriptor, size_of(columns)), column, columns, FileLock(descriptor))
 
 

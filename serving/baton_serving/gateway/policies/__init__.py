@@ -19,3 +19,5 @@ POLICIES: Mapping[str, Policy] = {
     "session_affinity": session_affinity,
     "consistent_hash": consistent_hash,
 }
+
+ASK_MEMORY = frozenset({"cache_aware", "least_ttft"})  # policies that look at what the routing memory holds
