@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from baton_serving.errors import InternalError
 from baton_serving.kv.allocator import PageOwner, PagePool
 from baton_serving.kv.layout import NULL_PAGE, KVGroup, KVLayout
-from baton_serving.kv.radix import Hit, RadixCache, common_tokens, block_hashes, pack
+from baton_serving.kv.radix import Hit, RadixCache, block_hashes, common_tokens, pack
 
 TOKENS = st.lists(st.integers(0, 2), max_size=14)
 OWNER = PageOwner("somebody")
