@@ -93,6 +93,8 @@ class WorkerConnection(asyncio.Protocol):
                 self._transport.write(_HEAD + b"".join(_EVENTS_MADE[:count]) + _LAST)
 
     def _pace(self, number: int, count: int, seconds: float) -> None:
+        if self._transport.is_closing():
+            return
         if number < count:
             self._transport.write(_EVENTS_MADE[number])
             asyncio.get_running_loop().call_later(seconds, self._pace, number + 1, count, seconds)

@@ -65,8 +65,7 @@ class Core:
         self.on_begin = on_begin
         self.on_end: Callable[[Record], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None  # while somebody waits for it
 
     # Requests
 
@@ -97,7 +96,6 @@ class Core:
         if self.on_begin is not None:
             self.on_begin(record)
         self.open.add(exchange)
-        self._idle.clear()
         self._admit(exchange)
         return exchange
 
@@ -128,7 +126,7 @@ class Core:
                 self.loop.call_soon(self.let_in)
         if self.on_end is not None:
             self.on_end(record)
-        if not self.open:
+        if self._idle is not None and not self.open:
             self._idle.set()
 
     def let_in(self) -> None:
@@ -153,7 +151,9 @@ class Core:
 
     async def wait_idle(self) -> None:
         """Return once no request is open."""
-        await self._idle.wait()
+        self._idle = asyncio.Event()
+        if self.open:
+            await self._idle.wait()
 
     def _first_byte(self, record: Record) -> float:
         return record.first_byte - record.started if record.first_byte else 0.0

@@ -30,62 +30,37 @@ _WAITING = (Phase.QUEUED, Phase.STRANDED)
 class Exchange:
     """One client request; it ends once the client has its terminal reply or is gone, with every leg released."""
 
-    __slots__ = (
-        "_additions",
-        "_admitted",
-        "_chunks",
-        "_continuation",
-        "_core",
-        "_decision",
-        "_failure",
-        "_generates",
-        "_handover",
-        "_lost",
-        "_pauses",
-        "_progress",
-        "_rid",
-        "_sink",
-        "_timer",
-        "_transcript",
-        "_tries",
-        "_wait_until",
-        "ask",
-        "deadline",
-        "decode",
-        "offered",
-        "phase",
-        "prefill",
-        "record",
-        "taker",
-    )
+    # What a request begins with; for most of them most of it never changes.
+    phase = Phase.QUEUED
+    prefill: Leg | None = None
+    decode: Leg | None = None
+    taker: Leg | None = None
+    offered = False  # to admission, which must hear of the end
+    _admitted = False
+    _additions: dict[str, object] | None = None
+    _decision: Decision | None = None
+    _failure: BatonError | Reply | None = None
+    _lost: frozenset[Endpoint] = frozenset()  # not asked again, but for want of others
+    _tries = 0  # attempts since the client last got something
+    _pauses = 0
+    _wait_until = 0.0
+    _timer: asyncio.TimerHandle | None = None
+    _chunks = b""  # what decode sent and the client has not
+    _transcript: Transcript | None = None
+    _progress: Progress | None = None  # what the client had when decode was lost last
+    _continuation: Continuation | None = None
+    _handover: Handover | None = None
 
     def __init__(self, core: Core, ask: Ask, sink: Sink, record: Record, *, generates: bool = True) -> None:
         self.ask = ask
         self.record = record
-        self.phase = Phase.QUEUED
-        self.prefill: Leg | None = None
-        self.decode: Leg | None = None
-        self.taker: Leg | None = None
         self.deadline = 0.0 if ask.timeout is None else record.started + ask.timeout
-        self.offered = False  # to admission, which must hear of the end
-        self._generates = generates
         self._core = core
         self._sink = sink
-        self._admitted = False
-        self._additions: dict[str, object] | None = None
-        self._decision: Decision | None = None
-        self._failure: BatonError | Reply | None = None
-        self._lost: frozenset[Endpoint] = frozenset()  # not asked again, but for want of others
-        self._tries = 0  # attempts since the client last got something
-        self._pauses = 0
-        self._wait_until = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._chunks = b""  # what decode sent and the client has not
-        self._transcript = Transcript() if ask.stream else None
-        self._progress: Progress | None = None  # what the client had when decode was lost last
-        self._continuation: Continuation | None = None
-        self._handover: Handover | None = None
+        self._generates = generates
         self._rid = ask.rid  # by which decode's worker knows it
+        if ask.stream:
+            self._transcript = Transcript()
 
     # What happens to it
 

@@ -21,7 +21,13 @@ from collections.abc import Mapping
 from enum import Enum, auto
 
 
-class Phase(Enum):
+class _Quick(Enum):
+    """Members are compared and hashed as the objects that they are: the table is asked several times per request."""
+
+    __hash__ = object.__hash__
+
+
+class Phase(_Quick):
     """What is under way, and whether the client has had bytes."""
 
     QUEUED = auto()  # nothing is, and it has none: waiting for admission or for workers
@@ -34,7 +40,7 @@ class Phase(Enum):
     ENDED = auto()  # the client has its terminal reply, or is gone
 
 
-class Event(Enum):
+class Event(_Quick):
     """`LOST`: transport error, status worth a retry, or worker gone. `REFUSED`: an answer that no retry can mend."""
 
     ROUTED = auto()
@@ -56,7 +62,7 @@ class Event(Enum):
     TAKER_LOST = auto()
 
 
-class Action(Enum):
+class Action(_Quick):
     """Each one is carried out in full before the next event is looked at."""
 
     NONE = auto()

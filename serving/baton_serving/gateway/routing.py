@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from baton_serving.errors import InvalidRequest, NotFound
 from baton_serving.gateway.breakers import Breakers
 from baton_serving.gateway.fleet import Endpoint, Fleet, ModelFleet, Route, fits
@@ -34,8 +36,7 @@ class RoutingConfig:
     divide_from: int = 0
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """Where an attempt goes and what the policies thought: candidates and their scores per leg, for people.
 
     `uncached` are the tokens of the prompt that the first worker has to compute, `ahead` these and those that waited
