@@ -82,7 +82,7 @@ def test_matches_are_those_of_a_plain_account(steps: list[tuple[str, str, int, i
                 index.changed(worker, [], gone)
     everyone = sum(1 << index.slot(worker) for worker in held)
     for keys in prompts:
-        found = {}
+        found: dict[str, int] = {}
         for count, mask in index.match(keys, everyone):
             found |= {worker: count for worker in held if mask >> index.slot(worker) & 1}
         wanted = {worker: sum(key in keys_held for key in keys) for worker, keys_held in held.items()}
