@@ -199,7 +199,7 @@ class Core:
         _fail_legs(endpoint, "it left the bootstrap server's view")
 
     def leg_lost(self, leg: Leg, decision: Decision | None) -> None:
-        """Hold a loss against the worker; an error that it answered only against the link, for it may be the other's."""
+        """Hold a loss against the worker; an error that it answered against the link, for it may be the other's."""
         self.figures.lost(leg.name)
         now = self.now()
         endpoint = leg.endpoint
@@ -222,7 +222,7 @@ class Core:
     def gauges(self, connected: int, connections: int) -> dict[str, dict[tuple[str, ...], float]]:
         """What stands now, by metric and label values."""
         now, fleet = self.now(), self.router.fleet
-        workers = Tally((one.worker.role, one.status.state) for one in fleet.endpoints.values())
+        workers = Tally[tuple[str, ...]]((one.worker.role, one.status.state) for one in fleet.endpoints.values())
         waiting = len(self.queued) + len(self.waiting)
         return {
             "baton_gateway_workers": dict(workers),

@@ -95,7 +95,7 @@ class GatewayProcess:
         config = self.config
         if config.access_log is not None:
             self._open_log(config.access_log)
-        self._siblings.attach(self._report, self._explain)
+        self._siblings.attach(self._report, self.history.explain)
         await self._siblings.start()
         app = App(self.core, admin_app(self.core, self._siblings))
         self._server = await asyncio.get_running_loop().create_server(
@@ -175,10 +175,6 @@ class GatewayProcess:
             gauges["baton_gateway_cache_streams"] = {(): caches.streams}
             gauges["baton_gateway_cache_resyncs"] = {(): caches.resyncs}
         return dict(self.core.figures.report(gauges))
-
-    def _explain(self, request_id: str) -> dict[str, object] | None:
-        found = self.history.find(request_id)
-        return None if found is None else found.explain()
 
 
 async def _every(seconds: float, call: Callable[[], None]) -> None:
