@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import Callable
+from itertools import count
 
+import aiohttp
 import pytest
-from support.gateway_bench import Bench, Call, answer, events, gateway_bench, hang, prefill_ok, stream
+from support.gateway_bench import Bench, Call, ScriptedWorker, answer, events, gateway_bench, hang, prefill_ok, stream
 
-from baton_bootstrap.client import View
-from baton_bootstrap.records import Entry, State, Status
+from baton_bootstrap.client import RegistrationClient, View
+from baton_bootstrap.records import Beat, Entry, Role, State, Status
+from baton_bootstrap.server import BootstrapServer, ServerConfig
 from baton_serving.gateway.admission.door import Door, DoorConfig
 from baton_serving.gateway.admission.ledger import Limits
 from baton_serving.gateway.policies.prefix_keys import prefix_keys, seed_of
@@ -159,3 +164,44 @@ async def test_an_index_forgets_workers_that_are_gone() -> None:
         bench.core._give_up(bench.core.router.fleet.endpoints[old.worker.id, old.worker.incarnation])
         bench.core.update(View(version=99, connected=1, entries={"b1": entry}))
         await until(lambda: index.match(keys, 1 << slot) == [])
+
+
+async def test_processes_on_one_port_share_a_keys_limit() -> None:
+    """However the kernel spreads the connections: three requests of the key go on, nine are refused."""
+    bootstrap = BootstrapServer(ServerConfig())
+    await bootstrap.start()
+    worker = ScriptedWorker("b0", Role.BOTH, hang)
+    await worker.start()
+    ticks = count()
+    address = f"127.0.0.1:{bootstrap.port}"
+    client = RegistrationClient(address, worker.entry.worker, lambda: Beat(state=State.READY, tick=next(ticks)))
+    await client.start()
+    await client.registered()
+    words = ("gateway", "--port", "0", "--bootstrap-addr", address, "--processes", "2", "--worker-wait", "20")
+    gateway = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "baton_serving.cli.main", *words, "--key-requests", "3", "--grace", "0.1"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert gateway.stdout is not None
+    url = json.loads(await gateway.stdout.readline())["http"]
+
+    async def status() -> int:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{url}/v1/completions", json={"model": "m"}) as got,
+        ):
+            return got.status
+
+    try:
+        asked = [asyncio.create_task(status()) for _ in range(12)]
+        async with asyncio.timeout(60):
+            await until(lambda: sum(one.done() for one in asked) == 9)
+            assert [one.result() for one in asked if one.done()] == [429] * 9
+            await worker.called(3)
+    finally:
+        gateway.terminate()
+        await gateway.wait()
+        await asyncio.gather(*asked, return_exceptions=True)
+        await client.aclose()
+        await worker.stop()
+        await bootstrap.stop()
