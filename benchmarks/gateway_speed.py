@@ -26,7 +26,6 @@ from pathlib import Path
 import aiohttp
 import psutil
 import uvloop
-from gateway_peers import MODEL, PrefillConnection, Tally, WorkerConnection, chat_request, load
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +33,7 @@ from baton_bootstrap.client import RegistrationClient
 from baton_bootstrap.records import Beat, Role, State, Worker
 from baton_bootstrap.server import BootstrapServer, ServerConfig
 from baton_serving.gateway.server import bind
+from gateway_peers import MODEL, PrefillConnection, Tally, WorkerConnection, chat_request, load
 
 HOST = "127.0.0.1"
 GATEWAY_CORE, LOAD_CORE = 0, 1

@@ -30,15 +30,17 @@ log = logging.getLogger(__name__)
 
 ABSENCE_LIMIT = 1.0  # seconds that a worker may be missing from the view before its open requests are given up
 LOOK_EVERY = 0.25  # seconds between two looks at open requests
-HALF_LIMIT = 5.0  # seconds that the rest of a piece may take: workers write each in one go
 
 
 @dataclass(frozen=True)
 class Patience:
-    """In seconds: how long a stream may be silent between two events, and how long the first byte may take."""
+    """In seconds: how long a stream may be silent between two events, how long the first byte may take, and the rest of
+    a piece of which some has come (workers write each in one go).
+    """
 
     stall: float = 30.0
     first_byte: float = 600.0
+    half: float = 5.0
 
 
 class Core:
@@ -258,8 +260,8 @@ class Core:
             looks, half = leg.quiet
             silent = looks * LOOK_EVERY
             limit = self._patience.stall if leg.saw_bytes else self._patience.first_byte
-            if half and silent > HALF_LIMIT:
-                leg.fail(f"sent half of something, then nothing for {HALF_LIMIT:g} s")
+            if half and silent > self._patience.half:
+                leg.fail(f"sent half of something, then nothing for {self._patience.half:g} s")
             elif silent > limit:
                 leg.fail(f"was silent for {limit:g} s")
             if exchange.phase is Phase.ENDED:

@@ -186,9 +186,10 @@ class Exchange:
     def _route(self) -> Decision | None:
         """Rather a wholly different pair: the other leg may have been the reason."""
         router, facts, divided = self._core.router, self.ask.facts, self._generates
-        if self._lost and self._decision is not None:
-            fresh = router.route(facts, self._lost.union(self._decision.route.endpoints), divided=divided)
-            if fresh is not None:
+        last = None if self._decision is None else self._decision.route
+        if self._lost and last is not None and last.prefill is not None:
+            fresh = router.route(facts, self._lost.union(last.endpoints), divided=divided)
+            if fresh is not None and fresh.route.prefill is not None:
                 return fresh
         return router.route(facts, self._lost, divided=divided)
 
