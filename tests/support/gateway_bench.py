@@ -13,6 +13,7 @@ import aiohttp
 from baton_bootstrap.client import View
 from baton_bootstrap.records import Entry, Role, State, Status, Worker
 from baton_serving.gateway.admin import admin_app
+from baton_serving.gateway.admission import Admission
 from baton_serving.gateway.app import App
 from baton_serving.gateway.core import LOOK_EVERY, Core, Patience
 from baton_serving.gateway.history import History
@@ -217,10 +218,12 @@ async def _look(core: Core) -> None:
 
 
 @asynccontextmanager
-async def gateway_bench(config: RoutingConfig, patience: Patience | None = None) -> AsyncIterator[Bench]:
+async def gateway_bench(
+    config: RoutingConfig, patience: Patience | None = None, admission: Admission | None = None
+) -> AsyncIterator[Bench]:
     """A gateway's data path and admin routes on a real port; at the end no request may be left counted."""
     history = History()
-    core = Core(Router(config), patience=patience, on_begin=history.add)
+    core = Core(Router(config), admission, patience, on_begin=history.add)
     siblings = Siblings()
     siblings.attach(lambda: core.figures.report(core.gauges(1, 0)), history.explain)
     app = App(core, admin_app(core, siblings))

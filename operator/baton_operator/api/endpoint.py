@@ -52,6 +52,33 @@ class Ingress(Part):
     """Annotations, which ingress controllers take their settings from."""
 
 
+Policy = Literal[
+    "round_robin",
+    "random",
+    "power_of_two",
+    "least_load",
+    "cache_aware",
+    "least_ttft",
+    "session_affinity",
+    "consistent_hash",
+]
+
+
+class Admission(Part):
+    """How many requests are let in. What does not fit waits, and is refused with 429 or 503 when it cannot."""
+
+    max_running_requests: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Requests that run at once, of each replica; any number when left out."""
+    max_queued_requests: Annotated[int, Field(ge=0, le=1_000_000)] = 1024
+    """Requests that wait to be let in, at each replica. Beyond it the newest of the lowest class are refused."""
+    queue_seconds: Annotated[int, Field(ge=0, le=3600)] = 30
+    """How long a request waits to be let in."""
+    key_requests: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Requests of one API key at once, at each replica; any number when left out."""
+    key_tokens_per_minute: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    """Tokens of prompts and answers of one API key in a minute, at each replica; any number when left out."""
+
+
 class Gateway(Pods):
     """The one OpenAI endpoint in front of all workers."""
 
@@ -59,15 +86,38 @@ class Gateway(Pods):
     """How many replicas share the traffic."""
     port: Port = 8000
     """Port of the endpoint."""
-    policy: Literal["round_robin", "power_of_two"] = "power_of_two"
-    """How workers are chosen: in turn, or the less loaded of two drawn at random."""
+    policy: Policy = "power_of_two"
+    """How workers are chosen; docs/gateway-policies.md describes each policy."""
+    decode_policy: Policy | None = None
+    """How decode workers are chosen; as prefill workers are when left out."""
+    divide_from_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Prompts of fewer tokens that no decode worker holds are served by a decode worker alone; 0: none are."""
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
     """Pairs of workers tried before a request fails."""
     worker_wait_seconds: Annotated[int, Field(ge=0, le=600)] = 1
     """How long a request waits when no worker is ready; raise it where workers scale to zero."""
+    admission: Admission = Admission()
+    """How many requests are let in, in all and of one API key."""
     service: EndpointService = EndpointService()
     """The Kubernetes Service in front of the gateway."""
     route: Route | None = None
     """HTTPRoute of the Gateway API; none when left out."""
     ingress: Ingress | None = None
     """Ingress; none when left out."""
+
+    def flags(self) -> list[str]:
+        """The part of `baton gateway`'s command line that does not depend on where it runs."""
+        admission = self.admission
+        given = {
+            "--policy": self.policy,
+            "--decode-policy": self.decode_policy,
+            "--divide-from": self.divide_from_tokens or None,
+            "--attempts": self.attempts,
+            "--worker-wait": self.worker_wait_seconds,
+            "--max-running-requests": admission.max_running_requests,
+            "--max-queued-requests": admission.max_queued_requests,
+            "--queue-timeout": admission.queue_seconds,
+            "--key-requests": admission.key_requests,
+            "--key-tokens-per-minute": admission.key_tokens_per_minute,
+        }
+        return [word for flag, value in given.items() if value is not None for word in (flag, str(value))]

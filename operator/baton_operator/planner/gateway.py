@@ -46,9 +46,8 @@ def _pod(context: Context) -> object:
     volumes, mounts = scratch()
     token_volumes, token_mounts, token_env = secret_token(context)
     port = {"tcpSocket": {"port": "http"}}
-    args = ["gateway", "--host", "0.0.0.0", "--port", str(GATEWAY_PORT), "--policy", part.policy]
-    args += ["--bootstrap-addr", context.bootstrap_addresses(), "--attempts", str(part.attempts)]
-    args += ["--worker-wait", str(part.worker_wait_seconds)]
+    args = ["gateway", "--host", "0.0.0.0", "--port", str(GATEWAY_PORT)]
+    args += ["--bootstrap-addr", context.bootstrap_addresses(), *part.flags()]
     container = {
         "name": "gateway",
         "image": part.image or context.settings.gateway_image,

@@ -14,12 +14,14 @@ from baton_serving import __version__
 from baton_serving.api.http.auth import ApiKeyMiddleware
 from baton_serving.api.http.problems import on_baton_error, on_fault, on_http_exception
 from baton_serving.api.native import control, info
+from baton_serving.api.native.cache import cache_events
 from baton_serving.api.native.generate import generate
 from baton_serving.api.openai.chat import chat_completions
 from baton_serving.api.openai.completions import completions
 from baton_serving.api.openai.models import get_model, list_models
 from baton_serving.api.state import Service
 from baton_serving.errors import BatonError
+from baton_serving.runtime import cache_frames
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -41,6 +43,7 @@ ROUTES: Final[tuple[tuple[str, str, Endpoint], ...]] = (
     ("POST", "/flush_cache", control.flush_cache),
     ("POST", "/abort_request", control.abort_request),
     ("POST", "/baton/move", control.move),
+    ("GET", cache_frames.PATH, cache_events),
     ("POST", "/tokenize", control.tokenize),
     ("POST", "/detokenize", control.detokenize),
 )

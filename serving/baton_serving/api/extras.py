@@ -20,15 +20,20 @@ T = TypeVar("T")
 MAX_CHOICES: Final = 4096  # answers of one request, over all of its prompts
 MAX_RID: Final = 256
 TIMEOUT_HEADER: Final = "x-request-timeout"
+PREFIX_KEYS_HEADER: Final = "x-baton-prefix-keys"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a request came in, and what its transport says of it. `timeout` in seconds."""
+    """Where a request came in, and what its transport says of it.
+
+    `timeout` in seconds. `prefix_keys` are a gateway's names for the beginnings of the prompt.
+    """
 
     route: str
     trace: str = ""
     timeout: float | None = None
+    prefix_keys: str = ""
 
 
 def origin_of(request: Request) -> Origin:
@@ -38,6 +43,7 @@ def origin_of(request: Request) -> Origin:
         route=request.url.path,
         trace=headers.get("traceparent") or headers.get("x-request-id") or "",
         timeout=_timeout(headers.get(TIMEOUT_HEADER)),
+        prefix_keys=headers.get(PREFIX_KEYS_HEADER, ""),
     )
 
 
@@ -62,6 +68,7 @@ def generate_request(
         timeout=origin.timeout,
         trace=origin.trace,
         route=origin.route,
+        prefix_keys=origin.prefix_keys,
     )
 
 

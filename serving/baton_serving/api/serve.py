@@ -22,6 +22,7 @@ from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.config.check import addresses, check
 from baton_serving.errors import InternalError, Unavailable
+from baton_serving.runtime.cache_feed import CacheFeed
 from baton_serving.runtime.crash_dump import CrashDump
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.messages import Failure
@@ -81,7 +82,13 @@ class _ApiProcess:
             "role": self._config.given.disaggregation.disaggregation_mode,
         }
         self._metrics = Metrics(labels)
-        self._manager = TokenizerManager(worker.to_scheduler, worker.inbox, self._observers())
+        self._cache_feed = (
+            None
+            if self._config.given.optimization.disable_radix_cache
+            else CacheFeed(facts.rank.weight_digest, facts.rank.page_size)
+        )
+        cache_changed = None if self._cache_feed is None else self._cache_feed.changed
+        self._manager = TokenizerManager(worker.to_scheduler, worker.inbox, self._observers(), cache_changed)
 
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
@@ -89,7 +96,7 @@ class _ApiProcess:
             self._loop.add_signal_handler(number, self._stopping.set)
         self._worker.watch(self._child_died_soon)
         self._manager.start()
-        service = Service(self._manager, self._intake, self._options, self._metrics)
+        service = Service(self._manager, self._intake, self._options, self._metrics, self._cache_feed)
         server = http_server(create_app(service), self._config.log_level_http)
         grpc_server = await self._start_grpc(service)
         if not self._config.given.http.skip_server_warmup:
@@ -104,6 +111,8 @@ class _ApiProcess:
             registration.drain()
         self._manager.drain()
         await _drain(self._manager)
+        if self._cache_feed is not None:
+            self._cache_feed.close()
         server.should_exit = True
         await serving
         if grpc_server is not None:
@@ -117,6 +126,8 @@ class _ApiProcess:
 
     def _observers(self) -> list[RequestObserver]:
         observers: list[RequestObserver] = [self._metrics]
+        if self._cache_feed is not None:
+            observers.append(self._cache_feed)
         given = self._config.given.logging
         if given.log_requests:
             vocabulary = NO_VOCABULARY if self._tokenizer is None else self._tokenizer.vocabulary

@@ -49,6 +49,7 @@ COMMANDS = {
     "bench serving": Command("baton_serving.bench.serving", "measure a running endpoint under load"),
     "bench offline": Command("baton_serving.bench.offline", "measure throughput without a server"),
     "bench one-batch": Command("baton_serving.bench.one_batch", "measure one batch, step by step"),
+    "simulate": Command("baton_serving.gateway.simulate.cli", "compare routing policies on a simulated fleet"),
     "check-env": Command("baton_serving.cli.check_env", "show what this machine offers and what is missing"),
 }
 

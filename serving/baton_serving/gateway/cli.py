@@ -17,12 +17,22 @@ from baton_bootstrap.client.link import parse_addresses
 from baton_bootstrap.errors import SetupError
 from baton_serving import logs
 from baton_serving.errors import ConfigError
+from baton_serving.gateway.admission.door import DoorConfig
+from baton_serving.gateway.admission.ledger import Limits
 from baton_serving.gateway.core import Patience
 from baton_serving.gateway.health import HealthConfig
 from baton_serving.gateway.policies import POLICIES
 from baton_serving.gateway.processes import run_processes
 from baton_serving.gateway.routing import RoutingConfig
 from baton_serving.gateway.server import GatewayConfig, GatewayProcess, bind
+
+_ADMISSION_LEAST = {
+    "max_running_requests": 1,
+    "max_queued_requests": 0,
+    "queue_timeout": 0,
+    "key_requests": 1,
+    "key_tokens_per_minute": 1,
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -35,6 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     _add_routing(parser)
     _add_limits(parser)
+    _add_admission(parser)
     parser.add_argument("--processes", type=int, default=1, help="processes that share the port, one per core")
     parser.add_argument("--access-log", type=Path, help="write a JSON line here for every request that ends")
     parser.add_argument("--announce-file", type=Path, help="write the address here as JSON once the port answers")
@@ -94,6 +105,27 @@ def _add_limits(parser: ArgumentParser) -> None:
     )
 
 
+def _add_admission(parser: ArgumentParser) -> None:
+    door = DoorConfig()
+    parser.add_argument(
+        "--max-running-requests",
+        type=int,
+        help="requests that are let in at once; the others wait (default: any number)",
+    )
+    parser.add_argument(
+        "--max-queued-requests", type=int, default=door.max_queued, help="requests that may wait to be let in"
+    )
+    parser.add_argument(
+        "--queue-timeout", type=float, default=door.queue_seconds, help="seconds that a request waits to be let in"
+    )
+    parser.add_argument("--key-requests", type=int, help="requests of one API key at once (default: any number)")
+    parser.add_argument(
+        "--key-tokens-per-minute",
+        type=int,
+        help="tokens, of prompts and answers, of one API key in a minute (default: any number)",
+    )
+
+
 def run(args: Namespace) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit status."""
     logs.configure("gateway", args.log_level)
@@ -112,6 +144,10 @@ def _config(args: Namespace) -> GatewayConfig:
     for name, least in (("attempts", 1), ("worker_wait", 0), ("migrate_wait", 0), ("divide_from", 0), ("processes", 1)):
         if getattr(args, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}")
+    for name, least in _ADMISSION_LEAST.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}")
     for name in ("stall_timeout", "first_byte_timeout", "health_interval", "health_timeout", "max_body_bytes", "grace"):
         if getattr(args, name) <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} must be more than 0")
@@ -128,6 +164,12 @@ def _config(args: Namespace) -> GatewayConfig:
                 worker_wait=args.worker_wait,
                 migrate_wait=args.migrate_wait,
                 divide_from=args.divide_from,
+            ),
+            door=DoorConfig(
+                max_running=args.max_running_requests,
+                max_queued=args.max_queued_requests,
+                queue_seconds=args.queue_timeout,
+                limits=Limits(args.key_requests, args.key_tokens_per_minute),
             ),
             patience=Patience(stall=args.stall_timeout, first_byte=args.first_byte_timeout),
             health=HealthConfig(interval=args.health_interval, timeout=args.health_timeout),

@@ -122,7 +122,7 @@ class Core:
         if exchange.offered:
             number = exchange.ask.number
             self.queued.pop(number, None)
-            tokens = exchange.ask.facts.prompt_tokens
+            tokens = exchange.tokens_used() if self.admission.counts_tokens else 0
             self.admission.leave(number, tokens, record.ended)
             if self.queued:
                 self.loop.call_soon(self.let_in)
@@ -137,7 +137,9 @@ class Core:
         for number in self.admission.shed(now):
             exchange = self.queued.pop(number, None)
             if exchange is not None:
-                exchange.expire(Unavailable("the server is overloaded; try again later", retry_after=1))
+                exchange.expire(
+                    Unavailable("the server is overloaded; try again later", retry_after=self.admission.retry_after)
+                )
         for number in self.admission.admit(now):
             exchange = self.queued.pop(number, None)
             if exchange is not None:
@@ -228,6 +230,7 @@ class Core:
             "baton_gateway_workers": dict(workers),
             "baton_gateway_legs": {(one.id,): len(one.legs) for one in fleet.endpoints.values()},
             "baton_gateway_open_requests": {("waiting",): waiting, ("running",): len(self.open) - waiting},
+            "baton_gateway_queued_requests": {(name,): count for name, count in self.admission.gauges().items()},
             "baton_gateway_open_circuits": {
                 ("worker",): len(self.router.workers.open_keys(now)),
                 ("link",): len(self.router.links.open_keys(now)),

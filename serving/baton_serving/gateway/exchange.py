@@ -17,6 +17,7 @@ from baton_serving.gateway.record import Record
 from baton_serving.gateway.replies import Reply, error_event, error_reply
 from baton_serving.gateway.routing import Decision
 from baton_serving.gateway.transcript import Continuation, Progress, Transcript, Unreadable
+from baton_serving.gateway.usage import streamed_tokens, whole_tokens
 
 if TYPE_CHECKING:
     from baton_serving.gateway.core import Core
@@ -215,12 +216,12 @@ class Exchange:
         record.attempts.append((core.now(), decision))
         resume = None if self._progress is None else self._progress.resume(ask.choices())
         body = self._outgoing.body(len(record.attempts), route.prefill, resume)
-        tokens = ask.facts.prompt_tokens
+        tokens = decision.uncached
         decode = self.decode = Leg(route.decode, "decode", self, 0 if route.prefill else tokens)
         if route.prefill is not None:
             prefill = self.prefill = Leg(route.prefill, "prefill", self, tokens)
-            prefill.start(self._outgoing.request(route.prefill, body))
-        decode.start(self._outgoing.request(route.decode, body))
+            prefill.start(self._outgoing.request(route.prefill, body, decision.lines))
+        decode.start(self._outgoing.request(route.decode, body, decision.lines))
         if self._sink.lagging:
             decode.pause()
 
@@ -292,6 +293,8 @@ class Exchange:
             return
         self._tries = 0
         self.record.first_byte = core.now()
+        sent, decision = self.record.attempts[-1]
+        core.router.answered(decision, self.record.first_byte - sent)
         self.record.status = decode.head.status
         self._sink.begin(decode.head.status, decode.head.relayed + self._own_lines(), chunks)
 
@@ -306,6 +309,8 @@ class Exchange:
         else:
             self.record.status = decode.head.status
             self.record.bytes_out = len(decode.body)
+            if self._core.admission.counts_tokens:
+                self.record.tokens = whole_tokens(decode.body)
             self._sink.reply(decode.head.status, decode.head.relayed + self._own_lines(), decode.body)
         self._core.pair_worked(self._decision)
         self._over("done")
@@ -423,6 +428,12 @@ class Exchange:
     def _switch_and_finish(self) -> None:
         self._switch()
         self._finish()
+
+    def tokens_used(self) -> int:
+        """Tokens of prompt and answer, as far as is known; 0 when no worker answered."""
+        if self.record.tokens or not self.record.first_byte:
+            return self.record.tokens
+        return streamed_tokens(self.ask.facts.prompt_tokens, self._transcript)
 
     def _own_lines(self) -> bytes:
         lines = b"x-request-id: %b\r\nx-baton-attempts: %d\r\n" % (

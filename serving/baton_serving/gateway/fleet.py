@@ -89,13 +89,15 @@ class Route(msgspec.Struct, frozen=True, gc=False):
 class ModelFleet:
     """The usable workers of one model, each list in order of ids.
 
-    `partners` maps each prefill worker that has any to the decode workers that can take its KV.
+    `partners` maps each prefill worker that has any to the decode workers that can take its KV; `paired` are those.
+    Lists that are equal are one tuple, and stay so until the fleet changes: what is worked out for one is kept.
     """
 
     prefill: tuple[Endpoint, ...]
     decode: tuple[Endpoint, ...]
     whole: tuple[Endpoint, ...]
     partners: Mapping[Endpoint, tuple[Endpoint, ...]]
+    paired: tuple[Endpoint, ...] = ()
 
     @property
     def serves(self) -> bool:
@@ -119,19 +121,23 @@ def group(endpoints: Iterable[Endpoint]) -> dict[str, ModelFleet]:
         if endpoint.usable:
             roles = by_model.setdefault(endpoint.worker.model, {role: [] for role in Role})
             roles[endpoint.worker.role].append(endpoint)
-    return {
-        model: ModelFleet(
-            prefill=tuple(roles[Role.PREFILL]),
-            decode=tuple(roles[Role.DECODE]),
-            whole=tuple(roles[Role.BOTH]),
-            partners={
-                prefill: partners
-                for prefill in roles[Role.PREFILL]
-                if (partners := tuple(one for one in roles[Role.DECODE] if fits(prefill.worker, one.worker)))
-            },
-        )
-        for model, roles in by_model.items()
-    }
+    return {model: _model_fleet(roles) for model, roles in by_model.items()}
+
+
+def _model_fleet(roles: Mapping[Role, list[Endpoint]]) -> ModelFleet:
+    partners: dict[Endpoint, tuple[Endpoint, ...]] = {}
+    shared: dict[tuple[Endpoint, ...], tuple[Endpoint, ...]] = {}
+    for prefill in roles[Role.PREFILL]:
+        found = tuple(one for one in roles[Role.DECODE] if fits(prefill.worker, one.worker))
+        if found:
+            partners[prefill] = shared.setdefault(found, found)
+    return ModelFleet(
+        prefill=tuple(roles[Role.PREFILL]),
+        decode=tuple(roles[Role.DECODE]),
+        whole=tuple(roles[Role.BOTH]),
+        partners=partners,
+        paired=tuple(partners),
+    )
 
 
 class Fleet:

@@ -45,10 +45,10 @@ class Outgoing:
             additions["baton_resume"] = resume
         return self._ask.payload(additions)
 
-    def request(self, endpoint: Endpoint, body: bytes) -> bytes:
+    def request(self, endpoint: Endpoint, body: bytes, more_lines: bytes = b"") -> bytes:
         """The HTTP request to one worker."""
         ask = self._ask
-        lines = ask.lines
+        lines = ask.lines + more_lines
         if self._deadline:
             lines += b"x-request-timeout: %.3f\r\n" % max(0.001, self._deadline - time.monotonic())
         head = b"POST %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n%b"

@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import uvloop
 
 from baton_serving import logs
+from baton_serving.gateway.admission.ledger import Ledger, shared_ledger
 from baton_serving.gateway.server import GatewayConfig, GatewayProcess, bind
 from baton_serving.gateway.siblings import Siblings
 from baton_serving.logs import fields
@@ -76,15 +78,19 @@ def _terminate(processes: list[BaseProcess]) -> None:
 
 def _child(config: GatewayConfig, port: int, folder: Path, index: int, count: int, ready: Connection) -> None:
     logs.configure(f"gateway-{index}")
-    uvloop.run(_serve(config, port, Siblings(folder, index, count), ready))
+    ledger = None if config.door.open else shared_ledger(folder / "ledger", index, count)
+    config = replace(config, door=config.door.share(count))
+    uvloop.run(_serve(config, port, Siblings(folder, index, count), ledger, ready))
 
 
-async def _serve(config: GatewayConfig, port: int, siblings: Siblings, ready: Connection) -> None:
+async def _serve(
+    config: GatewayConfig, port: int, siblings: Siblings, ledger: Ledger | None, ready: Connection
+) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    process = GatewayProcess(config, siblings)
+    process = GatewayProcess(config, siblings, ledger)
     await process.start(bind(config.host, port, shared=True))
     ready.send(True)
     ready.close()

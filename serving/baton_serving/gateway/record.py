@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.routing import Decision
+from baton_serving.gateway.snapshot import Choice
 
 
 class Record:
@@ -18,6 +19,7 @@ class Record:
     stream = False
     bytes_in = 0
     bytes_out = 0
+    tokens = 0  # of prompt and answer, counted where a limit depends on it
     first_byte = 0.0
     ended = 0.0
     status = 0
@@ -93,15 +95,16 @@ class Record:
         return told
 
 
-def _leg(chosen: Endpoint, considered: tuple[Sequence[Endpoint], object]) -> dict[str, object]:
+def _leg(chosen: Endpoint, considered: tuple[Sequence[Endpoint], Choice]) -> dict[str, object]:
     candidates, choice = considered
-    scores: tuple[float, ...] = getattr(choice, "scores", ())
     told: dict[str, object] = {
         "worker": chosen.id,
         "incarnation": chosen.incarnation,
         "url": chosen.worker.http_url,
         "candidates": len(candidates),
     }
-    if scores:
-        told["scores"] = {one.id: score for one, score in zip(candidates, scores, strict=True)}
+    if choice.scores:
+        scored = zip(choice.considered, choice.scores, strict=True)
+        told["scores"] = {candidates[index].id: score for index, score in scored}
+        told["believed_cached_tokens"] = choice.cached
     return told

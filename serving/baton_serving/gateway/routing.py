@@ -11,8 +11,11 @@ import msgspec
 from baton_serving.errors import InvalidRequest, NotFound
 from baton_serving.gateway.breakers import Breakers
 from baton_serving.gateway.fleet import Endpoint, Fleet, ModelFleet, Route, fits
-from baton_serving.gateway.policies import POLICIES
+from baton_serving.gateway.policies import ASK_MEMORY, POLICIES, prefix_keys
+from baton_serving.gateway.policies.memory import Memory
 from baton_serving.gateway.snapshot import Choice, NoMemory, Policy, RequestFacts, RoutingMemory, Snapshot
+
+PREFIX_LINE = prefix_keys.HEADER + b": %b\r\n"
 
 Link = tuple[str, str]  # incarnations of a prefill and a decode worker
 
@@ -34,11 +37,18 @@ class RoutingConfig:
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
-    """Where an attempt goes and what the policies thought: candidates' ids and scores per leg, for people."""
+    """Where an attempt goes and what the policies thought: candidates and their scores per leg, for people.
+
+    `uncached` are the tokens of the prompt that the first worker has to compute, `ahead` these and those that waited
+    there before them, both as far as is known. `lines` are header lines for the workers.
+    """
 
     route: Route
     prefill: tuple[Sequence[Endpoint], Choice] | None
     decode: tuple[Sequence[Endpoint], Choice]
+    uncached: int = 0
+    ahead: int = 0
+    lines: bytes = b""
 
 
 class Router:
@@ -47,11 +57,15 @@ class Router:
     def __init__(self, config: RoutingConfig, memory: RoutingMemory | None = None) -> None:
         self.config = config
         self.fleet = Fleet()
-        self.memory: RoutingMemory = memory or NoMemory()
+        decode_policy = config.decode_policy or config.policy
+        self._remembers_prefill = config.policy in ASK_MEMORY
+        self._remembers_decode = decode_policy in ASK_MEMORY or config.divide_from > 0
+        self.remembers = self._remembers_prefill or self._remembers_decode
+        self.memory: RoutingMemory = memory or (Memory() if self.remembers else NoMemory())
         self.workers: Breakers[str] = Breakers()
         self.links: Breakers[Link] = Breakers()
         self._prefill_policy: Policy = POLICIES[config.policy]
-        self._decode_policy: Policy = POLICIES[config.decode_policy or config.policy]
+        self._decode_policy: Policy = POLICIES[decode_policy]
         self._seen_models: set[str] = set()
 
     def seen(self) -> None:
@@ -78,9 +92,14 @@ class Router:
             if usable:
                 choice = self._decode_policy(Snapshot(usable, self.memory, now), facts)
                 chosen = usable[choice.index]
-                self._note(facts, chosen, now)
-                return Decision(Route(None, chosen), None, (usable, choice))
+                self._note(facts, chosen, now, self.remembers)
+                return self._decision(Route(None, chosen), None, (usable, choice), facts)
         return None
+
+    def answered(self, decision: Decision, seconds: float) -> None:
+        """The first token of this attempt came so long after it was sent."""
+        if self.remembers:
+            self.memory.computed(decision.route.prefill or decision.route.decode, decision.ahead, seconds)
 
     def forget(self, endpoint: Endpoint) -> None:
         """The worker is gone for good."""
@@ -113,17 +132,34 @@ class Router:
             partners = self._usable_partners(partners, facts, avoid, now)
             if not partners:
                 return None
-        prefills = tuple(partners)
+        prefills = tuple(partners) if picky else found.paired
         first = self._prefill_policy(Snapshot(prefills, self.memory, now), facts)
         prefill = prefills[first.index]
         decodes = partners[prefill]
         second = self._decode_policy(Snapshot(decodes, self.memory, now), facts)
         decode = decodes[second.index]
-        self._note(facts, prefill, now)
+        self._note(facts, prefill, now, self._remembers_prefill)
+        if self._remembers_decode:
+            self.memory.routed(facts, decode, now)
         if picky:
             self.links.asked((prefill.incarnation, decode.incarnation), now)
             self.workers.asked(decode.incarnation, now)
-        return Decision(Route(prefill, decode), (prefills, first), (decodes, second))
+        return self._decision(Route(prefill, decode), (prefills, first), (decodes, second), facts)
+
+    def _decision(
+        self,
+        route: Route,
+        prefill: tuple[Sequence[Endpoint], Choice] | None,
+        decode: tuple[Sequence[Endpoint], Choice],
+        facts: RequestFacts,
+    ) -> Decision:
+        first, choice = (
+            (route.decode, decode[1]) if route.prefill is None or prefill is None else (route.prefill, prefill[1])
+        )
+        uncached = max(1, facts.prompt_tokens - choice.cached)
+        names = self.memory.header(facts, route.decode) if self.remembers else b""
+        lines = PREFIX_LINE % names if names else b""
+        return Decision(route, prefill, decode, uncached, first.queued_tokens + uncached, lines)
 
     def _usable_partners(
         self,
@@ -155,13 +191,14 @@ class Router:
     def _too_short(self, facts: RequestFacts, found: ModelFleet) -> bool:
         """Whether dividing would cost more than it gives: what is not cached of the prompt is little."""
         limit = self.config.divide_from
-        decodes = found.decode
-        if not limit or not decodes:
+        if not limit or not found.decode:
             return False
-        return facts.prompt_tokens - max(self.memory.cached_tokens(facts, decodes)) < limit
+        held = self.memory.held(facts, found.decode) if facts.prompt_tokens >= limit else ()
+        return facts.prompt_tokens - (held[0][0] if held else 0) < limit
 
-    def _note(self, facts: RequestFacts, endpoint: Endpoint, now: float) -> None:
-        self.memory.routed(facts, endpoint, now)
+    def _note(self, facts: RequestFacts, endpoint: Endpoint, now: float, remember: bool) -> None:
+        if remember:
+            self.memory.routed(facts, endpoint, now)
         if self.workers:
             self.workers.asked(endpoint.incarnation, now)
 

@@ -14,11 +14,15 @@ from typing import BinaryIO
 from baton_bootstrap.client import WatchClient
 from baton_serving.errors import ConfigError, Unavailable
 from baton_serving.gateway.admin import admin_app
+from baton_serving.gateway.admission.door import Door, DoorConfig
+from baton_serving.gateway.admission.ledger import Ledger
 from baton_serving.gateway.app import App
+from baton_serving.gateway.cache_follower import CacheFollower, Source
 from baton_serving.gateway.core import LOOK_EVERY, Core, Patience
 from baton_serving.gateway.health import HealthChecks, HealthConfig
 from baton_serving.gateway.history import AccessLog, History
 from baton_serving.gateway.http.downstream import ClientConnection
+from baton_serving.gateway.policies.memory import Memory
 from baton_serving.gateway.routing import Router, RoutingConfig
 from baton_serving.gateway.siblings import Siblings
 
@@ -38,6 +42,7 @@ class GatewayConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     routing: RoutingConfig = field(default_factory=RoutingConfig)
+    door: DoorConfig = field(default_factory=DoorConfig)
     patience: Patience = field(default_factory=Patience)
     health: HealthConfig = field(default_factory=HealthConfig)
     body_limit: int = 64 * 1024 * 1024
@@ -70,10 +75,13 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
 class GatewayProcess:
     """`start`, then it serves on the listener that it was given; `stop` lets open requests end first."""
 
-    def __init__(self, config: GatewayConfig, siblings: Siblings | None = None) -> None:
+    def __init__(self, config: GatewayConfig, siblings: Siblings | None = None, ledger: Ledger | None = None) -> None:
         self.config = config
         self.history = History()
-        self.core = Core(Router(config.routing), patience=config.patience, on_begin=self.history.add)
+        router = Router(config.routing)
+        door = None if config.door.open else Door(config.door, ledger)
+        self.core = Core(router, door, config.patience, on_begin=self.history.add)
+        self._caches = CacheFollower(router.memory) if isinstance(router.memory, Memory) else None
         self.connections: set[ClientConnection] = set()
         self._siblings = siblings or Siblings()
         self._watch = WatchClient(config.bootstrap, token=config.token)
@@ -123,6 +131,8 @@ class GatewayProcess:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._health.close()
+        if self._caches is not None:
+            await self._caches.aclose()
         await self._watch.aclose()
         await self._siblings.close()
         if self._log_file is not None:
@@ -143,6 +153,10 @@ class GatewayProcess:
             view = await self._watch.changed(version)
             version = view.version
             self.core.update(view)
+            if self._caches is not None:
+                fleet = self.core.router.fleet
+                workers = (*fleet.endpoints.values(), *fleet.absent.values())
+                self._caches.update(Source(one.id, one.incarnation, one.worker.http_url) for one in workers)
             self._health.follow()
 
     def _sweep(self) -> None:
@@ -155,6 +169,11 @@ class GatewayProcess:
 
     def _report(self) -> dict[str, object]:
         gauges = self.core.gauges(self._watch.view.connected, len(self.connections))
+        caches, memory = self._caches, self.core.router.memory
+        if caches is not None and isinstance(memory, Memory):
+            gauges["baton_gateway_prefix_keys"] = {(): len(memory.index)}
+            gauges["baton_gateway_cache_streams"] = {(): caches.streams}
+            gauges["baton_gateway_cache_resyncs"] = {(): caches.resyncs}
         return dict(self.core.figures.report(gauges))
 
 

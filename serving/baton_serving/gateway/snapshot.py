@@ -62,11 +62,18 @@ class Candidate(Protocol):
     def page_size(self) -> int: ...
 
 
-class PrefixView(Protocol):
-    """Who holds how much of a prompt, as far as is known."""
+Held = tuple[int, tuple[int, ...]]  # so many tokens of a prompt, by the candidates with these indices
 
-    def cached_tokens(self, facts: RequestFacts, candidates: Sequence[Candidate]) -> Sequence[int]:
-        """For each candidate the tokens of the prompt that its cache is believed to hold."""
+
+class MemoryView(Protocol):
+    """What former requests, and the workers themselves, have told of the workers."""
+
+    def held(self, facts: RequestFacts, candidates: Sequence[Candidate]) -> Sequence[Held]:
+        """How much of the prompt caches are believed to hold, most first; who is in none of them holds nothing."""
+        ...
+
+    def speeds(self, candidates: Sequence[Candidate]) -> Sequence[float]:
+        """For each candidate the prompt tokens that it computes in a second, as its answers have shown."""
         ...
 
 
@@ -74,15 +81,20 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """The moment of one choice. `candidates` is never empty; its order is that of worker ids. `now` is in seconds."""
 
     candidates: Sequence[Candidate]
-    prefixes: PrefixView
+    memory: MemoryView
     now: float = 0.0
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
-    """`index` of the chosen candidate, and what each scored (lower is better, () when the policy does not score)."""
+    """`index` of the chosen candidate; which were considered and what each of these scored, if the policy scores.
+
+    The lowest score wins. `cached` are the tokens of the prompt that the chosen one is believed to hold.
+    """
 
     index: int
     scores: tuple[float, ...] = ()
+    considered: Sequence[int] = ()
+    cached: int = 0
 
 
 class Policy(Protocol):
@@ -91,11 +103,22 @@ class Policy(Protocol):
     def __call__(self, snapshot: Snapshot, facts: RequestFacts) -> Choice: ...
 
 
-class RoutingMemory(PrefixView, Protocol):
+class RoutingMemory(MemoryView, Protocol):
     """What routing remembers between requests: fed by decisions, corrected by what workers tell of their caches."""
 
     def routed(self, facts: RequestFacts, worker: Candidate, now: float) -> None:
         """The prompt is on its way to this worker, whose cache will hold it."""
+        ...
+
+    def header(self, facts: RequestFacts, worker: Candidate) -> bytes:
+        """What the worker is told of the prompt, so that it can tell what it caches of it; empty: nothing."""
+        ...
+
+    def computed(self, worker: Candidate, tokens: int, seconds: float) -> None:
+        """The worker's first token came `seconds` after the request, with so many prompt tokens to compute before it.
+
+        These are the request's own that the worker's cache did not hold, and those that waited there when it was sent.
+        """
         ...
 
     def forget(self, worker_id: str, incarnation: str) -> None:
@@ -106,8 +129,17 @@ class RoutingMemory(PrefixView, Protocol):
 class NoMemory:
     """A memory that knows of no cache, for policies that do not ask."""
 
-    def cached_tokens(self, facts: RequestFacts, candidates: Sequence[Candidate]) -> Sequence[int]:
-        return (0,) * len(candidates)
+    def held(self, facts: RequestFacts, candidates: Sequence[Candidate]) -> Sequence[Held]:
+        return ()
+
+    def speeds(self, candidates: Sequence[Candidate]) -> Sequence[float]:
+        return (1.0,) * len(candidates)
+
+    def header(self, facts: RequestFacts, worker: Candidate) -> bytes:
+        return b""
+
+    def computed(self, worker: Candidate, tokens: int, seconds: float) -> None:
+        """Nothing to remember."""
 
     def routed(self, facts: RequestFacts, worker: Candidate, now: float) -> None:
         """Nothing to remember."""

@@ -43,15 +43,32 @@ def common_tokens(a: bytes, b: bytes) -> int:
     return low
 
 
+def block_hash(above: str | int, key: bytes) -> int:
+    """Name of a block, one page of tokens: `above` is the block above it, or the namespace of a first block."""
+    head = above.encode() if isinstance(above, str) else above.to_bytes(8, "little")
+    return xxhash.xxh3_64_intdigest(head + key)
+
+
+def block_hashes(namespace: str, key: bytes, page_size: int) -> list[int]:
+    """Names of the blocks that whole pages of `key` make, from the first token on."""
+    size = page_size * TOKEN_BYTES
+    above: str | int = namespace
+    blocks: list[int] = []
+    for start in range(0, len(key) // size * size, size):
+        above = block_hash(above, key[start : start + size])
+        blocks.append(above)
+    return blocks
+
+
 class CacheObserver(Protocol):
     """Told of every block (one page of tokens) that enters or leaves the tree, in the order it happens.
 
-    A block's hash covers its namespace and all tokens up to its end; `parent` is 0 for the first block.
+    A block's hash covers its namespace and all tokens up to its end.
     """
 
-    def stored(self, namespace: str, parent: int, block: int, tokens: bytes) -> None: ...
+    def stored(self, block: int) -> None: ...
 
-    def removed(self, namespace: str, block: int) -> None: ...
+    def removed(self, block: int) -> None: ...
 
 
 class Node:
@@ -329,9 +346,8 @@ class RadixCache:
         self.evictable += len(self._full)
         self._leaves.push(child)
         if self._observer:
-            text = child.namespace.encode() if parent.parent is None else parent.block.to_bytes(8, "little")
-            child.block = xxhash.xxh3_64_intdigest(text + key)
-            self._observer.stored(child.namespace, parent.block, child.block, key)
+            child.block = block_hash(child.namespace if parent.parent is None else parent.block, key)
+            self._observer.stored(child.block)
         return child
 
     # Eviction
@@ -375,7 +391,7 @@ class RadixCache:
         del parent.keys[i], parent.nodes[i]
         node.parent = None
         if self._observer:
-            self._observer.removed(node.namespace, node.block)
+            self._observer.removed(node.block)
 
     def _settle(self, node: Node) -> None:
         """See to a node that lost its last lock, child or window: a leaf waits for eviction, dead wood goes at once.

@@ -86,7 +86,7 @@ def make_plan(
     ]
     workers = list(_workers(service, folder, machine, undivided=undivided or spec.prefill.replicas == 0))
     listen = ("--host", HOST, "--port", PORT if port == 0 else str(port))
-    argv = (*_BATON, "gateway", *listen, "--bootstrap-addr", BOOTSTRAP, "--policy", spec.gateway.policy)
+    argv = (*_BATON, "gateway", *listen, "--bootstrap-addr", BOOTSTRAP, *spec.gateway.flags())
     gateway = ProcessSpec("gateway", Kind.GATEWAY, argv)
     return Plan(service.metadata.name, service.served_name, (*bootstraps, *workers, gateway))
 

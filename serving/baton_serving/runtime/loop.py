@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import zmq
 
 from baton_serving.errors import InvalidRequest
+from baton_serving.runtime.cache_log import CacheLog
 from baton_serving.runtime.channels import Pull, Push
 from baton_serving.runtime.control_calls import ControlCalls, ControlHandler
 from baton_serving.runtime.figures import Figures
@@ -116,6 +117,7 @@ class SchedulerLoop:
         overlap: bool = True,
         log_interval: int = 0,
         extension: LoopExtension | None = None,
+        cache_log: CacheLog | None = None,
         controls: Mapping[str, ControlHandler] | None = None,
     ) -> None:
         self._scheduler = scheduler
@@ -129,6 +131,7 @@ class SchedulerLoop:
         self._overlap = overlap
         self._log_interval = log_interval
         self._extension = extension
+        self._cache_log = cache_log
         handlers: dict[str, ControlHandler] = {"flush_cache": self._flush_cache, "check": self._check}
         self._controls = ControlCalls({**handlers, **(controls or {})}, to_api.send)
         self._opened: list[StreamState] = []
@@ -194,6 +197,7 @@ class SchedulerLoop:
             self._foresight.took(plan, time.monotonic() - began)
         outputs += self._scheduler.take_outputs()
         self._send(outputs)
+        self._tell_cache()
         self._controls.answer()
         self._tick += 1
         self._watchdog.tick()
@@ -267,6 +271,11 @@ class SchedulerLoop:
                         self._extension.ended(output)
             self._to_detokenizer.send(TokenBatch(opened=self._opened, outputs=outputs))
             self._opened = []
+
+    def _tell_cache(self) -> None:
+        changed = None if self._cache_log is None else self._cache_log.take()
+        if changed is not None:
+            self._to_api.send(changed)
 
     def _rest(self) -> None:
         """Nothing to run: say so once, and wait for something to do. Check the books when nothing comes for a while."""

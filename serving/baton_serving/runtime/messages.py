@@ -2,7 +2,7 @@
 
 API process ──SchedulerInput──▶ scheduler rank 0 ──DetokenizerInput──▶ detokenizer ──TextBatch──▶ API process
      ▲                               │    ▲────────────── StopFound ───────────┘
-     └── ControlReply, WorkerState ──┘
+     └── ControlReply, WorkerState, CacheChanged ──┘
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from baton_serving.scheduling.request import LogprobOptions
 __all__ = [
     "AbortInput",
     "ApiInput",
+    "CacheChanged",
     "ControlInput",
     "ControlReply",
     "DetokenizerInput",
@@ -156,6 +157,16 @@ class WorkerState(Message):
     busy_until: float = 0.0
 
 
+class CacheChanged(Message):
+    """Scheduler → API: blocks of the radix tree, by hash, that left the cache and that entered it since the last one.
+
+    Sent after the step that did it, so that what it says is true of the next one.
+    """
+
+    stored: list[int] = []
+    removed: list[int] = []
+
+
 SchedulerInput = GenerateInput | AbortInput | StopFound | ControlInput
 DetokenizerInput = TokenBatch
-ApiInput = TextBatch | ControlReply | WorkerState
+ApiInput = TextBatch | ControlReply | WorkerState | CacheChanged

@@ -26,6 +26,7 @@ class GenerateRequest:
     """One request, tokenized and validated: `choices` in the order in which answers are numbered.
 
     `timeout` in seconds bounds the whole request. `received` is unix time. `route` names the request's origin in logs.
+    `prefix_keys` are a gateway's names for the beginnings of the first prompt: see `runtime.cache_frames.read_names`.
     """
 
     rid: str
@@ -36,6 +37,7 @@ class GenerateRequest:
     timeout: float | None = None
     trace: str = ""
     route: str = ""
+    prefix_keys: str = ""
     received: float = field(default_factory=time.time)
 
 

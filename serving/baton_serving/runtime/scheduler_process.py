@@ -13,6 +13,7 @@ from baton_serving import logs
 from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.handoff.rim import Limits
 from baton_serving.model.options import LoadedModel
+from baton_serving.runtime.cache_log import CacheLog
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.figures import Figures
@@ -129,7 +130,8 @@ def _lead(
     to_detokenizer: Push[DetokenizerInput] = Push(context, addresses.detokenizer)
     to_api: Push[ApiInput] = Push(context, addresses.api)
     followers = Followers(context, addresses, config.dist_timeout)
-    scheduler = Scheduler(scheduler_config(config), rank.loaded.kv_layout, rank.pool.pages)
+    cache_log = None if config.given.optimization.disable_radix_cache else CacheLog()
+    scheduler = Scheduler(scheduler_config(config), rank.loaded.kv_layout, rank.pool.pages, observer=cache_log)
     handoff = Handoff(config, identity, rank, scheduler, context, addresses) if _transfers(config) else None
     mode = config.given.disaggregation.disaggregation_mode
     lone = LoneLeg(scheduler, mode) if handoff is None and mode != "null" else None
@@ -147,6 +149,7 @@ def _lead(
         overlap=not config.given.optimization.disable_overlap_schedule,
         log_interval=config.given.logging.decode_log_interval,
         extension=lone if handoff is None else handoff.bridge,
+        cache_log=cache_log,
         controls={} if handoff is None else {"move": handoff.bridge.move},
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())

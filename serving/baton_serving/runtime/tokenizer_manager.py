@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from baton_serving.errors import (
@@ -24,6 +24,7 @@ from baton_serving.runtime.liveness import Liveness
 from baton_serving.runtime.messages import (
     AbortInput,
     ApiInput,
+    CacheChanged,
     ControlInput,
     ControlReply,
     Failure,
@@ -105,7 +106,8 @@ class _OpenRequest:
 class TokenizerManager:
     """Owns all open requests of the API process. Used from one event loop only.
 
-    Start it with `start()` inside the loop. Observers see every request from admission to its end.
+    Start it with `start()` inside the loop. Observers see every request from admission to its end; `cache_changed` is
+    called with the blocks that entered and that left the prefix cache.
     """
 
     def __init__(
@@ -113,8 +115,10 @@ class TokenizerManager:
         to_scheduler: Push[SchedulerInput],
         inbox: Pull[ApiInput],
         observers: Sequence[RequestObserver] = (),
+        cache_changed: Callable[[Sequence[int], Sequence[int]], None] | None = None,
     ) -> None:
         self._to_scheduler = to_scheduler
+        self._cache_changed = cache_changed
         self._inbox = inbox
         self._observers = observers
         self._open: dict[str, _OpenRequest] = {}
@@ -310,6 +314,9 @@ class TokenizerManager:
         elif isinstance(message, WorkerState):
             self.liveness.observe(message)
             self.stats = message.stats
+        elif isinstance(message, CacheChanged):
+            if self._cache_changed is not None:
+                self._cache_changed(message.stored, message.removed)
         else:
             self._handle_control(message)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -220,3 +223,28 @@ def test_flush_cache_and_server_info(worker: Running) -> None:
     info = worker.http.get("/server_info").json()
     assert info["max_total_tokens"] == 2048
     assert KEY not in str(info)
+
+
+def test_cache_events_name_what_a_request_left_and_what_was_flushed(worker: Running) -> None:
+    """Keys as a gateway makes them; the worker tells the fractions of the prompt that whole pages hold."""
+    keys = [2**63 + 5, 17, 99]
+    names = array("Q", keys).tobytes() + array("H", [20_000, 40_000, 65_535]).tobytes()
+    prompt = list(range(10, 138))
+    body = {"input_ids": prompt, "sampling_params": GREEDY}
+    with worker.http.stream("GET", "/baton/cache_events") as events:
+        lines = events.iter_lines()
+        begin = json.loads(next(lines))
+        assert begin["snapshot"]
+        worker.http.post("/generate", json=body, headers={"x-baton-prefix-keys": names.hex()}).raise_for_status()
+        stored = told(lines, "stored", 3)
+        assert stored == set(keys)
+        worker.http.post("/flush_cache").raise_for_status()
+        assert told(lines, "removed", 3) == set(keys)
+
+
+def told(lines: Iterator[str], field: str, count: int) -> set[int]:
+    """So many keys that came in this field of the lines."""
+    found: set[int] = set()
+    while len(found) < count:
+        found |= set(array("Q", base64.b64decode(json.loads(next(lines)).get(field, ""))))
+    return found

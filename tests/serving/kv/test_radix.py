@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from baton_serving.errors import InternalError
 from baton_serving.kv.allocator import PageOwner, PagePool
 from baton_serving.kv.layout import NULL_PAGE, KVGroup, KVLayout
-from baton_serving.kv.radix import Hit, RadixCache, common_tokens, pack
+from baton_serving.kv.radix import Hit, RadixCache, block_hashes, common_tokens, pack
 
 TOKENS = st.lists(st.integers(0, 2), max_size=14)
 OWNER = PageOwner("somebody")
@@ -204,15 +204,14 @@ def test_evictable_is_what_eviction_can_free(
 
 class Recorder:
     def __init__(self) -> None:
-        self.blocks: dict[int, tuple[str, int, bytes]] = {}
+        self.blocks: set[int] = set()
 
-    def stored(self, namespace: str, parent: int, block: int, tokens: bytes) -> None:
+    def stored(self, block: int) -> None:
         assert block not in self.blocks
-        assert parent == 0 or parent in self.blocks
-        self.blocks[block] = (namespace, parent, tokens)
+        self.blocks.add(block)
 
-    def removed(self, namespace: str, block: int) -> None:
-        assert self.blocks.pop(block)[0] == namespace
+    def removed(self, block: int) -> None:
+        self.blocks.remove(block)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b"]), TOKENS), max_size=6))
@@ -223,5 +222,7 @@ def test_an_observer_knows_every_block(inserted: list[tuple[str, list[int]]]) ->
     for namespace, tokens in inserted:
         insert(tree, pool, tokens, namespace)
     assert sorted(recorder.blocks) == sorted(node.block for node in tree.walk())
+    names = {block for namespace, tokens in inserted for block in block_hashes(namespace, pack(tokens), 2)}
+    assert recorder.blocks == names
     tree.evict(tree.evictable)
-    assert recorder.blocks == {}
+    assert recorder.blocks == set()

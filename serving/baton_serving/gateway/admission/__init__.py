@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from baton_serving.gateway.snapshot import RequestFacts
@@ -30,6 +30,20 @@ class Admission(Protocol):
         """The request has ended; `tokens` is how many it used, prompt and answer, as far as is known."""
         ...
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether `leave` makes use of the tokens, so that they are worth counting."""
+        ...
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds after which a request that was shed may better be sent again."""
+        ...
+
+    def gauges(self) -> Mapping[str, int]:
+        """Requests that wait, by class."""
+        ...
+
 
 class OpenDoor:
     """Admits everything at once."""
@@ -45,3 +59,14 @@ class OpenDoor:
 
     def leave(self, number: int, tokens: int, now: float) -> None:
         """Nothing to give back."""
+
+    @property
+    def counts_tokens(self) -> bool:
+        return False
+
+    @property
+    def retry_after(self) -> float:
+        return 1.0
+
+    def gauges(self) -> Mapping[str, int]:
+        return {}

@@ -10,6 +10,11 @@ def round_robin(snapshot: Snapshot, facts: RequestFacts) -> Choice:
     return Choice(facts.number % len(snapshot.candidates))
 
 
+def random(snapshot: Snapshot, facts: RequestFacts) -> Choice:
+    """Any one, drawn by a hash of the number."""
+    return Choice(mix(facts.number) % len(snapshot.candidates))
+
+
 def power_of_two(snapshot: Snapshot, facts: RequestFacts) -> Choice:
     """The less loaded of two drawn by a hash of the number (Mitzenmacher 2001); the first drawn when they are level."""
     candidates = snapshot.candidates
