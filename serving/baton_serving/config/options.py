@@ -19,6 +19,9 @@ _ATTENTION_NOT_YET = tuple(name for name in _ATTENTION_BACKENDS if name not in _
 _LOAD_FORMATS = (
     *("auto", "pt", "safetensors", "npcache", "dummy", "sharded_state", "gguf", "bitsandbytes", "layered", "remote"),
 )
+_TOOL_PARSERS_NOT_YET = (
+    *("deepseekv3", "deepseekv31", "glm", "glm45", "gpt-oss", "kimi_k2", "pythonic", "qwen3_coder", "step3"),
+)
 _LOAD_NOT_YET = ("npcache", "sharded_state", "gguf", "bitsandbytes", "layered", "remote")
 
 
@@ -256,6 +259,15 @@ class ApiOptions:
     )
     chat_template: str | None = option(
         "--chat-template", default=None, help="Path of a Jinja chat template.", auto="the tokenizer's own"
+    )
+    tool_call_parser: str | None = option(
+        "--tool-call-parser",
+        default=None,
+        choices=("hermes", "llama3", "mistral", "qwen", "qwen25", *_TOOL_PARSERS_NOT_YET),
+        not_yet=_TOOL_PARSERS_NOT_YET,
+        instead="use hermes, llama3, mistral or qwen",
+        help="How the model spells tool calls; answers to chats that offer tools are read so.",
+        auto="the answer's text comes unparsed",
     )
     enable_cache_report: bool = option(
         "--enable-cache-report", default=False, help="Report cached prompt tokens in usage.prompt_tokens_details."

@@ -72,7 +72,7 @@ NOT_YET: tuple[NotYet, ...] = (
     *_values("the gateway routes by prefix without events", "--kv-events-config"),
     *_values("send /v1/completions the text as the model expects it", "--completion-template"),
     *_values("there is no batch file API", "--file-storage-path"),
-    *_values("the answer's text comes unparsed", "--reasoning-parser", "--tool-call-parser", "--tool-server"),
+    *_values("the answer's text comes unparsed", "--reasoning-parser", "--tool-server"),
     *_values("the gateway balances between workers", "--load-balance-method"),
     *_flags("the gateway balances between workers", "--prefill-round-robin-balance"),
     *_flags(_NO_LORA, "--enable-lora"),

@@ -62,6 +62,7 @@ def case(path: str, param: str, name: str = "", **fields: Any) -> Any:
     return pytest.param(path, {**good[path], **fields}, param, id=f"{path} {name or param}"[:60])
 
 
+CALLED = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}
 MANY_STOPS = ["x"] * 2_000
 
 CASES = [
@@ -96,6 +97,17 @@ CASES = [
     case(CHAT, "top_logprobs", "too many top_logprobs", logprobs=True, top_logprobs=21),
     case(CHAT, "response_format", response_format={"type": "json_object"}),
     case(CHAT, "tool_choice", tool_choice="required"),
+    case(CHAT, "tools[0]", "a tool that is none", tools=[{"type": "retrieval"}]),
+    case(CHAT, "tools[0].function.name", tools=[{"type": "function", "function": {}}]),
+    case(
+        CHAT,
+        "tools[0].function.parameters",
+        tools=[{"type": "function", "function": {"name": "f", "parameters": "none"}}],
+    ),
+    case(
+        CHAT, "messages[0].tool_calls", "calls without a function", messages=[{**CALLED, "tool_calls": [{"id": "1"}]}]
+    ),
+    case(CHAT, "messages[0].tool_calls", "arguments that are no JSON", messages=[CALLED]),
     case(CHAT, "continue_final_message", continue_final_message=True),
     case(CHAT, "chat_template_kwargs", chat_template_kwargs={"chat_template": "x"}),
     case(CHAT, "stream_options.include_usage", stream_options={"include_usage": "yes"}),

@@ -18,6 +18,7 @@ from baton_serving.api.openai.render import (
     ResponseHead,
     check_model,
     check_top,
+    earlier_text,
     extension,
     finish_reason,
     response_head,
@@ -31,7 +32,6 @@ from baton_serving.api.protocol.openai import (
 )
 from baton_serving.api.state import service_of
 from baton_serving.errors import InvalidRequest
-from baton_serving.runtime.detokenizer import replayed_text
 from baton_serving.runtime.messages import LogprobOptions
 from baton_serving.runtime.requests import ChoiceOutput, GenerateRequest
 from baton_serving.runtime.vocabulary import TextDecoder, Vocabulary
@@ -135,9 +135,7 @@ class CompletionRenderer:
         return CompletionLogprobsBuilder(self._vocabulary, decoder, len(self._earlier_text(index)))
 
     def _earlier_text(self, index: int) -> str:
-        choice = self._request.choices[index]
-        prompt = self._request.prompts[choice.prompt]
-        return replayed_text(self._vocabulary, prompt, choice.params, choice.output_ids)
+        return earlier_text(self._request, self._vocabulary, index)
 
     def _message(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
         head = self._head

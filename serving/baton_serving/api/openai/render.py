@@ -11,7 +11,9 @@ from baton_serving.api.options import AppOptions
 from baton_serving.api.protocol.common import ChoiceExtension, CommonFields
 from baton_serving.api.protocol.openai import StreamOptions
 from baton_serving.errors import Cancelled, InvalidRequest, NotFound
+from baton_serving.runtime.detokenizer import replayed_text
 from baton_serving.runtime.requests import ChoiceOutput, GenerateRequest
+from baton_serving.runtime.vocabulary import Vocabulary
 
 
 @dataclass
@@ -78,3 +80,9 @@ def finish_reason(output: ChoiceOutput) -> str | None:
     if finish is None:
         return None
     return "length" if finish.kind == "handoff" else finish.kind  # a prefill leg: nobody reads its answer
+
+
+def earlier_text(request: GenerateRequest, vocabulary: Vocabulary, index: int) -> str:
+    """The text of choice `index` that another worker's client had already been shown."""
+    choice = request.choices[index]
+    return replayed_text(vocabulary, request.prompts[choice.prompt], choice.params, choice.output_ids)

@@ -29,6 +29,17 @@ class Message(msgspec.Struct):
     content: str | list[ContentPart] | None = None
 
 
+class EarlierFunction(msgspec.Struct):
+    name: str
+    arguments: str | dict[str, Any]
+
+
+class EarlierCall(msgspec.Struct):
+    """A tool call in a message of the conversation."""
+
+    function: EarlierFunction
+
+
 class ResponseFormat(msgspec.Struct):
     type: str
 
@@ -89,10 +100,33 @@ class ChatLogprobs(msgspec.Struct):
     refusal: None = None
 
 
+class FunctionDelta(msgspec.Struct, omit_defaults=True):
+    """`arguments` is JSON text: all of it, or in a stream the next piece; a call's `name` comes once."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCall(msgspec.Struct):
+    id: str
+    function: FunctionDelta
+    type: Literal["function"] = "function"
+
+
+class ToolCallDelta(msgspec.Struct, omit_defaults=True):
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
 class AssistantMessage(msgspec.Struct):
-    content: str
+    """`content` is null in an answer of tool calls alone."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -116,6 +150,7 @@ class ChatCompletion(msgspec.Struct):
 class Delta(msgspec.Struct, omit_defaults=True):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):
