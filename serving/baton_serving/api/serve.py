@@ -184,6 +184,7 @@ def _app_options(config: ResolvedConfig, facts: WorkerFacts) -> AppOptions:
         api_key=given.api.api_key,
         enable_cache_report=given.api.enable_cache_report,
         stream_output=given.runtime.stream_output,
+        is_embedding=given.model.is_embedding,
         tool_call_parser=given.api.tool_call_parser,
         server_args=_server_args(config, facts),
         page_size=facts.rank.page_size,

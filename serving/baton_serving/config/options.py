@@ -59,6 +59,11 @@ class ModelOptions:
         choices=("auto", "transformers"),
         help='"auto" takes Baton\'s own decoder; "transformers" runs transformers\' model on Baton\'s KV pool.',
     )
+    is_embedding: bool = option(
+        "--is-embedding",
+        default=False,
+        help="Serve /v1/embeddings (the last token's hidden state, of length 1) and generate nothing.",
+    )
     trust_remote_code: bool = option(
         "--trust-remote-code", default=False, help="Run Python code that comes with the checkpoint."
     )

@@ -52,7 +52,6 @@ NOT_YET: tuple[NotYet, ...] = (
     NotYet(("--model-loader-extra-config",), True, "leave it out", harmless="{}"),
     NotYet(("--speculative-draft-model-path", "--speculative-draft-model"), True, _NO_SPECULATION),
     *_values("set HF_HOME to choose where checkpoints are kept", "--download-dir"),
-    *_flags("serve generating models only", "--is-embedding"),
     *_flags(_NO_ENCODER, "--enable-multimodal", "--encoder-only", "--language-only", "--disable-fast-image-processor"),
     *_values(_NO_ENCODER, "--encoder-transfer-backend", "--encoder-urls", "--mm-attention-backend"),
     *_values("one warm-up request is always sent; --skip-server-warmup leaves it out", "--warmups"),

@@ -79,6 +79,7 @@ def request_maker(loaded: LoadedModel) -> Callable[[GenerateInput], Request]:
             priority=message.priority,
             logprobs=message.logprobs,
             received=message.received,
+            embed=message.embed,
         )
         request.output = list(message.output_ids)  # sent by another worker: generation goes on after them
         request.sent = len(message.output_ids)

@@ -19,6 +19,7 @@ from baton_serving.api.http.body import read_json, typed
 from baton_serving.api.openai.logprobs import chat_logprobs
 from baton_serving.api.openai.render import (
     ResponseHead,
+    check_generates,
     check_model,
     check_top,
     earlier_text,
@@ -57,6 +58,7 @@ async def chat_completions(request: Request) -> Response:
     service = service_of(request)
     values = await read_json(request, service.options.max_body_bytes)
     fields = typed(values, ChatRequest)
+    check_generates(service.options)
     check_model(fields.model, service.options)
     _refuse_unsupported(fields)
     prompts, choices = await service.intake.choices([_chat_prompt(fields, values)], [values], CHAT)

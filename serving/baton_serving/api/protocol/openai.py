@@ -69,6 +69,33 @@ class CompletionRequest(CommonFields, kw_only=True):
     best_of: int | None = None
 
 
+class EmbeddingRequest(CommonFields, kw_only=True):
+    input: str | list[str | int | list[int]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+
+
+class EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(msgspec.Struct):
+    """A vector of length 1: numbers, or base64 of its float32 in little-endian order."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingList(msgspec.Struct):
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
 class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int
 
