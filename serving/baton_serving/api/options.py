@@ -17,7 +17,8 @@ class AppOptions:
     `weight_digest` is the content digest of what is served (`system_fingerprint`), `weight_version` a label for people.
     `server_args` are the flags in force, shown by `/server_info`. `stream_output` makes the native route stream
     disjoint pieces; else each event holds all text so far. `is_embedding`: it embeds and generates nothing.
-    `tool_call_parser` names how the model spells tool calls (None: their text comes unparsed). `page_size` is in tokens, `created` in unix time.
+    `tool_call_parser` names how the model spells tool calls (None: their text comes unparsed). `page_size` is in
+    tokens, `created` in unix time.
     """
 
     served_model_name: str
