@@ -9,15 +9,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import aiohttp
-import uvicorn
 
 from baton_bootstrap.client import View
-from baton_bootstrap.hosted import HostedServer
 from baton_bootstrap.records import Entry, Role, State, Status, Worker
-from baton_serving.api.server import bind
+from baton_serving.gateway.admin import admin_app
 from baton_serving.gateway.app import App
-from baton_serving.gateway.metrics import Metrics
+from baton_serving.gateway.core import LOOK_EVERY, Core, Patience
+from baton_serving.gateway.history import History
+from baton_serving.gateway.http.downstream import ClientConnection
 from baton_serving.gateway.routing import Router, RoutingConfig
+from baton_serving.gateway.siblings import Siblings
 
 Script = Callable[["Call"], Awaitable[None]]
 
@@ -166,11 +167,14 @@ def answer(status: int = 200, **body: object) -> Script:
     return script
 
 
+BODY_LIMIT = 1024 * 1024
+
+
 class Bench:
     """A gateway over workers whose view the test sets."""
 
-    def __init__(self, router: Router, url: str, session: aiohttp.ClientSession) -> None:
-        self.router = router
+    def __init__(self, core: Core, url: str, session: aiohttp.ClientSession) -> None:
+        self.core = core
         self.url = url
         self.session = session
         self.workers: list[ScriptedWorker] = []
@@ -194,30 +198,46 @@ class Bench:
             worker.entry.worker.id: Entry(worker=worker.entry.worker, status=Status(state=worker.state))
             for worker in workers
         }
-        self.router.update(View(version=self._version, connected=1, entries=entries))
+        self.core.update(View(version=self._version, connected=1, entries=entries))
 
     def post(self, path: str = "/v1/completions", **body: object) -> aiohttp.client._RequestContextManager:
         return self.session.post(self.url + path, json={"model": "m", "prompt": "hi", **body})
 
     def idle(self) -> bool:
         """Whether no request is counted anywhere."""
-        fleet = self.router.fleet
-        return not any(one.legs for one in (*fleet.endpoints.values(), *fleet.absent.values()))
+        fleet = self.core.router.fleet
+        endpoints = (*fleet.endpoints.values(), *fleet.absent.values())
+        return not self.core.open and not any(one.legs or one.sent_tokens for one in endpoints)
+
+
+async def _look(core: Core) -> None:
+    while True:
+        await asyncio.sleep(LOOK_EVERY)
+        core.look()
 
 
 @asynccontextmanager
-async def gateway_bench(config: RoutingConfig) -> AsyncIterator[Bench]:
-    """A gateway's application on a real port; at the end no request may be left counted."""
-    router = Router(config)
-    app = App(router, Metrics(router.fleet))
-    server = HostedServer(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, ws="none"))
-    with bind("127.0.0.1", 0) as listener:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        async with aiohttp.ClientSession() as session:
-            bench = Bench(router, f"http://127.0.0.1:{listener.getsockname()[1]}", session)
-            yield bench
-        server.should_exit = True
-        await serving
-        assert bench.idle()
-        for worker in bench.workers:
-            await worker.stop()
+async def gateway_bench(config: RoutingConfig, patience: Patience | None = None) -> AsyncIterator[Bench]:
+    """A gateway's data path and admin routes on a real port; at the end no request may be left counted."""
+    history = History()
+    core = Core(Router(config), patience=patience, on_begin=history.add)
+    siblings = Siblings()
+    siblings.attach(lambda: core.figures.report(core.gauges(1, 0)), lambda one: (r := history.find(one)) and r.explain())
+    app = App(core, admin_app(core, siblings))
+    connections: set[ClientConnection] = set()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: ClientConnection(app, connections, BODY_LIMIT), "127.0.0.1", 0
+    )
+    looking = asyncio.create_task(_look(core))
+    async with aiohttp.ClientSession() as session:
+        bench = Bench(core, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", session)
+        yield bench
+    async with asyncio.timeout(5):
+        await core.wait_idle()
+    looking.cancel()
+    server.close()
+    for connection in list(connections):
+        connection.close()
+    assert bench.idle()
+    for worker in bench.workers:
+        await worker.stop()

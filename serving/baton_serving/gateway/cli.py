@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
@@ -16,9 +17,12 @@ from baton_bootstrap.client.link import parse_addresses
 from baton_bootstrap.errors import SetupError
 from baton_serving import logs
 from baton_serving.errors import ConfigError
+from baton_serving.gateway.core import Patience
+from baton_serving.gateway.health import HealthConfig
 from baton_serving.gateway.policies import POLICIES
+from baton_serving.gateway.processes import run_processes
 from baton_serving.gateway.routing import RoutingConfig
-from baton_serving.gateway.server import Gateway, GatewayConfig
+from baton_serving.gateway.server import GatewayConfig, GatewayProcess, bind
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -29,11 +33,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="127.0.0.1:8998",
         help="host:port of the bootstrap server; several replicas separated by commas",
     )
-    parser.add_argument("--policy", choices=list(POLICIES), default="power_of_two", help="how workers are chosen")
-    parser.add_argument("--attempts", type=int, default=3, help="pairs tried before a request fails")
-    parser.add_argument(
-        "--worker-wait", type=float, default=1.0, help="seconds that a request waits when no worker is ready"
-    )
+    _add_routing(parser)
+    _add_limits(parser)
+    parser.add_argument("--processes", type=int, default=1, help="processes that share the port, one per core")
+    parser.add_argument("--access-log", type=Path, help="write a JSON line here for every request that ends")
     parser.add_argument("--announce-file", type=Path, help="write the address here as JSON once the port answers")
     parser.add_argument(
         "--token-file", type=Path, help="file with the bootstrap server's token (default: $BATON_TOKEN_FILE)"
@@ -41,39 +44,112 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"], help="log level")
 
 
+def _add_routing(parser: ArgumentParser) -> None:
+    routing = RoutingConfig()
+    parser.add_argument("--policy", choices=list(POLICIES), default=routing.policy, help="how workers are chosen")
+    parser.add_argument(
+        "--decode-policy", choices=list(POLICIES), default="", help="how decode workers are chosen (default: --policy)"
+    )
+    parser.add_argument("--attempts", type=int, default=routing.attempts, help="pairs tried before a request fails")
+    parser.add_argument(
+        "--worker-wait",
+        type=float,
+        default=routing.worker_wait,
+        help="seconds that a request waits when no worker is ready",
+    )
+    parser.add_argument(
+        "--migrate-wait",
+        type=float,
+        default=routing.migrate_wait,
+        help="seconds that a stream whose worker is lost waits for another",
+    )
+    parser.add_argument(
+        "--divide-from",
+        type=int,
+        default=routing.divide_from,
+        help="prompts of fewer uncached tokens are served by a decode worker alone; 0: none are",
+    )
+
+
+def _add_limits(parser: ArgumentParser) -> None:
+    patience, health = Patience(), HealthConfig()
+    parser.add_argument(
+        "--stall-timeout", type=float, default=patience.stall, help="seconds that a stream may be silent in the middle"
+    )
+    parser.add_argument(
+        "--first-byte-timeout", type=float, default=patience.first_byte, help="seconds until the first byte must come"
+    )
+    parser.add_argument(
+        "--health-interval", type=float, default=health.interval, help="seconds between two health checks of a worker"
+    )
+    parser.add_argument(
+        "--health-timeout",
+        type=float,
+        default=health.timeout,
+        help="seconds after which a worker that answers no health check is given up",
+    )
+    parser.add_argument("--max-body-bytes", type=int, default=64 * 1024 * 1024, help="largest request body taken")
+    parser.add_argument(
+        "--grace", type=float, default=30.0, help="seconds that open requests have to end after SIGTERM"
+    )
+
+
 def run(args: Namespace) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit status."""
     logs.configure("gateway", args.log_level)
-    uvloop.run(_serve(_config(args), args.announce_file))
+    config = _config(args)
+
+    def tell(port: int) -> None:
+        announce(
+            {"service": "gateway", "pid": os.getpid(), "http": f"http://{config.host}:{port}"}, args.announce_file
+        )
+
+    if args.processes > 1:
+        return run_processes(config, args.processes, tell)
+    uvloop.run(_serve(config, tell))
     return 0
 
 
 def _config(args: Namespace) -> GatewayConfig:
-    if args.attempts < 1:
-        raise ConfigError("--attempts must be at least 1: pairs tried before a request fails")
-    if args.worker_wait < 0:
-        raise ConfigError("--worker-wait must not be negative: seconds that a request waits for a worker")
+    for name, least in (("attempts", 1), ("worker_wait", 0), ("migrate_wait", 0), ("divide_from", 0), ("processes", 1)):
+        if getattr(args, name) < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}")
+    for name in ("stall_timeout", "first_byte_timeout", "health_interval", "health_timeout", "max_body_bytes", "grace"):
+        if getattr(args, name) <= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} must be more than 0")
     token_file = args.token_file or os.environ.get("BATON_TOKEN_FILE")
     try:
         return GatewayConfig(
             bootstrap=parse_addresses(args.bootstrap_addr),
             host=args.host,
             port=args.port,
-            routing=RoutingConfig(policy=args.policy, attempts=args.attempts, worker_wait=args.worker_wait),
+            routing=RoutingConfig(
+                policy=args.policy,
+                decode_policy=args.decode_policy,
+                attempts=args.attempts,
+                worker_wait=args.worker_wait,
+                migrate_wait=args.migrate_wait,
+                divide_from=args.divide_from,
+            ),
+            patience=Patience(stall=args.stall_timeout, first_byte=args.first_byte_timeout),
+            health=HealthConfig(interval=args.health_interval, timeout=args.health_timeout),
+            body_limit=args.max_body_bytes,
+            grace=args.grace,
+            access_log=args.access_log,
             token=read_token(Path(token_file) if token_file else None),
         )
     except SetupError as error:
         raise ConfigError(str(error)) from error
 
 
-async def _serve(config: GatewayConfig, announce_file: Path | None) -> None:
+async def _serve(config: GatewayConfig, ready: Callable[[int], None]) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    gateway = Gateway(config)
-    await gateway.start()
-    url = f"http://{config.host}:{gateway.port}"
-    announce({"service": "gateway", "pid": os.getpid(), "http": url}, announce_file)
+    listener = bind(config.host, config.port)
+    process = GatewayProcess(config)
+    await process.start(listener)
+    ready(listener.getsockname()[1])
     await stopped.wait()
-    await gateway.stop()
+    await process.stop()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from dataclasses import field as dataclass_field
 from typing import TYPE_CHECKING
 
 from baton_bootstrap.records import Entry, Role, State, Status, Worker
-from baton_serving.gateway.policies import Policy
-from baton_serving.gateway.upstream import Pool
+from baton_serving.gateway.http.upstream import Pool
 from baton_serving.logs import fields
 
 if TYPE_CHECKING:
@@ -22,18 +20,36 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str]  # worker id, incarnation
 
 
-@dataclass(eq=False)
 class Endpoint:
-    """One worker process as this gateway deals with it; a restarted worker is another endpoint."""
+    """One worker process as this gateway deals with it; a restarted worker is another endpoint. A policy's `Candidate`.
 
-    worker: Worker
-    status: Status
-    pool: Pool
-    legs: set[Leg] = dataclass_field(default_factory=set)
+    `responsive` is what health checks say. `sent_tokens` are prompt tokens sent from here that are not computed yet.
+    """
+
+    __slots__ = ("id", "incarnation", "legs", "page_size", "pool", "responsive", "sent_tokens", "status", "worker")
+
+    def __init__(self, worker: Worker, status: Status, pool: Pool) -> None:
+        self.worker = worker
+        self.id = worker.id
+        self.incarnation = worker.incarnation
+        self.page_size = worker.page_size
+        self.status = status
+        self.pool = pool
+        self.legs: set[Leg] = set()
+        self.responsive = True
+        self.sent_tokens = 0
 
     @property
     def key(self) -> Key:
-        return self.worker.id, self.worker.incarnation
+        return self.id, self.incarnation
+
+    @property
+    def weight_digest(self) -> str:
+        return self.worker.weight_digest
+
+    @property
+    def usable(self) -> bool:
+        return self.responsive and self.status.state is State.READY
 
     @property
     def running(self) -> int:
@@ -42,7 +58,15 @@ class Endpoint:
 
     @property
     def queued_tokens(self) -> int:
-        return self.status.load.queued_tokens
+        return max(self.status.load.queued_tokens, self.sent_tokens)
+
+    @property
+    def free_pages(self) -> int:
+        return self.status.load.free_pages
+
+    @property
+    def total_pages(self) -> int:
+        return self.status.load.total_pages
 
 
 @dataclass(frozen=True)
@@ -62,27 +86,20 @@ class Route:
 
 @dataclass(frozen=True)
 class ModelFleet:
-    """The ready workers of one model. `partners` maps each prefill worker that has any to its decode workers."""
+    """The usable workers of one model, each list in order of ids.
 
-    partners: Mapping[Endpoint, tuple[Endpoint, ...]]
-    whole: tuple[Endpoint, ...]
+    `partners` maps each prefill worker that has any to the decode workers that can take its KV.
+    """
+
+    prefill: tuple[Endpoint, ...]
     decode: tuple[Endpoint, ...]
+    whole: tuple[Endpoint, ...]
+    partners: Mapping[Endpoint, tuple[Endpoint, ...]]
 
-    def route(self, policy: Policy, ticket: int, avoid: frozenset[Endpoint] = frozenset()) -> Route | None:
-        """A pair of equal weights, else a worker that serves whole, else a decode worker alone; none of `avoid`."""
-        prefills = [
-            prefill
-            for prefill, partners in self.partners.items()
-            if prefill not in avoid and not avoid.issuperset(partners)
-        ]
-        if prefills:
-            prefill = policy(prefills, ticket)
-            return Route(prefill, policy([one for one in self.partners[prefill] if one not in avoid], ticket))
-        for alone in (self.whole, self.decode):
-            usable = [endpoint for endpoint in alone if endpoint not in avoid]
-            if usable:
-                return Route(None, policy(usable, ticket))
-        return None
+    @property
+    def serves(self) -> bool:
+        """Whether some worker here is meant to give answers; a prefill worker alone does so only in need."""
+        return bool(self.decode or self.whole)
 
 
 def fits(prefill: Worker, decode: Worker) -> bool:
@@ -95,24 +112,24 @@ def fits(prefill: Worker, decode: Worker) -> bool:
 
 
 def group(endpoints: Iterable[Endpoint]) -> dict[str, ModelFleet]:
-    """The ready endpoints by model name."""
+    """The usable endpoints by model name."""
     by_model: dict[str, dict[Role, list[Endpoint]]] = {}
-    for endpoint in endpoints:
-        if endpoint.status.state is State.READY:
+    for endpoint in sorted(endpoints, key=lambda one: one.id):
+        if endpoint.usable:
             roles = by_model.setdefault(endpoint.worker.model, {role: [] for role in Role})
             roles[endpoint.worker.role].append(endpoint)
     return {
         model: ModelFleet(
+            prefill=tuple(roles[Role.PREFILL]),
+            decode=tuple(roles[Role.DECODE]),
+            whole=tuple(roles[Role.BOTH]),
             partners={
                 prefill: partners
                 for prefill in roles[Role.PREFILL]
                 if (partners := tuple(one for one in roles[Role.DECODE] if fits(prefill.worker, one.worker)))
             },
-            whole=tuple(roles[Role.BOTH]),
-            decode=tuple(roles[Role.DECODE]),
         )
         for model, roles in by_model.items()
-        if roles[Role.DECODE] or roles[Role.BOTH]
     }
 
 
@@ -135,8 +152,12 @@ class Fleet:
                 endpoint.status = entry.status
                 self.endpoints[key] = endpoint
         self.absent = known
-        self.models = group(self.endpoints.values())
+        self.regroup()
         return [endpoint for key, endpoint in before.items() if key in known]
+
+    def regroup(self) -> None:
+        """Some endpoint became usable, or no longer is."""
+        self.models = group(self.endpoints.values())
 
     def replaced(self, endpoint: Endpoint) -> bool:
         """Whether another incarnation of the same worker is there."""

@@ -3,104 +3,101 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 from baton_serving.gateway.fleet import Endpoint
+from baton_serving.gateway.http.head import Head
+from baton_serving.gateway.http.upstream import Connection
 from baton_serving.gateway.lifecycle import Event
-from baton_serving.gateway.replies import Reply
-from baton_serving.gateway.upstream import Connection, Headers
+from baton_serving.gateway.replies import JSON_LINE, Reply, error_reply, read_error
 
 # Statuses that another worker may not answer with; all others above 399 are the request's own fault.
 RETRYABLE = frozenset({429, 500, 502, 503, 504})
 
-WINDOW = 256 * 1024  # bytes a slow client may lag behind before the worker's socket is no longer read
-WHOLE_LIMIT = 4 * 1024 * 1024  # a reply that is no event stream is held back, so that it can be retried, up to here
-EVENT_LIMIT = 16 * 1024 * 1024  # a single event beyond this is garbage
-REFUSAL_LIMIT = 1024 * 1024
-REFUSAL_SECONDS = 5.0  # for the body of an error status
 DETACHED_SECONDS = 10.0  # for a prefill reply that nobody waits for any more
 
-_ERROR_STARTS = (b'data: {"error"', b'data: {"object":"error"', b"event: error")
+_ERROR = b'data: {"error"'
+_OLD_ERRORS = (b'data: {"object":"error"', b"event: error")
+_DONE_MARK = b"data: [DONE]"
 
-Name = Literal["prefill", "decode"]
-_DONE = {"prefill": Event.PREFILL_DONE, "decode": Event.DECODE_DONE}
-_LOST = {"prefill": Event.PREFILL_LOST, "decode": Event.DECODE_LOST}
-_REFUSED = {"prefill": Event.PREFILL_REFUSED, "decode": Event.DECODE_REFUSED}
+Name = Literal["prefill", "decode", "taker"]
+LOST: dict[Name, Event] = {"prefill": Event.PREFILL_LOST, "decode": Event.DECODE_LOST, "taker": Event.TAKER_LOST}
+DONE: dict[Name, Event] = {"prefill": Event.PREFILL_DONE, "decode": Event.DECODE_DONE, "taker": Event.TAKER_DONE}
+REFUSED: dict[Name, Event] = {
+    "prefill": Event.PREFILL_REFUSED,
+    "decode": Event.DECODE_REFUSED,
+    "taker": Event.TAKER_LOST,
+}
 
 
-class Inbox:
-    """Events of one request in order. `poke` wakes the reader without an event."""
+class LegOwner(Protocol):
+    """The request that a leg works for."""
 
-    def __init__(self) -> None:
-        self._events: deque[tuple[Event, Leg | None]] = deque()
-        self._waiter: asyncio.Future[None] | None = None
+    def leg_bytes(self, leg: Leg, chunks: bytes) -> None:
+        """Whole events of decode or of a taker."""
+        ...
 
-    def put(self, event: Event, leg: Leg | None = None) -> None:
-        self._events.append((event, leg))
-        self.poke()
+    def leg_event(self, leg: Leg, event: Event) -> None:
+        """The leg's end, or a refusal."""
+        ...
 
-    def poke(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def get(self) -> Event:
-        """The next event that is not of a released leg."""
-        while (event := self.pop()) is None:
-            await self.wait()
-        return event
-
-    def pop(self) -> Event | None:
-        while self._events:
-            event, leg = self._events.popleft()
-            if leg is None or not leg.released:
-                return event
-        return None
-
-    async def wait(self, longest: float | None = None) -> None:
-        """Return at the next event or poke, or after `longest` seconds."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(longest):
-                await self._waiter
-        except TimeoutError:
-            pass
-        finally:
-            self._waiter = None
+    def worker_drains(self, leg: Leg) -> None:
+        """The leg's worker would rather be rid of it."""
+        ...
 
 
 class Leg:
-    """Sends one request to `endpoint` and reports to `inbox`; counted in `endpoint.legs` from `start` to the end.
+    """Sends one request to `endpoint`; counted in `endpoint.legs` from `start` to the end.
 
     Ends exactly once: by itself, with an event, or by `release`, silently.
     """
 
-    def __init__(self, endpoint: Endpoint, name: Name, inbox: Inbox) -> None:
+    __slots__ = (
+        "_connecting",
+        "_connection",
+        "_paused",
+        "_reused",
+        "_saw_done",
+        "body",
+        "done",
+        "endpoint",
+        "event_stream",
+        "failure",
+        "head",
+        "name",
+        "owner",
+        "refusal",
+        "saw_bytes",
+        "stale",
+        "tokens",
+    )
+
+    def __init__(self, endpoint: Endpoint, name: Name, owner: LegOwner, tokens: int) -> None:
+        """`tokens` are those of the prompt that this worker has to compute, as far as is known."""
         self.endpoint = endpoint
-        self.name = name
-        self.headers: Headers = []
+        self.name: Name = name
+        self.tokens = tokens
+        self.head: Head | None = None
         self.event_stream = False
+        self.body = b""
         self.done = False
-        self.released = False
+        self.saw_bytes = False
         self.failure = ""  # why it was lost
         self.stale = False  # lost only because an idle connection had been closed meanwhile
         self.refusal: Reply | None = None
-        self._inbox = inbox
-        self.status = 0
+        self.owner = owner
         self._reused = False
+        self._saw_done = False
+        self._paused = False
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._buffer = bytearray()
-        self._cut = 0  # the buffer holds whole events up to here
-        self._delivered = False
-        self._paused = False
 
     def start(self, request: bytes) -> None:
         """Send now on an idle connection, or as soon as a new one stands."""
-        self.endpoint.legs.add(self)
-        connection = self.endpoint.pool.take()
+        endpoint = self.endpoint
+        endpoint.legs.add(self)
+        endpoint.sent_tokens += self.tokens
+        connection = endpoint.pool.take()
         if connection is not None:
             self._reused = True
             self._connection = connection
@@ -109,73 +106,121 @@ class Leg:
             self._connecting = asyncio.get_running_loop().create_task(self._connect(request))
 
     @property
-    def delivering(self) -> bool:
-        """Whether the client has seen bytes of this leg."""
-        return self._delivered
+    def quiet(self) -> tuple[int, bool]:
+        """Looks since something arrived, this one included, and whether half of a piece is there."""
+        connection = self._connection
+        if connection is None or self._paused:
+            return 0, False
+        connection.quiet += 1
+        return connection.quiet, connection.partial
 
-    def take(self) -> bytes:
-        """What can go to the client: whole events, or a whole body. Reading goes on."""
-        data = bytes(self._buffer[: self._cut])
-        del self._buffer[: self._cut]
-        self._cut = 0
-        self._delivered = self._delivered or bool(data)
-        self._resume()
-        return data
+    def pause(self) -> None:
+        if self._connection is not None and not self._paused:
+            self._paused = True
+            self._connection.pause()
+
+    def resume(self) -> None:
+        if self._paused and self._connection is not None:
+            self._paused = False
+            self._connection.quiet = 0
+            self._connection.resume()
 
     def release(self) -> None:
         """End silently: the worker sees its connection close and aborts. A second call does nothing."""
-        self.released = True
-        self._cut_off()
+        if not self.done:
+            connection, connecting = self._connection, self._connecting
+            self._finish()
+            if connecting is not None:
+                connecting.cancel()
+            if connection is not None:
+                connection.drop()
 
     def detach(self) -> None:
         """Nobody waits for the rest of this leg; let it end by itself for a while, so that its connection lives on."""
         if not self.done:
-            self._set_timer(DETACHED_SECONDS, self.release)
+            self.owner = _NOBODY
+            asyncio.get_running_loop().call_later(DETACHED_SECONDS, self.release)
 
     def fail(self, reason: str) -> None:
-        """End as lost: the worker is gone, as someone else noticed."""
+        """End as lost: someone else noticed."""
         if not self.done:
-            self._cut_off()
-            self.on_lost(reason)
+            owner = self.owner
+            self.release()
+            self.failure = reason
+            owner.leg_event(self, LOST[self.name])
 
-    def on_head(self, status: int, headers: Headers) -> None:
-        self.status = status
-        self.headers = headers
-        kind = next((value for name, value in headers if name == b"content-type"), b"")
-        self.event_stream = kind.startswith(b"text/event-stream")
-        if not 200 <= status < 300 and status < 400:
+    def on_head(self, head: Head) -> bool:
+        self.head = head
+        status = head.status
+        if head.incarnation and head.incarnation != self.endpoint.worker.incarnation:
+            self.fail(f"{head.incarnation} answers at the address of {self.endpoint.worker.incarnation}")
+        elif not 200 <= status < 300 and status < 400:
             self.fail(f"answered {status}, which no worker should")
-        elif status >= 400:
-            self._set_timer(REFUSAL_SECONDS, lambda: self.fail(f"answered {status} and stalled"))
+        self.event_stream = head.event_stream and status < 400 and self.name != "prefill"
+        return self.event_stream
 
-    def on_body(self, data: bytes) -> None:
-        if self.name == "prefill" and self.status < 400:
+    def on_events(self, chunks: bytes) -> None:
+        if self.done:
             return
-        self._buffer += data
-        if self.status >= 400:
-            if len(self._buffer) > REFUSAL_LIMIT:
-                self.fail(f"answered {self.status} with more than {REFUSAL_LIMIT} bytes")
-        elif self.event_stream:
-            self._take_in_events(len(data))
-        elif len(self._buffer) > WHOLE_LIMIT:
-            self._offer(len(self._buffer))
+        if _ERROR in chunks or (not self.saw_bytes and any(mark in chunks for mark in _OLD_ERRORS)):
+            self._take_error(chunks)
+            return
+        if chunks.find(_DONE_MARK, -40) >= 0:
+            self._saw_done = True
+        if not self.saw_bytes:
+            self._first_bytes()
+        self.owner.leg_bytes(self, chunks)
 
-    def on_end(self) -> None:
+    def on_end(self, body: bytes) -> None:
+        if self.done:
+            return
+        head = self.head
+        assert head is not None
+        if self.event_stream and not self._saw_done:
+            self.on_lost("its stream ended before the answer did")
+            return
+        self.body = body
         self._finish()
-        self._cut = len(self._buffer)
-        if self.status < 400:
-            self._inbox.put(_DONE[self.name], self)
+        if head.status < 400:
+            self.owner.leg_event(self, DONE[self.name])
             return
-        kept = [header for header in self.headers if header[0] in (b"content-type", b"retry-after")]
-        self.refusal = Reply(self.status, bytes(self._buffer), kept)
-        self.failure = f"answered {self.status}"
-        self._inbox.put((_LOST if self.status in RETRYABLE else _REFUSED)[self.name], self)
+        lines = head.relayed if b"content-type" in head.relayed else head.relayed + JSON_LINE
+        self.refusal = Reply(head.status, body, lines)
+        self.failure = f"answered {head.status}"
+        self.owner.leg_event(self, (LOST if head.status in RETRYABLE else REFUSED)[self.name])
 
     def on_lost(self, reason: str) -> None:
+        if self.done:
+            return
         self._finish()
         self.failure = reason
-        self.stale = self._reused and self.status == 0
-        self._inbox.put(_LOST[self.name], self)
+        self.stale = self._reused and self.head is None
+        self.owner.leg_event(self, LOST[self.name])
+
+    def _first_bytes(self) -> None:
+        """The prompt is computed: its tokens no longer wait."""
+        self.saw_bytes = True
+        self.endpoint.sent_tokens -= self.tokens
+        self.tokens = 0
+
+    def _take_error(self, chunks: bytes) -> None:
+        """The stream ends with an error event. One that a retry may mend is a loss; any other is for the client.
+
+        Events that came together with it are dropped: whoever goes on makes them again.
+        """
+        error = read_error(chunks)
+        if error.retryable:
+            self.fail(f"ended its stream with an error: {error.message}")
+            return
+        owner, begun = self.owner, self.saw_bytes
+        self.release()
+        self.failure = error.message
+        self.refusal = error_reply(error)
+        if begun:
+            owner.leg_bytes(self, chunks)
+            owner.leg_event(self, DONE[self.name])
+        else:
+            owner.leg_event(self, REFUSED[self.name])
 
     async def _connect(self, request: bytes) -> None:
         try:
@@ -185,53 +230,27 @@ class Leg:
         else:
             self._connection.send(self, request)
 
-    def _take_in_events(self, arrived: int) -> None:
-        cut = _end_of_last_event(self._buffer, max(0, len(self._buffer) - arrived - 3))
-        if cut:
-            if not self._delivered and self._cut == 0 and self._buffer.startswith(_ERROR_STARTS):
-                self.fail(f"began its stream with an error: {bytes(self._buffer[:200])!r}")
-            else:
-                self._offer(cut)
-        elif len(self._buffer) - self._cut > EVENT_LIMIT:
-            self.fail(f"sent an event of more than {EVENT_LIMIT} bytes")
-
-    def _offer(self, cut: int) -> None:
-        if self._cut == 0:
-            self._inbox.put(Event.DECODE_BYTES, self)
-        self._cut = cut
-        if cut > WINDOW and self._connection is not None and not self._paused:
-            self._paused = True
-            self._connection.pause()
-
-    def _resume(self) -> None:
-        if self._paused and self._connection is not None:
-            self._paused = False
-            self._connection.resume()
-
-    def _cut_off(self) -> None:
-        connection = self._connection
-        self._finish()
-        if self._connecting is not None:
-            self._connecting.cancel()
-        if connection is not None:
-            connection.drop()
-
     def _finish(self) -> None:
         """From here on the connection is no longer this leg's: it may serve another."""
         self.done = True
         self.endpoint.legs.discard(self)
-        self._resume()
-        self._connection = None
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _set_timer(self, seconds: float, callback: Callable[[], None]) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, callback)
+        self.endpoint.sent_tokens -= self.tokens
+        self.tokens = 0
+        self.resume()
+        self._connection = self._connecting = None
 
 
-def _end_of_last_event(buffer: bytearray, start: int) -> int:
-    """Offset past the last empty line at or after `start`; 0 when there is none."""
-    found = ((buffer.rfind(mark, start), len(mark)) for mark in (b"\n\n", b"\r\n\r\n"))
-    return max((at + size for at, size in found if at >= 0), default=0)
+class _Nobody:
+    """Owns legs that nobody waits for."""
+
+    def leg_bytes(self, leg: Leg, chunks: bytes) -> None:
+        """Dropped."""
+
+    def leg_event(self, leg: Leg, event: Event) -> None:
+        """Not of interest."""
+
+    def worker_drains(self, leg: Leg) -> None:
+        """It will end anyway."""
+
+
+_NOBODY = _Nobody()

@@ -1,95 +1,171 @@
-"""Keeps the fleet in step with the bootstrap server's view, and chooses the workers of each attempt."""
+"""Chooses the workers of each attempt: who may be asked at all, then whom the policies prefer."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 
-from baton_bootstrap.client import View
-from baton_bootstrap.records import State
 from baton_serving.errors import InvalidRequest, NotFound
-from baton_serving.gateway.fleet import Endpoint, Fleet, Route
-from baton_serving.gateway.leg import Inbox
+from baton_serving.gateway.breakers import Breakers
+from baton_serving.gateway.fleet import Endpoint, Fleet, ModelFleet, Route, fits
 from baton_serving.gateway.policies import POLICIES
-from baton_serving.logs import fields
+from baton_serving.gateway.snapshot import Choice, NoMemory, Policy, RequestFacts, RoutingMemory, Snapshot
 
-log = logging.getLogger(__name__)
-
-ABSENCE_LIMIT = 1.0  # seconds that a worker may be missing from the view before its open requests are given up
+Link = tuple[str, str]  # incarnations of a prefill and a decode worker
 
 
 @dataclass(frozen=True)
 class RoutingConfig:
-    """`attempts` bounds the pairs tried per request; `worker_wait` is how long, in seconds, one waits for a worker."""
+    """`attempts` bounds the pairs tried in a row; `worker_wait` is how long, in seconds, a request waits for a worker.
+
+    `migrate_wait` is the same for a stream that lost its worker. Prompts of fewer than `divide_from` tokens that are not
+    cached are served by a decode worker alone. `decode_policy` is "" for the same as `policy`.
+    """
 
     policy: str = "power_of_two"
+    decode_policy: str = ""
     attempts: int = 3
     worker_wait: float = 1.0
+    migrate_wait: float = 15.0
+    divide_from: int = 0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Where an attempt goes and what the policies thought: candidates' ids and scores per leg, for people."""
+
+    route: Route
+    prefill: tuple[Sequence[Endpoint], Choice] | None
+    decode: tuple[Sequence[Endpoint], Choice]
 
 
 class Router:
-    """All calls on one loop. Raises nothing of its own but what `route` says."""
+    """Pure but for the clock, the routing memory and the breakers that it reads."""
 
-    def __init__(self, config: RoutingConfig) -> None:
+    def __init__(self, config: RoutingConfig, memory: RoutingMemory | None = None) -> None:
         self.config = config
         self.fleet = Fleet()
-        self._policy = POLICIES[config.policy]
-        self._tickets = count()
-        self._waiting: set[Inbox] = set()
+        self.memory: RoutingMemory = memory or NoMemory()
+        self.workers: Breakers[str] = Breakers()
+        self.links: Breakers[Link] = Breakers()
+        self._prefill_policy: Policy = POLICIES[config.policy]
+        self._decode_policy: Policy = POLICIES[config.decode_policy or config.policy]
         self._seen_models: set[str] = set()
 
-    def route(self, model: str | None, avoid: frozenset[Endpoint]) -> Route | None:
-        """Workers for one attempt; None when none is ready.
+    def seen(self) -> None:
+        """The fleet has changed: remember its models, so that one whose workers are gone is missing, not unknown."""
+        self._seen_models.update(self.fleet.models)
 
-        Raises `NotFound` for a model that no worker ever offered, `InvalidRequest` when none is named among several.
+    def route(self, facts: RequestFacts, avoid: frozenset[Endpoint], *, divided: bool = True) -> Decision | None:
+        """Workers for one attempt, none of `avoid`; None when none is ready.
+
+        A pair of equal weights, else a worker that serves whole, else a decode or prefill worker alone. Raises
+        `NotFound` for a model that no worker ever offered, `InvalidRequest` when none is named among several.
         """
+        found = self.fleet.models.get(facts.model) or self._other_model(facts)
+        if found is None:
+            return None
+        now = time.monotonic()
+        picky = bool(avoid or self.workers or self.links or facts.weights)
+        if divided and found.partners and not self._too_short(facts, found):
+            decision = self._pair(facts, found, avoid, now, picky)
+            if decision is not None:
+                return decision
+        for group in (found.whole, found.decode, found.prefill):
+            usable = [one for one in group if self._allows(one, facts, avoid, now)] if picky else group
+            if usable:
+                choice = self._decode_policy(Snapshot(usable, self.memory, now), facts)
+                chosen = usable[choice.index]
+                self._note(facts, chosen, now)
+                return Decision(Route(None, chosen), None, (usable, choice))
+        return None
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """The worker is gone for good."""
+        self.workers.forget(endpoint.incarnation)
+        self.memory.forget(endpoint.id, endpoint.incarnation)
+
+    def candidates_for_move(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> Endpoint | None:
+        """A worker that can take over the pages of `source`, chosen by the decode policy."""
+        found = self.fleet.models.get(source.worker.model)
+        if found is None:
+            return None
+        now = time.monotonic()
+        usable = [
+            one
+            for one in (*found.decode, *found.whole)
+            if one is not source and fits(source.worker, one.worker) and self._allows(one, facts, avoid, now)
+        ]
+        return usable[self._decode_policy(Snapshot(usable, self.memory, now), facts).index] if usable else None
+
+    def _pair(
+        self, facts: RequestFacts, found: ModelFleet, avoid: frozenset[Endpoint], now: float, picky: bool
+    ) -> Decision | None:
+        partners: Mapping[Endpoint, tuple[Endpoint, ...]] = found.partners
+        if picky:
+            partners = self._usable_partners(partners, facts, avoid, now)
+            if not partners:
+                return None
+        prefills = tuple(partners)
+        first = self._prefill_policy(Snapshot(prefills, self.memory, now), facts)
+        prefill = prefills[first.index]
+        decodes = partners[prefill]
+        second = self._decode_policy(Snapshot(decodes, self.memory, now), facts)
+        decode = decodes[second.index]
+        self._note(facts, prefill, now)
+        if picky:
+            self.links.asked((prefill.incarnation, decode.incarnation), now)
+            self.workers.asked(decode.incarnation, now)
+        return Decision(Route(prefill, decode), (prefills, first), (decodes, second))
+
+    def _usable_partners(
+        self,
+        partners: Mapping[Endpoint, tuple[Endpoint, ...]],
+        facts: RequestFacts,
+        avoid: frozenset[Endpoint],
+        now: float,
+    ) -> dict[Endpoint, tuple[Endpoint, ...]]:
+        usable: dict[Endpoint, tuple[Endpoint, ...]] = {}
+        for prefill, decodes in partners.items():
+            if self._allows(prefill, facts, avoid, now):
+                left = tuple(
+                    one
+                    for one in decodes
+                    if self._allows(one, facts, avoid, now)
+                    and self.links.allows((prefill.incarnation, one.incarnation), now)
+                )
+                if left:
+                    usable[prefill] = left
+        return usable
+
+    def _allows(self, endpoint: Endpoint, facts: RequestFacts, avoid: frozenset[Endpoint], now: float) -> bool:
+        return (
+            endpoint not in avoid
+            and (not facts.weights or endpoint.weight_digest == facts.weights)
+            and self.workers.allows(endpoint.incarnation, now)
+        )
+
+    def _too_short(self, facts: RequestFacts, found: ModelFleet) -> bool:
+        """Whether dividing would cost more than it gives: what is not cached of the prompt is little."""
+        limit = self.config.divide_from
+        decodes = found.decode
+        if not limit or not decodes:
+            return False
+        return facts.prompt_tokens - max(self.memory.cached_tokens(facts, decodes)) < limit
+
+    def _note(self, facts: RequestFacts, endpoint: Endpoint, now: float) -> None:
+        self.memory.routed(facts, endpoint, now)
+        if self.workers:
+            self.workers.asked(endpoint.incarnation, now)
+
+    def _other_model(self, facts: RequestFacts) -> ModelFleet | None:
+        """The only model when none was named. "default" is what workers, too, take for theirs."""
         models = self.fleet.models
-        if model is None:
+        if facts.model in ("", "default"):
             if len(models) > 1:
                 raise InvalidRequest(f"name a model; there are {', '.join(sorted(models))}", "model")
-            model = next(iter(models), "")
-        elif model not in models and model not in self._seen_models and models:
-            raise NotFound(f"there is no model {model!r}; there are {', '.join(sorted(models))}")
-        found = models.get(model)
-        return None if found is None else found.route(self._policy, next(self._tickets), avoid)
-
-    @contextmanager
-    def waiting(self, inbox: Inbox) -> Iterator[None]:
-        """Within it, `inbox` is poked whenever the fleet changes."""
-        self._waiting.add(inbox)
-        try:
-            yield
-        finally:
-            self._waiting.discard(inbox)
-
-    def update(self, view: View) -> None:
-        """Take over a view; requests on workers that are gone for good are told so."""
-        for endpoint in self.fleet.update(view.entries.values()):
-            replaced = self.fleet.replaced(endpoint)
-            delay = 0.0 if replaced else ABSENCE_LIMIT
-            asyncio.get_running_loop().call_later(delay, self._give_up, endpoint)
-        for endpoint in self.fleet.endpoints.values():
-            if endpoint.status.state is State.STALLED:
-                _give_up_waiting(endpoint)
-        self._seen_models.update(self.fleet.models)
-        for inbox in self._waiting:
-            inbox.poke()
-
-    def _give_up(self, endpoint: Endpoint) -> None:
-        if not self.fleet.expire(endpoint):
-            return
-        log.info("worker gone", extra=fields(worker=endpoint.worker.id, requests=len(endpoint.legs)))
-        endpoint.pool.close()
-        for leg in list(endpoint.legs):
-            leg.fail("it left the bootstrap server's view")
-
-
-def _give_up_waiting(endpoint: Endpoint) -> None:
-    """A stalled worker may recover: what it already streams goes on, what still waits for it is tried elsewhere."""
-    for leg in list(endpoint.legs):
-        if not leg.delivering:
-            leg.fail("its scheduler stands still")
+            return next(iter(models.values()), None)
+        if facts.model not in self._seen_models and models:
+            raise NotFound(f"there is no model {facts.model!r}; there are {', '.join(sorted(models))}")
+        return None

@@ -1,80 +1,169 @@
-"""The gateway as one process: the watch, the application and the HTTP server on one loop."""
+"""One process of the gateway: the watch, the data path and the admin application on one loop."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import uvicorn
+from pathlib import Path
+from typing import BinaryIO
 
 from baton_bootstrap.client import WatchClient
-from baton_bootstrap.hosted import HostedServer
-from baton_serving.api.server import bind
+from baton_serving.errors import ConfigError, Unavailable
+from baton_serving.gateway.admin import admin_app
 from baton_serving.gateway.app import App
-from baton_serving.gateway.metrics import Metrics
+from baton_serving.gateway.core import LOOK_EVERY, Core, Patience
+from baton_serving.gateway.health import HealthChecks, HealthConfig
+from baton_serving.gateway.history import AccessLog, History
+from baton_serving.gateway.http.downstream import ClientConnection
 from baton_serving.gateway.routing import Router, RoutingConfig
+from baton_serving.gateway.siblings import Siblings
+
+log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 75  # a client's idle connection is kept this long
-DRAIN_SECONDS = 30  # open streams may take this long to end once the gateway was told to stop
+SLOW_SECONDS = 60  # a request that takes longer to arrive is given up
+SWEEP_SECONDS = 5
+BACKLOG = 4096
 
 
 @dataclass(frozen=True)
 class GatewayConfig:
-    """`port` may be 0. `bootstrap` holds the host:port of every replica of the bootstrap server."""
+    """`port` may be 0. `bootstrap` holds the host:port of every replica of the bootstrap server. Times in seconds."""
 
     bootstrap: tuple[str, ...]
     host: str = "127.0.0.1"
     port: int = 8000
     routing: RoutingConfig = field(default_factory=RoutingConfig)
+    patience: Patience = field(default_factory=Patience)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    body_limit: int = 64 * 1024 * 1024
+    grace: float = 30.0
+    access_log: Path | None = None
     token: str | None = None
 
 
-class Gateway:
-    """`start`, then `port` is known; `stop` lets open streams end first."""
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A bound socket; `shared` ones may have the same port. Raises ConfigError when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ConfigError(f"--host {host}: {error.strerror or error}") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"--port {port}: {host}:{port} cannot be listened on ({error.strerror}); choose another port"
+        ) from error
+    listener.setblocking(False)
+    return listener
 
-    def __init__(self, config: GatewayConfig) -> None:
+
+class GatewayProcess:
+    """`start`, then it serves on the listener that it was given; `stop` lets open requests end first."""
+
+    def __init__(self, config: GatewayConfig, siblings: Siblings | None = None) -> None:
         self.config = config
-        self.port = 0
-        self.router = Router(config.routing)
+        self.history = History()
+        self.core = Core(Router(config.routing), patience=config.patience, on_begin=self.history.add)
+        self.connections: set[ClientConnection] = set()
+        self._siblings = siblings or Siblings()
         self._watch = WatchClient(config.bootstrap, token=config.token)
-        app = App(self.router, Metrics(self.router.fleet))
-        self._server = HostedServer(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=IDLE_SECONDS,
-                timeout_graceful_shutdown=DRAIN_SECONDS,
-            )
-        )
+        self._health = HealthChecks(self.core, config.health)
+        self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._log_file: BinaryIO | None = None
 
-    async def start(self) -> None:
-        """Raises `ConfigError` when the port cannot be had."""
-        listener = bind(self.config.host, self.config.port)
-        self.port = listener.getsockname()[1]
+    async def start(self, listener: socket.socket) -> None:
+        """Returns once it answers. Raises ConfigError when the access log cannot be written."""
+        config = self.config
+        if config.access_log is not None:
+            self._open_log(config.access_log)
+        self._siblings.attach(self._report, self._explain)
+        await self._siblings.start()
+        app = App(self.core, admin_app(self.core, self._siblings))
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: ClientConnection(app, self.connections, config.body_limit), sock=listener, backlog=BACKLOG
+        )
         await self._watch.start()
         self._tasks = [
             asyncio.create_task(self._follow()),
-            asyncio.create_task(self._server.serve(sockets=[listener])),
+            asyncio.create_task(_every(LOOK_EVERY, self.core.look)),
+            asyncio.create_task(_every(SWEEP_SECONDS, self._sweep)),
         ]
+        gc.collect()
+        gc.freeze()  # what stands now stands for ever: no need to look through it again
+        gc.set_threshold(50_000, 20, 50)
 
     async def stop(self) -> None:
-        follow, serve = self._tasks
-        self._server.should_exit = True
-        await asyncio.gather(serve, return_exceptions=True)
-        follow.cancel()
-        await asyncio.gather(follow, return_exceptions=True)
+        """Take no new connection, let open requests end within the grace period, then end them with an error."""
+        assert self._server is not None
+        self.core.draining = True
+        self._server.close()
+        for connection in list(self.connections):
+            connection.stop_when_idle()
+        try:
+            async with asyncio.timeout(self.config.grace):
+                await self.core.wait_idle()
+        except TimeoutError:
+            log.warning("requests are still open after the grace period: they are ended")
+            for exchange in list(self.core.open):
+                exchange.expire(Unavailable("the gateway is stopping; try again", retry_after=1))
+        for connection in list(self.connections):
+            connection.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._health.close()
         await self._watch.aclose()
+        await self._siblings.close()
+        if self._log_file is not None:
+            self._access_log.flush()
+            self._log_file.close()
+
+    def _open_log(self, path: Path) -> None:
+        try:
+            self._log_file = path.open("ab")
+        except OSError as error:
+            raise ConfigError(f"--access-log {path}: {error.strerror}") from error
+        self._access_log = AccessLog(self._log_file)
+        self.core.on_end = self._access_log.add
 
     async def _follow(self) -> None:
         version = -1
         while True:
             view = await self._watch.changed(version)
             version = view.version
-            self.router.update(view)
+            self.core.update(view)
+            self._health.follow()
+
+    def _sweep(self) -> None:
+        """Close clients' connections that have been idle, or in the middle of a request, for too long."""
+        for connection in list(self.connections):
+            connection.idle_ticks += 1
+            limit = IDLE_SECONDS if connection.idle else SLOW_SECONDS
+            if connection.session is None and connection.idle_ticks * SWEEP_SECONDS > limit:
+                connection.close()
+
+    def _report(self) -> dict[str, object]:
+        gauges = self.core.gauges(self._watch.view.connected, len(self.connections))
+        return dict(self.core.figures.report(gauges))
+
+    def _explain(self, request_id: str) -> dict[str, object] | None:
+        found = self.history.find(request_id)
+        return None if found is None else found.explain()
+
+
+async def _every(seconds: float, call: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        call()
+

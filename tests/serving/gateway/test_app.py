@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.gateway_bench import Bench, answer, stream
-
-from baton_serving.gateway.app import MAX_BODY
+from support.gateway_bench import BODY_LIMIT, Bench, answer, stream
 
 
 async def test_models_are_the_union_over_workers(bench: Bench) -> None:
@@ -84,7 +82,7 @@ async def test_a_model_that_was_there_is_missing_not_unknown(bench: Bench) -> No
 
 
 async def test_a_body_that_is_too_large_is_refused(bench: Bench) -> None:
-    async with bench.session.post(f"{bench.url}/generate", data=b"x" * (MAX_BODY + 1)) as response:
+    async with bench.session.post(f"{bench.url}/generate", data=b"x" * (BODY_LIMIT + 1)) as response:
         assert response.status == 413
 
 

@@ -1,0 +1,90 @@
+"""The gateway's own routes: health, models, metrics, explain. One FastAPI application; not on the data path."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import orjson
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from baton_serving.api.http.problems import on_baton_error, on_fault, on_http_exception
+from baton_serving.errors import BatonError, NotFound
+from baton_serving.gateway.core import Core
+from baton_serving.gateway.fleet import Endpoint
+
+
+class Whole(Protocol):
+    """What all processes of this gateway say together."""
+
+    async def metrics(self) -> bytes: ...
+
+    async def explain(self, request_id: str) -> dict[str, object] | None: ...
+
+
+def admin_app(core: Core, whole: Whole) -> FastAPI:
+    app = FastAPI(title="Baton gateway", openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_exception_handler(BatonError, on_baton_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(Exception, on_fault)
+
+    async def health() -> Response:
+        """200 while requests can be served: some model has workers for them, and nobody asked for the end."""
+        ready = sorted(name for name, fleet in core.router.fleet.models.items() if fleet.serves)
+        state = "draining" if core.draining else "ok" if ready else "no worker is ready"
+        return _json({"status": state, "models": ready}, 200 if state == "ok" else 503)
+
+    async def liveness() -> Response:
+        return _json({"status": "ok"})
+
+    async def models() -> Response:
+        """The union over all workers."""
+        names = sorted(core.router.fleet.models)
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "baton"} for name in names]
+        return _json({"object": "list", "data": data})
+
+    async def metrics() -> Response:
+        return Response(await whole.metrics(), media_type=CONTENT_TYPE_LATEST)
+
+    async def explain(request_id: str) -> Response:
+        """Where a request went and why, and when it passed its stages."""
+        found = await whole.explain(request_id)
+        if found is None:
+            raise NotFound(f"nothing is remembered of a request {request_id!r}: it never was, or is long over")
+        return _json(found)
+
+    async def workers() -> Response:
+        """Every worker in view, as this process deals with it."""
+        return _json([_worker(one) for one in core.router.fleet.endpoints.values()])
+
+    for path, endpoint in (
+        ("/health", health),
+        ("/readiness", health),
+        ("/liveness", liveness),
+        ("/metrics", metrics),
+        ("/v1/models", models),
+        ("/v1/baton/workers", workers),
+        ("/v1/baton/explain/{request_id:path}", explain),
+    ):
+        app.add_api_route(path, endpoint, methods=["GET", "HEAD"], response_model=None)
+    return app
+
+
+def _worker(endpoint: Endpoint) -> dict[str, object]:
+    return {
+        "id": endpoint.id,
+        "incarnation": endpoint.incarnation,
+        "role": endpoint.worker.role,
+        "model": endpoint.worker.model,
+        "weights": endpoint.weight_digest,
+        "state": endpoint.status.state,
+        "responsive": endpoint.responsive,
+        "running": endpoint.running,
+        "queued_tokens": endpoint.queued_tokens,
+    }
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")

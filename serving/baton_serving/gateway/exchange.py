@@ -1,0 +1,394 @@
+"""Carries one request through its life: feeds events to the table and does what the table says. No task, no waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from baton_serving.errors import BatonError, QueueFull, Unavailable
+from baton_serving.gateway.ask import Ask
+from baton_serving.gateway.fleet import Endpoint
+from baton_serving.gateway.leg import Leg
+from baton_serving.gateway.lifecycle import Action, Event, Phase, advance
+from baton_serving.gateway.record import Record
+from baton_serving.gateway.replies import Reply, error_event, error_reply
+from baton_serving.gateway.routing import Decision
+from baton_serving.gateway.transcript import Continuation, Progress, Transcript, Unreadable
+
+if TYPE_CHECKING:
+    from baton_serving.gateway.core import Core
+    from baton_serving.gateway.sink import Sink
+
+SECOND_CHANCE = 0.1  # seconds before a worker that failed is asked again, when there is no other; then four times that
+
+_WAITING = (Phase.QUEUED, Phase.STRANDED)
+
+
+class Exchange:
+    """One client request; it ends once the client has its terminal reply or is gone, with every leg released."""
+
+    __slots__ = (
+        "_additions",
+        "_admitted",
+        "_chunks",
+        "_continuation",
+        "_core",
+        "_decision",
+        "_failure",
+        "_lost",
+        "_pauses",
+        "_progress",
+        "_route_lines",
+        "_sink",
+        "_timer",
+        "_transcript",
+        "_tries",
+        "_wait_until",
+        "ask",
+        "_generates",
+        "deadline",
+        "decode",
+        "offered",
+        "phase",
+        "prefill",
+        "record",
+        "taker",
+        "told",
+    )
+
+    def __init__(self, core: Core, ask: Ask, sink: Sink, record: Record, *, generates: bool = True) -> None:
+        self.ask = ask
+        self.record = record
+        self.phase = Phase.QUEUED
+        self.prefill: Leg | None = None
+        self.decode: Leg | None = None
+        self.taker: Leg | None = None
+        self.told: int = 0
+        self.deadline = 0.0 if ask.timeout is None else record.started + ask.timeout
+        self.offered = False  # to admission, which must hear of the end
+        self._generates = generates
+        self._core = core
+        self._sink = sink
+        self._admitted = False
+        self._additions: dict[str, object] | None = None
+        self._decision: Decision | None = None
+        self._failure: BatonError | Reply | None = None
+        self._lost: frozenset[Endpoint] = frozenset()  # not asked again, but for want of others
+        self._tries = 0  # attempts since the client last got something
+        self._pauses = 0
+        self._wait_until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._chunks = b""  # what decode sent and the client has not
+        self._transcript = Transcript() if ask.stream else None
+        self._progress: Progress | None = None  # what the client had when decode was lost last
+        self._continuation: Continuation | None = None
+        self._route_lines = b""
+
+    # What happens to it
+
+    def admitted(self) -> None:
+        """Admission lets it go on."""
+        self._admitted = True
+        self._look_for_workers()
+
+    def expire(self, error: BatonError) -> None:
+        """Its deadline has passed, or admission pushed it out."""
+        if self.phase is not Phase.ENDED:
+            self._failure = error
+            self._happen(Event.EXPIRED)
+
+    def client_gone(self) -> None:
+        self._happen(Event.CLIENT_GONE)
+
+    def pause(self) -> None:
+        """The client lags behind: its worker is read no further."""
+        if self.decode is not None:
+            self.decode.pause()
+
+    def resume(self) -> None:
+        if self.decode is not None:
+            self.decode.resume()
+
+    def fleet_changed(self) -> None:
+        """Workers came or went: look again, if it waits for some."""
+        if self._admitted and self.phase in _WAITING:
+            self._look_for_workers()
+
+    def leg_bytes(self, leg: Leg, chunks: bytes) -> None:
+        if leg is not self.decode:
+            return
+        if self.phase is Phase.STREAMING and self._continuation is None:  # nearly always
+            if self._transcript is not None:
+                self._transcript.add(chunks)
+            self.record.bytes_out += len(chunks)
+            self._sink.relay(chunks)
+            return
+        self._chunks = chunks
+        self._happen(Event.DECODE_BYTES)
+
+    def leg_event(self, leg: Leg, event: Event) -> None:
+        if leg is self.prefill or leg is self.decode or leg is self.taker:
+            self._happen(event)
+
+    def worker_drains(self, leg: Leg) -> None:
+        if leg is self.decode and self.phase is Phase.STREAMING:
+            self._note("worker drains", leg.endpoint.id)
+
+    def _happen(self, event: Event) -> None:
+        self.phase, action = advance(self.phase, event)
+        if action is not Action.NONE:
+            _ACTIONS[action](self)
+        elif event is Event.PREFILL_DONE:
+            self._note("prefill done", "")
+
+    # Looking for workers
+
+    def _look_for_workers(self) -> None:
+        """Go to workers, or wait within bounds until some can take the request."""
+        config, core = self._core.router.config, self._core
+        now = core.now()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._tries >= config.attempts:
+            self._happen(Event.NO_ROUTE)
+            return
+        try:
+            decision = core.router.route(self.ask.facts, self._lost, divided=self._generates)
+        except BatonError as error:
+            self._failure = error
+            self._happen(Event.NO_ROUTE)
+            return
+        if decision is not None:
+            self._wait_until = 0.0
+            core.waiting.discard(self)
+            self._decision = decision
+            self._happen(Event.ROUTED)
+            return
+        if not self._wait_until:
+            self._wait_until = now + (config.worker_wait if self.phase is Phase.QUEUED else config.migrate_wait)
+        left = self._wait_until - now
+        if self._full or left <= 0:
+            self._happen(Event.NO_ROUTE)
+            return
+        core.waiting.add(self)
+        if self._lost:
+            left = min(left, SECOND_CHANCE * 4**self._pauses)
+            self._timer = core.loop.call_later(left, self._give_second_chance)
+        else:
+            self._timer = core.loop.call_later(left, self._look_for_workers)
+
+    def _give_second_chance(self) -> None:
+        self._pauses += 1
+        self._lost = frozenset()
+        self._look_for_workers()
+
+    @property
+    def _full(self) -> bool:
+        """Whether the workers' own answer was that they are full: waiting here would only add to it."""
+        return isinstance(self._failure, Reply) and self._failure.status == QueueFull.status
+
+    # What the table says
+
+    def _send(self) -> None:
+        decision, core = self._decision, self._core
+        assert decision is not None
+        route, ask, record = decision.route, self.ask, self.record
+        self._tries += 1
+        self._pauses = 0
+        record.attempts.append((core.now(), decision))
+        payload = self._payload(route.prefill, len(record.attempts))
+        tokens = ask.facts.prompt_tokens
+        decode = self.decode = Leg(route.decode, "decode", self, 0 if route.prefill else tokens)
+        if route.prefill is not None:
+            prefill = self.prefill = Leg(route.prefill, "prefill", self, tokens)
+            prefill.start(self.request(route.prefill, payload))
+        decode.start(self.request(route.decode, payload))
+        if self._sink.lagging:
+            decode.pause()
+
+    def _payload(self, peer: Endpoint | None, attempt: int) -> bytes:
+        """The body of every leg of one attempt."""
+        if not self._generates:
+            return self.ask.body
+        ask, additions = self.ask, self._standing_additions()
+        additions["rid"] = ask.rid if attempt == 1 else f"{ask.rid}.{attempt}"
+        if peer is not None:
+            additions["baton_handoff"] = {
+                "transfer_id": self._core.names.transfer_id(ask.number, attempt),
+                "peer": peer.id,
+                "attempt": attempt - 1,
+            }
+        elif "baton_handoff" in additions:
+            additions["baton_handoff"] = None
+        if self._progress is not None:
+            additions["baton_resume"] = self._progress.resume(ask.choices())
+        return ask.payload(additions)
+
+    def _standing_additions(self) -> dict[str, object]:
+        if self._additions is None:
+            self._additions = self.ask.standing_additions()
+        return self._additions
+
+    def request(self, endpoint: Endpoint, payload: bytes) -> bytes:
+        """The HTTP request of one leg."""
+        ask = self.ask
+        lines = ask.lines
+        if self.deadline:
+            lines += b"x-request-timeout: %.3f\r\n" % max(0.001, self.deadline - self._core.now())
+        return b"POST %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
+            ask.route,
+            endpoint.pool.host_line,
+            lines,
+            len(payload),
+            payload,
+        )
+
+    def _retry(self) -> None:
+        """Remember why the attempt failed, end both legs, and look for another pair."""
+        self._blame()
+        if self.record.first_byte and not self._read_progress():
+            self._happen(Event.NO_ROUTE)
+            return
+        self._release()
+        self._look_for_workers()
+
+    def _blame(self) -> None:
+        """Who failed is avoided, unless an idle connection had merely been closed meanwhile."""
+        for leg in (self.prefill, self.decode, self.taker):
+            if leg is None or not leg.done or not leg.failure:
+                continue
+            self._note("lost", f"{leg.name} {leg.endpoint.id}: {leg.failure}")
+            self._failure = leg.refusal or Unavailable(
+                f"{leg.name} worker {leg.endpoint.id} was lost: {leg.failure}", retry_after=1
+            )
+            if leg.stale:
+                leg.endpoint.pool.close()
+                self._tries -= 1
+                continue
+            self._lost |= {leg.endpoint}
+            self._core.leg_lost(leg, self._decision)
+
+    def _read_progress(self) -> bool:
+        """Find out what the client has. False when nobody could go on from there."""
+        if self._transcript is None:
+            return False
+        try:
+            self._progress = self._transcript.progress()
+            self._progress.resume(self.ask.choices())
+        except Unreadable as error:
+            self._failure = Unavailable(f"the stream broke off and cannot go on: {error}")
+            return False
+        continuation = Continuation(self._progress)
+        self._continuation = continuation if continuation.needed else None
+        assert self._decision is not None
+        self.ask.facts.weights = self._decision.route.decode.weight_digest
+        if self.phase is Phase.STRANDED and self.decode is not None and self.decode.saw_bytes:
+            self.record.moved += 1
+        return True
+
+    def _forward(self) -> None:
+        decode, core = self.decode, self._core
+        assert decode is not None and decode.head is not None
+        chunks, self._chunks = self._chunks, b""
+        if self._continuation is not None:
+            chunks = self._continuation.filter(chunks)
+            if not chunks:
+                return
+        if self._transcript is not None:
+            self._transcript.add(chunks)
+        self.record.bytes_out += len(chunks)
+        if self.record.first_byte:
+            if self._tries:
+                self._note("goes on", decode.endpoint.id)
+            self._tries = 0
+            self._lost = frozenset()
+            self._sink.relay(chunks)
+            return
+        self._tries = 0
+        self.record.first_byte = core.now()
+        self.record.status = decode.head.status
+        self._sink.begin(decode.head.status, decode.head.relayed + self._own_lines(), chunks)
+
+    def _finish(self) -> None:
+        decode = self.decode
+        assert decode is not None and decode.head is not None
+        if self.record.first_byte:
+            self._sink.end()
+        else:
+            self.record.status = decode.head.status
+            self.record.bytes_out = len(decode.body)
+            self._sink.reply(decode.head.status, decode.head.relayed + self._own_lines(), decode.body)
+        self._core.pair_worked(self._decision)
+        self._over("done")
+
+    def _pass_refusal(self) -> None:
+        refusals = [leg.refusal for leg in (self.decode, self.prefill) if leg is not None and leg.refusal is not None]
+        self._reply(refusals[0])
+
+    def _reply_failure(self) -> None:
+        wait = self._core.router.config.worker_wait
+        nowhere = Unavailable(f"no worker was ready within {wait:g} s; try again", retry_after=1)
+        self._reply(self._failure or nowhere)
+
+    def _reply(self, what: BatonError | Reply) -> None:
+        reply = error_reply(what) if isinstance(what, BatonError) else what
+        self.record.status = reply.status
+        self.record.error = what.message if isinstance(what, BatonError) else reply.body[:300].decode("utf-8", "replace")
+        self._sink.reply(reply.status, reply.lines + self._own_lines(), reply.body)
+        self._over("refused" if reply.status < 500 and reply.status != QueueFull.status else "failed")
+
+    def _break_off(self) -> None:
+        failure = self._failure
+        if isinstance(failure, Reply):
+            failure = Unavailable(f"another worker could not go on: it answered {failure.status}")
+        error = failure or Unavailable("the worker was lost, and no other with the same weights could go on")
+        self.record.error = error.message
+        self._sink.relay(error_event(error))
+        self._sink.end()
+        self._over("broken_off")
+
+    def _leave(self) -> None:
+        self._over("client_gone")
+
+    def _own_lines(self) -> bytes:
+        lines = b"x-request-id: %b\r\nx-baton-attempts: %d\r\n" % (
+            self.ask.request_id.encode("latin-1"),
+            len(self.record.attempts),
+        )
+        if self._decision is not None:
+            lines += b"x-baton-route: %b\r\n" % str(self._decision.route).encode()
+        return lines
+
+    def _note(self, what: str, detail: str) -> None:
+        self.record.notes.append((self._core.now(), what, detail))
+
+    def _release(self) -> None:
+        for leg in (self.prefill, self.decode, self.taker):
+            if leg is not None:
+                leg.release()
+        self.prefill = self.decode = self.taker = None
+
+    def _over(self, outcome: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if outcome == "done" and self.prefill is not None:
+            self.prefill.detach()
+            self.prefill = None
+        self._release()
+        self.record.outcome = outcome
+        self.record.ended = self._core.now()
+        self._core.ended(self)
+
+
+_ACTIONS: Mapping[Action, Callable[[Exchange], None]] = {
+    Action.SEND: Exchange._send,
+    Action.RETRY: Exchange._retry,
+    Action.FORWARD: Exchange._forward,
+    Action.FINISH: Exchange._finish,
+    Action.PASS_REFUSAL: Exchange._pass_refusal,
+    Action.REPLY_FAILURE: Exchange._reply_failure,
+    Action.BREAK_OFF: Exchange._break_off,
+    Action.RELEASE: Exchange._leave,
+}

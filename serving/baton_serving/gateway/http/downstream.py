@@ -1,0 +1,322 @@
+"""Clients' connections: HTTP/1.1 requests in, whole answers or streams of chunks out, in order.
+
+Parsing is llhttp's, in its strict mode. What it lets through and we do not: other transfer codings than chunked, chunked
+bodies of HTTP/1.0, more or less than one host, and trailers that look like headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Protocol, cast
+
+import httptools
+
+from baton_serving.errors import BatonError, InvalidRequest, TooLarge
+from baton_serving.gateway.http.framing import LAST_CHUNK, unframe
+from baton_serving.gateway.replies import error_reply
+
+HEAD_LIMIT = 64 * 1024
+WRITE_WINDOW = 256 * 1024  # bytes a slow client may lag behind before the worker is no longer read
+LINGER = 2.0  # seconds that a refused client's bytes are still read, and dropped
+AHEAD_LIMIT = 16  # requests read ahead of the one that is being answered
+
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_STATUS_LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
+_CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
+
+
+class Incoming:
+    """One request as it came in. Header names are in lower case; of repeated ones the last counts."""
+
+    __slots__ = ("body", "headers", "keep_alive", "method", "path", "query", "version")
+
+    def __init__(self, method: bytes, target: bytes, version: str, headers: dict[bytes, bytes], keep_alive: bool):
+        path, _, self.query = target.partition(b"?")
+        self.path = path.decode("latin-1")
+        self.method = method.decode("latin-1")
+        self.version = version
+        self.headers = headers
+        self.keep_alive = keep_alive
+        self.body = b""
+
+
+class Session(Protocol):
+    """What answers one request; it is told about its client."""
+
+    def client_gone(self) -> None: ...
+
+    def pause(self) -> None:
+        """The client lags behind: write as little as possible until `resume`."""
+        ...
+
+    def resume(self) -> None: ...
+
+
+Dispatch = Callable[[Incoming, "ClientConnection"], Session | None]
+
+
+class ClientConnection(asyncio.Protocol):
+    """One connection. Requests that come while another is answered wait; their number is bounded.
+
+    The session answers through `reply`, or `begin`, `relay`, `write`, `end`, and `abort`. After the end it is forgotten.
+    """
+
+    def __init__(self, dispatch: Dispatch, connections: set[ClientConnection], body_limit: int) -> None:
+        self.session: Session | None = None
+        self.closing = False  # after the current answer, when there is one
+        self.idle_ticks = 0  # looks since something happened; whoever looks counts up
+        self.begun = False  # the current answer
+        self._lagging = False
+        self._answering: Incoming | None = None
+        self._dispatch = dispatch
+        self._connections = connections
+        self._body_limit = body_limit
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpRequestParser(self)
+        self._waiting: deque[Incoming] = deque()
+        self._reading_paused = False
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._size = 0
+        self._incoming: Incoming | None = None
+        self._head_size = 0
+        self._refusal: BatonError | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self._answering is None and not self._waiting and self._incoming is None and not self._head_size
+
+    @property
+    def lagging(self) -> bool:
+        return self._lagging
+
+    def stop_when_idle(self) -> None:
+        """Take no further request."""
+        self.closing = True
+        if self.idle:
+            self._transport.close()
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own class does not derive from it
+        self._transport.set_write_buffer_limits(high=WRITE_WINDOW)
+        raw = transport.get_extra_info("socket")
+        if raw.family != socket.AF_UNIX:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.idle_ticks = 0
+        if self._refusal is not None:
+            return
+        if self._incoming is None:
+            self._head_size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(InvalidRequest("this server speaks HTTP/1.1 only"))
+        except httptools.HttpParserError as error:
+            self._refuse(self._refusal or InvalidRequest(f"malformed HTTP: {error.args[0]}"))
+        else:
+            if self._incoming is None and self._head_size > HEAD_LIMIT:
+                self._refuse(TooLarge(f"the headers are larger than {HEAD_LIMIT} bytes"))
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+        self._waiting.clear()
+        session, self.session = self.session, None
+        if session is not None:
+            session.client_gone()
+
+    def pause_writing(self) -> None:
+        self._lagging = True
+        if self.session is not None:
+            self.session.pause()
+
+    def resume_writing(self) -> None:
+        self._lagging = False
+        if self.session is not None:
+            self.session.resume()
+
+    # What llhttp calls
+
+    def on_message_begin(self) -> None:
+        self._target = b""
+        self._headers = {}
+        self._body = []
+        self._size = 0
+        self._incoming = None
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._incoming is not None:  # a trailer
+            return
+        name = name.lower()
+        if name == b"host" and name in self._headers:
+            self._stop(InvalidRequest("there must be one host header"))
+        self._headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        headers, parser = self._headers, self._parser
+        version = parser.get_http_version()
+        self._check(headers, version)
+        self._incoming = Incoming(
+            parser.get_method(), _path_of(self._target), version, headers, parser.should_keep_alive()
+        )
+        self._head_size = 0
+        if b"expect" in headers and self._answering is None and headers[b"expect"].lower() == b"100-continue":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._size += len(body)
+        if self._size > self._body_limit:
+            self._stop(TooLarge(f"the body is larger than {self._body_limit} bytes"))
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        incoming, self._incoming = self._incoming, None
+        assert incoming is not None
+        body = self._body
+        incoming.body = body[0] if len(body) == 1 else b"".join(body)
+        self._body = []
+        if self._answering is None:
+            self._answer(incoming)
+            return
+        self._waiting.append(incoming)
+        if len(self._waiting) >= AHEAD_LIMIT and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _check(self, headers: dict[bytes, bytes], version: str) -> None:
+        if version not in ("1.1", "1.0"):
+            self._stop(InvalidRequest("only HTTP/1.1 and HTTP/1.0 are spoken here"))
+        if b"host" not in headers and version == "1.1":
+            self._stop(InvalidRequest("there must be one host header"))
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
+            self._stop(InvalidRequest("the only transfer-encoding taken is chunked, of HTTP/1.1"))
+        declared = headers.get(b"content-length")
+        if declared is not None and int(declared) > self._body_limit:
+            self._stop(TooLarge(f"the body has {int(declared)} bytes, at most {self._body_limit} are taken"))
+
+    def _stop(self, error: BatonError) -> None:
+        """End parsing from within a callback; llhttp reports whatever is raised as an error of its own."""
+        self._refusal = error
+        raise error
+
+    # What the session calls
+
+    def reply(self, status: int, lines: bytes, body: bytes) -> None:
+        """A whole answer. `lines` are header lines, each ended by CRLF."""
+        close = self._will_close()
+        self.begun = True
+        head = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
+        extra = b"connection: close\r\n" if close else b""
+        shown = b"" if self._answering is not None and self._answering.method == "HEAD" else body
+        self._transport.write(b"%b%b%bcontent-length: %d\r\n\r\n%b" % (head, lines, extra, len(body), shown))
+        self._end_answer(close)
+
+    def begin(self, status: int, lines: bytes, chunks: bytes) -> None:
+        """Begin a stream with its first chunks, in one write."""
+        self.begun = True
+        head = _STATUS_LINES[status] + lines
+        if self._answering is not None and self._answering.version == "1.0":
+            self._transport.write(head + b"connection: close\r\n\r\n" + unframe(chunks))
+        elif self._will_close():
+            self._transport.write(head + b"connection: close\r\n" + _CHUNKED + chunks)
+        else:
+            self._transport.write(head + _CHUNKED + chunks)
+
+    def relay(self, chunks: bytes) -> None:
+        """Go on with chunks as they are."""
+        if self._answering is not None and self._answering.version == "1.0":
+            chunks = unframe(chunks)
+        self._transport.write(chunks)
+
+    def end(self) -> None:
+        """End a stream well."""
+        close = self._will_close()
+        if self._answering is not None and self._answering.version != "1.0":
+            self._transport.write(LAST_CHUNK)
+        self._end_answer(close)
+
+    def close(self) -> None:
+        """Whatever is under way."""
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Cut the client off: it must not take the answer for whole."""
+        self.session = None
+        self._transport.abort()
+
+    def _will_close(self) -> bool:
+        answering = self._answering
+        if self._refusal is not None:
+            return False
+        return self.closing or answering is None or not answering.keep_alive or answering.version == "1.0"
+
+    def _end_answer(self, close: bool) -> None:
+        self.session = None
+        self._answering = None
+        self.idle_ticks = 0
+        if self._refusal is not None:
+            self._say_refusal()
+        elif close:
+            self.closing = True
+            self._transport.close()
+        elif self._waiting:
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        if self._answering is not None or not self._waiting or self._transport.is_closing():
+            return
+        self._answer(self._waiting.popleft())
+        if self._reading_paused and len(self._waiting) < AHEAD_LIMIT // 2:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def _answer(self, incoming: Incoming) -> None:
+        if self.closing and self._transport.is_closing():
+            return
+        self._answering = incoming
+        self.begun = False
+        session = self._dispatch(incoming, self)
+        if self._answering is incoming:  # else it is over already
+            self.session = session
+
+    def _refuse(self, error: BatonError) -> None:
+        """The request cannot be read, and nothing after it either: say so once earlier ones are answered."""
+        self._refusal = error
+        self.closing = True
+        if self._answering is None:
+            self._say_refusal()
+
+    def _say_refusal(self) -> None:
+        """Reply, and read on for a moment: a client that still sends would lose the reply to a reset."""
+        assert self._refusal is not None
+        reply = error_reply(self._refusal)
+        head = b"%b%bconnection: close\r\ncontent-length: %d\r\n\r\n"
+        self._transport.write(head % (_STATUS_LINES[reply.status], reply.lines, len(reply.body)) + reply.body)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        asyncio.get_running_loop().call_later(LINGER, self._transport.abort)
+
+
+def _path_of(target: bytes) -> bytes:
+    """The path and query of a request target that may be a whole URL."""
+    if target.startswith(b"/"):
+        return target
+    _, _, rest = target.partition(b"://")
+    slash = rest.find(b"/")
+    return rest[slash:] if slash >= 0 else b"/"

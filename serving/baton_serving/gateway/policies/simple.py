@@ -1,0 +1,35 @@
+"""Policies that look at nothing but the number of the request and the load of the workers."""
+
+from __future__ import annotations
+
+from baton_serving.gateway.snapshot import Candidate, Choice, RequestFacts, Snapshot
+
+
+def round_robin(snapshot: Snapshot, facts: RequestFacts) -> Choice:
+    """In turn."""
+    return Choice(facts.number % len(snapshot.candidates))
+
+
+def power_of_two(snapshot: Snapshot, facts: RequestFacts) -> Choice:
+    """The less loaded of two drawn by a hash of the number (Mitzenmacher 2001); the first drawn when they are level."""
+    candidates = snapshot.candidates
+    count = len(candidates)
+    if count == 1:
+        return Choice(0)
+    drawn = mix(facts.number)
+    first = drawn % count
+    second = (first + 1 + (drawn >> 32) % (count - 1)) % count
+    return Choice(second if _load(candidates[second]) < _load(candidates[first]) else first)
+
+
+def _load(candidate: Candidate) -> tuple[int, int]:
+    return candidate.running, candidate.queued_tokens
+
+
+def mix(number: int) -> int:
+    """A 64-bit hash whose bits all depend on all bits of `number`: the finaliser of SplitMix64."""
+    mask = (1 << 64) - 1
+    number = (number * 0x9E3779B97F4A7C15) & mask
+    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & mask
+    return number ^ (number >> 31)

@@ -1,0 +1,93 @@
+"""Several gateway processes on one port: started, watched, and ended together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import signal
+import socket
+import tempfile
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import uvloop
+
+from baton_serving import logs
+from baton_serving.gateway.server import GatewayConfig, GatewayProcess, bind
+from baton_serving.gateway.siblings import Siblings
+from baton_serving.logs import fields
+
+log = logging.getLogger(__name__)
+
+
+def run_processes(config: GatewayConfig, count: int, ready: Callable[[int], None]) -> int:
+    """Run `count` processes until a signal; `ready` gets the port once all of them answer. Returns the exit status.
+
+    The death of one ends all, so that whoever runs the gateway starts it anew. Raises ConfigError when the port is not
+    free.
+    """
+    bind(config.host, config.port).close()  # a stranger of the same user could share it unnoticed
+    holder = bind(config.host, config.port, shared=True)  # keeps the port, and never listens
+    with holder:
+        return _run(config, holder.getsockname()[1], count, ready)
+
+
+def _run(config: GatewayConfig, port: int, count: int, ready: Callable[[int], None]) -> int:
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="baton-gateway-") as folder:
+        started: list[tuple[BaseProcess, Connection]] = []
+        for index in range(count):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_child, args=(config, port, Path(folder), index, count, theirs), name=f"gateway-{index}"
+            )
+            process.start()
+            theirs.close()
+            started.append((process, ours))
+        processes = [process for process, _ in started]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: _terminate(processes))
+        if all(_is_ready(pipe) for _, pipe in started):
+            ready(port)
+            wait([process.sentinel for process in processes])
+        _terminate(processes)
+        for process in processes:
+            process.join()
+    codes = [process.exitcode for process in processes]
+    if any(codes):
+        log.error("a gateway process failed", extra=fields(exit_codes=codes))
+    return 1 if any(codes) else 0
+
+
+def _is_ready(pipe: Connection) -> bool:
+    try:
+        return bool(pipe.recv())
+    except EOFError:
+        return False
+
+
+def _terminate(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        if process.is_alive():
+            process.terminate()
+
+
+def _child(config: GatewayConfig, port: int, folder: Path, index: int, count: int, ready: Connection) -> None:
+    logs.configure(f"gateway-{index}")
+    uvloop.run(_serve(config, port, Siblings(folder, index, count), ready))
+
+
+async def _serve(config: GatewayConfig, port: int, siblings: Siblings, ready: Connection) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    process = GatewayProcess(config, siblings)
+    await process.start(bind(config.host, port, shared=True))
+    ready.send(True)
+    ready.close()
+    await stopped.wait()
+    await process.stop()

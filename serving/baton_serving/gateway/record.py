@@ -1,0 +1,128 @@
+"""What is remembered of each request: for `explain`, the access log and the metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from baton_serving.gateway.fleet import Endpoint
+from baton_serving.gateway.routing import Decision
+
+
+class Record:
+    """One request. Times are those of the monotonic clock; `received` is unix time."""
+
+    __slots__ = (
+        "attempts",
+        "bytes_in",
+        "bytes_out",
+        "ended",
+        "error",
+        "first_byte",
+        "model",
+        "moved",
+        "notes",
+        "number",
+        "outcome",
+        "path",
+        "received",
+        "request_id",
+        "started",
+        "status",
+        "stream",
+        "tenant",
+        "trace",
+    )
+
+    def __init__(self, number: int, request_id: str, path: str, started: float) -> None:
+        self.number = number
+        self.request_id = request_id
+        self.path = path
+        self.started = started
+        self.received = time.time()
+        self.model = ""
+        self.tenant = ""
+        self.trace = ""
+        self.stream = False
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.first_byte = 0.0
+        self.ended = 0.0
+        self.status = 0
+        self.outcome = ""
+        self.error = ""
+        self.attempts: list[tuple[float, Decision]] = []
+        self.notes: list[tuple[float, str, str]] = []  # when, what, who or why
+        self.moved = 0
+
+    def explain(self) -> dict[str, object]:
+        """Everything, as JSON values; stage times are seconds since the request arrived."""
+        return {
+            "request_id": self.request_id,
+            "path": self.path,
+            "model": self.model,
+            "stream": self.stream,
+            "received": self.received,
+            "outcome": self.outcome or "running",
+            "status": self.status,
+            "error": self.error,
+            "request_bytes": self.bytes_in,
+            "response_bytes": self.bytes_out,
+            "first_byte_after": self._after(self.first_byte),
+            "ended_after": self._after(self.ended),
+            "migrations": self.moved,
+            "attempts": [self._attempt(at, decision) for at, decision in self.attempts],
+            "stages": [{"after": self._after(at), "what": what, "detail": detail} for at, what, detail in self.notes],
+        }
+
+    def log_line(self) -> dict[str, object]:
+        """The access log's line."""
+        line: dict[str, object] = {
+            "time": self.received,
+            "request_id": self.request_id,
+            "path": self.path,
+            "model": self.model,
+            "status": self.status,
+            "outcome": self.outcome,
+            "stream": self.stream,
+            "request_bytes": self.bytes_in,
+            "response_bytes": self.bytes_out,
+            "seconds": round(self.ended - self.started, 6),
+            "first_byte_after": self._after(self.first_byte),
+            "attempts": len(self.attempts),
+            "migrations": self.moved,
+        }
+        if self.attempts:
+            line["route"] = str(self.attempts[-1][1].route)
+        if self.tenant:
+            line["tenant"] = self.tenant
+        if self.trace:
+            line["trace"] = self.trace
+        if self.error:
+            line["error"] = self.error
+        return line
+
+    def _after(self, at: float) -> float | None:
+        return round(at - self.started, 6) if at else None
+
+    def _attempt(self, at: float, decision: Decision) -> dict[str, object]:
+        route = decision.route
+        told: dict[str, object] = {"after": self._after(at), "decode": _leg(route.decode, decision.decode)}
+        if route.prefill is not None and decision.prefill is not None:
+            told["prefill"] = _leg(route.prefill, decision.prefill)
+        told["weights"] = route.decode.weight_digest
+        return told
+
+
+def _leg(chosen: Endpoint, considered: tuple[Sequence[Endpoint], object]) -> dict[str, object]:
+    candidates, choice = considered
+    scores: tuple[float, ...] = getattr(choice, "scores", ())
+    told: dict[str, object] = {
+        "worker": chosen.id,
+        "incarnation": chosen.incarnation,
+        "url": chosen.worker.http_url,
+        "candidates": len(candidates),
+    }
+    if scores:
+        told["scores"] = {one.id: score for one, score in zip(candidates, scores, strict=True)}
+    return told
