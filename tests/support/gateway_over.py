@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from baton_bootstrap.client import View
@@ -16,28 +16,37 @@ from baton_serving.gateway.history import History
 from baton_serving.gateway.http.downstream import ClientConnection
 from baton_serving.gateway.routing import Router, RoutingConfig
 from baton_serving.gateway.siblings import Siblings
+from baton_serving.gateway.spans import RequestSpans
 
 BODY_LIMIT = 20_000
 
 
-def whole_worker(url: str, model: str) -> Entry:
-    """A worker that serves whole, as the bootstrap server tells of it."""
-    worker = Worker(id=url, incarnation=url, epoch=1, role=Role.BOTH, http_url=url, model=model, weight_digest="w")
+def entry(url: str, model: str, role: Role = Role.BOTH) -> Entry:
+    """A worker as the bootstrap server tells of it."""
+    worker = Worker(id=url, incarnation=url, epoch=1, role=role, http_url=url, model=model, weight_digest="w")
     return Entry(worker=worker, status=Status(state=State.READY))
 
 
 @asynccontextmanager
-async def gateway_before(*urls: str, model: str, access: Access | None = None) -> AsyncIterator[str]:
-    """The gateway's URL."""
+async def gateway_before(
+    *urls: str,
+    model: str,
+    access: Access | None = None,
+    spans: RequestSpans | None = None,
+    roles: Sequence[Role] = (),
+) -> AsyncIterator[str]:
+    """The gateway's URL. Workers serve whole, or have `roles`."""
     history = History()
     core = Core(Router(RoutingConfig(worker_wait=0.2)), on_begin=history.add)
     siblings = Siblings()
     siblings.attach(
         lambda: core.figures.report(core.gauges(1, 0)), lambda one: (r := history.find(one)) and r.explain()
     )
-    entries = {url: whole_worker(url, model) for url in urls}
+    core.on_end = None if spans is None else spans.end
+    kinds = roles or [Role.BOTH] * len(urls)
+    entries = {url: entry(url, model, role) for url, role in zip(urls, kinds, strict=True)}
     core.update(View(version=1, connected=1, entries=entries))
-    app = App(core, admin_app(core, siblings), access)
+    app = App(core, admin_app(core, siblings), access, spans)
     connections: set[ClientConnection] = set()
     server = await asyncio.get_running_loop().create_server(
         lambda: ClientConnection(app, connections, BODY_LIMIT), "127.0.0.1", 0

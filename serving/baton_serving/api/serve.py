@@ -13,6 +13,9 @@ from pathlib import Path
 import uvloop
 
 from baton_bootstrap.announce import announce
+from baton_bootstrap.errors import SetupError
+from baton_bootstrap.files import LOOK_EVERY
+from baton_bootstrap.tls import Tls
 from baton_serving import logs
 from baton_serving.api.app import create_app
 from baton_serving.api.grpc.server import GrpcServer
@@ -20,19 +23,22 @@ from baton_serving.api.options import AppOptions
 from baton_serving.api.server import bind, http_server
 from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
-from baton_serving.errors import InternalError, Unavailable
+from baton_serving.errors import ConfigError, InternalError, Unavailable
 from baton_serving.runtime.crash_dump import CrashDump
 from baton_serving.runtime.facts import resolve_here
+from baton_serving.runtime.handoff_setup import tls_of
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.messages import Failure
 from baton_serving.runtime.metrics import Metrics
 from baton_serving.runtime.registration import Registration, worker_record
 from baton_serving.runtime.request_log import RequestLog
+from baton_serving.runtime.request_spans import RequestSpans
 from baton_serving.runtime.requests import Choice, GenerateRequest
 from baton_serving.runtime.tokenizer_manager import RequestObserver, TokenizerManager
 from baton_serving.runtime.vocabulary import NO_VOCABULARY
 from baton_serving.runtime.worker import Worker, WorkerFacts, load_intake
 from baton_serving.sampling.params import SamplingParams
+from baton_serving.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +52,12 @@ def serve(config: ServerConfig) -> int:
     """
     logs.configure("api", config.logging.log_level, config.logging.log_level_http or "warning")
     with bind(config.http.host, config.http.port) as listener:
+        tls = _tls(config)
         resolved = resolve_here(config)
         host, port = listener.getsockname()[:2]
         with Worker(resolved, Identity.fresh(host, port)) as worker:
             facts = worker.start()
-            api = _ApiProcess(worker, facts, listener)
+            api = _ApiProcess(worker, facts, listener, tls)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(api.run())
 
@@ -58,14 +65,16 @@ def serve(config: ServerConfig) -> int:
 class _ApiProcess:
     """What lives on the API process's event loop."""
 
-    def __init__(self, worker: Worker, facts: WorkerFacts, listener: socket.socket) -> None:
+    def __init__(self, worker: Worker, facts: WorkerFacts, listener: socket.socket, tls: Tls | None) -> None:
         self._worker = worker
         self._facts = facts
         self._config = worker.config
         self._listener = listener
+        self._tls = tls
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._status = 0
+        self._tracing: Tracing | None = None
         self._grpc_port = 0
         self._intake, self._tokenizer = load_intake(self._config, facts)
         self._options = _app_options(self._config, facts)
@@ -84,7 +93,9 @@ class _ApiProcess:
         self._worker.watch(self._child_died_soon)
         self._manager.start()
         service = Service(self._manager, self._intake, self._options, self._metrics)
-        server = http_server(create_app(service), self._config.log_level_http)
+        tls = None if self._tls is None else self._tls.server
+        server = http_server(create_app(service), self._config.log_level_http, tls)
+        refreshing = asyncio.create_task(_refresh(self._tls))
         grpc_server = await self._start_grpc(service)
         if not self._config.given.http.skip_server_warmup:
             await _warm_up(self._manager)
@@ -97,6 +108,7 @@ class _ApiProcess:
         await _drain(self._manager)
         server.should_exit = True
         await serving
+        refreshing.cancel()
         if grpc_server is not None:
             await grpc_server.stop()
         if registration is not None:
@@ -104,6 +116,8 @@ class _ApiProcess:
         await self._manager.close()
         if self._tokenizer is not None:
             self._tokenizer.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         return self._status
 
     def _observers(self) -> list[RequestObserver]:
@@ -112,6 +126,10 @@ class _ApiProcess:
         if given.log_requests:
             vocabulary = NO_VOCABULARY if self._tokenizer is None else self._tokenizer.vocabulary
             observers.append(RequestLog(given.log_requests_level, vocabulary))
+        if given.enable_trace:
+            self._tracing = Tracing(f"baton-worker-{self._options.served_model_name}", given.otlp_traces_endpoint)
+            role = self._config.given.disaggregation.disaggregation_mode
+            observers.append(RequestSpans(self._tracing, role))
         if given.crash_dump_folder is not None:
             observers.append(CrashDump(Path(given.crash_dump_folder), self._options.server_args))
         return observers
@@ -120,7 +138,8 @@ class _ApiProcess:
         options = self._config.given.http
         if options.grpc_port is None:
             return None
-        server = GrpcServer(service, options.host, options.grpc_port)
+        tls = None if self._tls is None else self._tls.files
+        server = GrpcServer(service, options.host, options.grpc_port, tls)
         self._grpc_port = await server.start()
         return server
 
@@ -149,11 +168,25 @@ class _ApiProcess:
     def _announce(self) -> None:
         host, port = self._listener.getsockname()[:2]
         path = self._config.given.http.announce_file
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        url = f"{'http' if self._tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
         facts: dict[str, str | int] = {"url": url, "http_port": port}
         if self._grpc_port:
             facts["grpc_port"] = self._grpc_port
         announce(facts, Path(path) if path else None)
+
+
+def _tls(config: ServerConfig) -> Tls | None:
+    files = tls_of(config)
+    try:
+        return None if files is None else Tls(files)
+    except SetupError as error:
+        raise ConfigError(f"--ssl-certfile: {error}") from error
+
+
+async def _refresh(tls: Tls | None) -> None:
+    while tls is not None:
+        await asyncio.sleep(LOOK_EVERY)
+        tls.refresh()
 
 
 async def _warm_up(manager: TokenizerManager) -> None:

@@ -94,6 +94,19 @@ class HttpOptions:
     grpc_port: int | None = option(
         "--grpc-port", default=None, help="Port of the gRPC API; 0 takes a free one.", auto="no gRPC"
     )
+    ssl_certfile: str | None = option(
+        "--ssl-certfile",
+        default=None,
+        help="Certificate chain (PEM) of this worker, for its ports and as a client; taken over when it changes.",
+        auto="no TLS",
+    )
+    ssl_keyfile: str | None = option("--ssl-keyfile", default=None, help="Key of the certificate.", auto="no TLS")
+    ssl_ca_certs: str | None = option(
+        "--ssl-ca-certs",
+        default=None,
+        help="Authority that the certificates of clients and of the bootstrap server must come from.",
+        auto="clients need no certificate",
+    )
     announce_file: str | None = option(
         "--announce-file", default=None, help="Write the bound ports here as JSON once the worker serves."
     )
@@ -235,6 +248,14 @@ class LoggingOptions:
     show_time_cost: bool = option("--show-time-cost", default=False, help="Log how long each stage of start-up took.")
     enable_metrics: bool = option(
         "--enable-metrics", default=False, help="Accepted for compatibility: /metrics is always on."
+    )
+    enable_trace: bool = option(
+        "--enable-trace", default=False, help="Send OpenTelemetry spans of every request; needs the extra 'trace'."
+    )
+    otlp_traces_endpoint: str = option(
+        "--otlp-traces-endpoint",
+        default="localhost:4317",
+        help="Where the spans go: host:port (gRPC) or http://host:port (HTTP).",
     )
     gc_warning_threshold_secs: float = option(
         "--gc-warning-threshold-secs",
@@ -438,6 +459,13 @@ class DisaggregationOptions:
         default=512,
         unit="tokens",
         help="Room a decode worker keeps per request for its answer before it accepts another.",
+    )
+    disaggregation_curve_key_file: str | None = option(
+        "--disaggregation-curve-key-file",
+        default=None,
+        help="File with the CURVE secret key (Z85) that all workers of a service share; it encrypts their handoff's "
+        "control sockets and keeps strangers out.",
+        auto="no encryption",
     )
     disaggregation_verify: bool = option(
         "--disaggregation-verify", default=False, help="Compare a hash of every page on both sides of a transfer."

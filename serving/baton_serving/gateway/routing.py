@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from baton_bootstrap.tls import Tls
 from baton_serving.errors import InvalidRequest, NotFound
 from baton_serving.gateway.breakers import Breakers
 from baton_serving.gateway.fleet import Endpoint, Fleet, ModelFleet, Route, fits
@@ -43,9 +44,9 @@ class Decision:
 class Router:
     """Pure but for the clock, the routing memory and the breakers that it reads."""
 
-    def __init__(self, config: RoutingConfig, memory: RoutingMemory | None = None) -> None:
+    def __init__(self, config: RoutingConfig, memory: RoutingMemory | None = None, tls: Tls | None = None) -> None:
         self.config = config
-        self.fleet = Fleet()
+        self.fleet = Fleet(tls)
         self.memory: RoutingMemory = memory or NoMemory()
         self.workers: Breakers[str] = Breakers()
         self.links: Breakers[Link] = Breakers()

@@ -11,10 +11,12 @@ import zmq
 from baton_bootstrap.auth import read_token
 from baton_bootstrap.client import BootstrapThread
 from baton_bootstrap.errors import BootstrapError
-from baton_serving.config import ResolvedConfig
+from baton_bootstrap.tls import TlsFiles, tls_files
+from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.errors import ConfigError
 from baton_serving.handoff.backends.base import BackendFactory
 from baton_serving.handoff.backends.registry import BackendOptions, backend_factory
+from baton_serving.handoff.control import CurveKeys
 from baton_serving.handoff.layout import PROTOCOL_VERSION, PeerDescriptor, rank_slice
 from baton_serving.handoff.ranks import RankCommand, RankReport
 from baton_serving.handoff.rim import Limits, PeerAddress
@@ -54,6 +56,28 @@ def bootstrap_token() -> str | None:
         raise ConfigError(str(error)) from error
 
 
+def tls_of(config: ServerConfig) -> TlsFiles | None:
+    """The certificates of this worker, if it has any (ConfigError for half a pair)."""
+    given = config.http
+    try:
+        return tls_files(given.ssl_certfile, given.ssl_keyfile, given.ssl_ca_certs)
+    except BootstrapError as error:
+        raise ConfigError(str(error)) from error
+
+
+def curve_keys(path: str | None) -> CurveKeys | None:
+    """The key pair that the workers of a service share (ConfigError when the file holds none)."""
+    if path is None:
+        return None
+    try:
+        secret = Path(path).read_text().strip()
+        return CurveKeys(zmq.curve_public(secret.encode()).decode(), secret)
+    except (OSError, ValueError, zmq.ZMQError) as error:
+        raise ConfigError(
+            f"--disaggregation-curve-key-file {path}: it holds no CURVE secret key of 40 characters ({error})"
+        ) from error
+
+
 def bootstrap_addresses(config: ResolvedConfig) -> list[str]:
     return [f"{host}:{port}" for host, port in config.bootstrap_addrs]
 
@@ -73,7 +97,10 @@ class Handoff:
         limits = Limits()
         factory = transfer_factory(config)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._bootstrap = BootstrapThread(bootstrap_addresses(config), token=bootstrap_token())
+        self._bootstrap = BootstrapThread(
+            bootstrap_addresses(config), token=bootstrap_token(), tls=tls_of(config.given)
+        )
+        self._curve = curve_keys(config.given.disaggregation.disaggregation_curve_key_file)
         self.service = HandoffService(
             _descriptor(config, identity, rank),
             self._command,
@@ -82,6 +109,7 @@ class Handoff:
             bind=f"tcp://{config.given.http.host}:0",
             limits=limits,
             verify=config.given.disaggregation.disaggregation_verify,
+            curve=self._curve,
         )
         report: Callable[[RankReport], None] = self.service.report
         self._followers = FollowerTransfers(context, addresses, report)
@@ -109,7 +137,8 @@ class Handoff:
             worker = self._bootstrap.find(peer_key).worker
         except BootstrapError:
             return None
-        return PeerAddress(worker.control, worker.incarnation) if worker.control else None
+        public_key = "" if self._curve is None else self._curve.public
+        return PeerAddress(worker.control, worker.incarnation, public_key) if worker.control else None
 
 
 def _descriptor(config: ResolvedConfig, identity: Identity, rank: Rank) -> PeerDescriptor:

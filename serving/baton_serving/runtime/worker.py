@@ -13,6 +13,7 @@ from baton_serving.config import ResolvedConfig
 from baton_serving.runtime.bootstrap_process import bootstrap_main
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.detokenizer import detokenizer_main
+from baton_serving.runtime.handoff_setup import tls_of
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.intake import Intake
 from baton_serving.runtime.messages import ApiInput, SchedulerInput
@@ -78,7 +79,7 @@ class Worker:
         if given.disaggregation.disaggregation_mode != "prefill" or self.config.bootstrap_addrs:
             return
         host, port = given.http.host, given.disaggregation.disaggregation_bootstrap_port
-        server = Child(BOOTSTRAP, bootstrap_main, host, port, given.logging.log_level)
+        server = Child(BOOTSTRAP, bootstrap_main, host, port, tls_of(given), given.logging.log_level)
         self._children.append(server)
         port = server.wait_ready()["port"]
         self.config = dataclasses.replace(self.config, bootstrap_addrs=((host, port),))
