@@ -62,7 +62,7 @@ class Names:
     def __init__(self) -> None:
         self._requests = secrets.token_hex(8)
         self._transfers = secrets.token_hex(10)
-        self._numbers = count(1)
+        self._numbers = count()
 
     def number(self) -> int:
         return next(self._numbers)
@@ -78,7 +78,19 @@ class Names:
 class Ask:
     """One request to run on workers."""
 
-    __slots__ = ("body", "facts", "fields", "lines", "number", "path", "request_id", "rid", "route", "stream", "timeout")
+    __slots__ = (
+        "body",
+        "facts",
+        "fields",
+        "lines",
+        "number",
+        "path",
+        "request_id",
+        "rid",
+        "route",
+        "stream",
+        "timeout",
+    )
 
     def __init__(self, incoming: Incoming, path: str, names: Names, tenant: str = "") -> None:
         """`path` is the workers' route. Raises InvalidRequest for a body that is no JSON object."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter as Tally
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from baton_bootstrap.client import View
@@ -64,8 +64,8 @@ class Core:
         self._patience = patience or Patience()
         self.on_begin = on_begin
         self.on_end: Callable[[Record], None] | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle: asyncio.Event | None = None  # while somebody waits for it
 
     # Requests
 
@@ -96,7 +96,6 @@ class Core:
         if self.on_begin is not None:
             self.on_begin(record)
         self.open.add(exchange)
-        self._idle.clear()
         self._admit(exchange)
         return exchange
 
@@ -127,7 +126,7 @@ class Core:
                 self.loop.call_soon(self.let_in)
         if self.on_end is not None:
             self.on_end(record)
-        if not self.open:
+        if self._idle is not None and not self.open:
             self._idle.set()
 
     def let_in(self) -> None:
@@ -142,9 +141,17 @@ class Core:
             if exchange is not None:
                 exchange.admitted()
 
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Run something beside the requests."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def wait_idle(self) -> None:
         """Return once no request is open."""
-        await self._idle.wait()
+        self._idle = asyncio.Event()
+        if self.open:
+            await self._idle.wait()
 
     def _first_byte(self, record: Record) -> float:
         return record.first_byte - record.started if record.first_byte else 0.0
@@ -160,7 +167,7 @@ class Core:
         router.seen()
         for endpoint in fleet.endpoints.values():
             if endpoint.status.state is State.STALLED:
-                _fail_legs(endpoint, "its scheduler stands still")
+                _stand_still(endpoint, "its scheduler stands still")
             elif endpoint.status.state is State.DRAINING:
                 _move_away(endpoint)
         self.fleet_changed()
@@ -179,7 +186,7 @@ class Core:
         if responsive:
             self.fleet_changed()
         else:
-            _fail_legs(endpoint, "it does not answer health checks")
+            _stand_still(endpoint, "it does not answer health checks")
 
     def _give_up(self, endpoint: Endpoint) -> None:
         if not self.router.fleet.expire(endpoint):
@@ -264,6 +271,11 @@ class MethodNotAllowed(InvalidRequest):
 def _fail_legs(endpoint: Endpoint, reason: str) -> None:
     for leg in list(endpoint.legs):
         leg.fail(reason)
+
+
+def _stand_still(endpoint: Endpoint, reason: str) -> None:
+    for leg in list(endpoint.legs):
+        leg.owner.worker_stands_still(leg, reason)
 
 
 def _move_away(endpoint: Endpoint) -> None:

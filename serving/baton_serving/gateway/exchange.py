@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from baton_serving.errors import BatonError, QueueFull, Unavailable
 from baton_serving.gateway.ask import Ask
 from baton_serving.gateway.fleet import Endpoint
+from baton_serving.gateway.handover import Handover, MoveCall
 from baton_serving.gateway.leg import Leg
 from baton_serving.gateway.lifecycle import Action, Event, Phase, advance
 from baton_serving.gateway.record import Record
@@ -28,62 +29,37 @@ _WAITING = (Phase.QUEUED, Phase.STRANDED)
 class Exchange:
     """One client request; it ends once the client has its terminal reply or is gone, with every leg released."""
 
-    __slots__ = (
-        "_additions",
-        "_admitted",
-        "_chunks",
-        "_continuation",
-        "_core",
-        "_decision",
-        "_failure",
-        "_lost",
-        "_pauses",
-        "_progress",
-        "_route_lines",
-        "_sink",
-        "_timer",
-        "_transcript",
-        "_tries",
-        "_wait_until",
-        "ask",
-        "_generates",
-        "deadline",
-        "decode",
-        "offered",
-        "phase",
-        "prefill",
-        "record",
-        "taker",
-        "told",
-    )
+    # What a request begins with; for most of them most of it never changes.
+    phase = Phase.QUEUED
+    prefill: Leg | None = None
+    decode: Leg | None = None
+    taker: Leg | None = None
+    offered = False  # to admission, which must hear of the end
+    _admitted = False
+    _additions: dict[str, object] | None = None
+    _decision: Decision | None = None
+    _failure: BatonError | Reply | None = None
+    _lost: frozenset[Endpoint] = frozenset()  # not asked again, but for want of others
+    _tries = 0  # attempts since the client last got something
+    _pauses = 0
+    _wait_until = 0.0
+    _timer: asyncio.TimerHandle | None = None
+    _chunks = b""  # what decode sent and the client has not
+    _transcript: Transcript | None = None
+    _progress: Progress | None = None  # what the client had when decode was lost last
+    _continuation: Continuation | None = None
+    _handover: Handover | None = None
 
     def __init__(self, core: Core, ask: Ask, sink: Sink, record: Record, *, generates: bool = True) -> None:
         self.ask = ask
         self.record = record
-        self.phase = Phase.QUEUED
-        self.prefill: Leg | None = None
-        self.decode: Leg | None = None
-        self.taker: Leg | None = None
-        self.told: int = 0
         self.deadline = 0.0 if ask.timeout is None else record.started + ask.timeout
-        self.offered = False  # to admission, which must hear of the end
-        self._generates = generates
         self._core = core
         self._sink = sink
-        self._admitted = False
-        self._additions: dict[str, object] | None = None
-        self._decision: Decision | None = None
-        self._failure: BatonError | Reply | None = None
-        self._lost: frozenset[Endpoint] = frozenset()  # not asked again, but for want of others
-        self._tries = 0  # attempts since the client last got something
-        self._pauses = 0
-        self._wait_until = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._chunks = b""  # what decode sent and the client has not
-        self._transcript = Transcript() if ask.stream else None
-        self._progress: Progress | None = None  # what the client had when decode was lost last
-        self._continuation: Continuation | None = None
-        self._route_lines = b""
+        self._generates = generates
+        self._rid = ask.rid  # by which decode's worker knows it
+        if ask.stream:
+            self._transcript = Transcript()
 
     # What happens to it
 
@@ -116,24 +92,48 @@ class Exchange:
             self._look_for_workers()
 
     def leg_bytes(self, leg: Leg, chunks: bytes) -> None:
-        if leg is not self.decode:
-            return
-        if self.phase is Phase.STREAMING and self._continuation is None:  # nearly always
-            if self._transcript is not None:
-                self._transcript.add(chunks)
-            self.record.bytes_out += len(chunks)
-            self._sink.relay(chunks)
-            return
-        self._chunks = chunks
-        self._happen(Event.DECODE_BYTES)
+        if leg is self.decode:
+            if self.phase is Phase.STREAMING and self._continuation is None:  # nearly always
+                if self._transcript is not None:
+                    self._transcript.add(chunks)
+                self.record.bytes_out += len(chunks)
+                self._sink.relay(chunks)
+                return
+            self._chunks = chunks
+            self._happen(Event.DECODE_BYTES)
+        if self._handover is not None:
+            if leg is self.taker:
+                self._handover.early += chunks
+            self._switch_when_complete()
 
     def leg_event(self, leg: Leg, event: Event) -> None:
+        handover = self._handover
+        if leg is self.taker and handover is not None:
+            if event is Event.TAKER_DONE:
+                handover.taker_over = True
+                self._switch_when_complete()
+                return
+            if self.decode is None or self.decode.done or handover.holds_end:
+                event = Event.MOVE_FAILED  # there is no stream left to stay with
         if leg is self.prefill or leg is self.decode or leg is self.taker:
             self._happen(event)
+        if leg is self.decode and self.phase is Phase.TAKING:
+            self._switch_when_complete()
 
     def worker_drains(self, leg: Leg) -> None:
-        if leg is self.decode and self.phase is Phase.STREAMING:
-            self._note("worker drains", leg.endpoint.id)
+        if leg is self.decode and self.phase is Phase.STREAMING and self._can_go_on() and self.ask.choices() == 1:
+            self._happen(Event.DRAINING)
+
+    def worker_stands_still(self, leg: Leg, reason: str) -> None:
+        """It may recover: a stream that nobody else could go on with waits for that."""
+        if self.phase is not Phase.STREAMING or leg is not self.decode or self._can_go_on():
+            leg.fail(reason)
+
+    def _can_go_on(self) -> bool:
+        try:
+            return self._transcript is not None and bool(self._transcript.progress())
+        except Unreadable:
+            return False
 
     def _happen(self, event: Event) -> None:
         self.phase, action = advance(self.phase, event)
@@ -155,7 +155,7 @@ class Exchange:
             self._happen(Event.NO_ROUTE)
             return
         try:
-            decision = core.router.route(self.ask.facts, self._lost, divided=self._generates)
+            decision = self._route()
         except BatonError as error:
             self._failure = error
             self._happen(Event.NO_ROUTE)
@@ -178,6 +178,15 @@ class Exchange:
             self._timer = core.loop.call_later(left, self._give_second_chance)
         else:
             self._timer = core.loop.call_later(left, self._look_for_workers)
+
+    def _route(self) -> Decision | None:
+        """Rather a wholly different pair: the other leg may have been the reason."""
+        router, facts, divided = self._core.router, self.ask.facts, self._generates
+        if self._lost and self._decision is not None:
+            fresh = router.route(facts, self._lost.union(self._decision.route.endpoints), divided=divided)
+            if fresh is not None:
+                return fresh
+        return router.route(facts, self._lost, divided=divided)
 
     def _give_second_chance(self) -> None:
         self._pauses += 1
@@ -213,7 +222,7 @@ class Exchange:
         if not self._generates:
             return self.ask.body
         ask, additions = self.ask, self._standing_additions()
-        additions["rid"] = ask.rid if attempt == 1 else f"{ask.rid}.{attempt}"
+        self._rid = additions["rid"] = ask.rid if attempt == 1 else f"{ask.rid}.{attempt}"
         if peer is not None:
             additions["baton_handoff"] = {
                 "transfer_id": self._core.names.transfer_id(ask.number, attempt),
@@ -248,6 +257,7 @@ class Exchange:
     def _retry(self) -> None:
         """Remember why the attempt failed, end both legs, and look for another pair."""
         self._blame()
+        self._handover = None
         if self.record.first_byte and not self._read_progress():
             self._happen(Event.NO_ROUTE)
             return
@@ -270,6 +280,12 @@ class Exchange:
             self._lost |= {leg.endpoint}
             self._core.leg_lost(leg, self._decision)
 
+    def _read_resume(self) -> dict[str, object]:
+        """The `baton_resume` field for what the client has. Raises Unreadable."""
+        if self._transcript is None:
+            raise Unreadable("it is no stream")
+        return self._transcript.progress().resume(self.ask.choices())
+
     def _read_progress(self) -> bool:
         """Find out what the client has. False when nobody could go on from there."""
         if self._transcript is None:
@@ -286,16 +302,19 @@ class Exchange:
         self.ask.facts.weights = self._decision.route.decode.weight_digest
         if self.phase is Phase.STRANDED and self.decode is not None and self.decode.saw_bytes:
             self.record.moved += 1
+            self._core.figures.migrated("computed")
         return True
 
     def _forward(self) -> None:
         decode, core = self.decode, self._core
         assert decode is not None and decode.head is not None
         chunks, self._chunks = self._chunks, b""
+        if self._handover is not None:
+            chunks = self._handover.pass_on(chunks)
         if self._continuation is not None:
             chunks = self._continuation.filter(chunks)
-            if not chunks:
-                return
+        if not chunks:
+            return
         if self._transcript is not None:
             self._transcript.add(chunks)
         self.record.bytes_out += len(chunks)
@@ -315,6 +334,8 @@ class Exchange:
         decode = self.decode
         assert decode is not None and decode.head is not None
         if self.record.first_byte:
+            if self._handover is not None:
+                self._sink.relay(self._handover.give_back())
             self._sink.end()
         else:
             self.record.status = decode.head.status
@@ -335,7 +356,9 @@ class Exchange:
     def _reply(self, what: BatonError | Reply) -> None:
         reply = error_reply(what) if isinstance(what, BatonError) else what
         self.record.status = reply.status
-        self.record.error = what.message if isinstance(what, BatonError) else reply.body[:300].decode("utf-8", "replace")
+        self.record.error = (
+            what.message if isinstance(what, BatonError) else reply.body[:300].decode("utf-8", "replace")
+        )
         self._sink.reply(reply.status, reply.lines + self._own_lines(), reply.body)
         self._over("refused" if reply.status < 500 and reply.status != QueueFull.status else "failed")
 
@@ -351,6 +374,86 @@ class Exchange:
 
     def _leave(self) -> None:
         self._over("client_gone")
+
+    # Moving with pages
+
+    def _ask_move(self) -> None:
+        """Ask the draining worker to stand still."""
+        decode, core = self.decode, self._core
+        assert decode is not None
+        self._note("asked to move", decode.endpoint.id)
+        attempt = len(self.record.attempts) + 1
+        handover = self._handover = Handover(core.names.transfer_id(self.ask.number, attempt), attempt - 1)
+
+        def answered(tokens: list[int] | None) -> None:
+            if self._handover is handover and self.phase is Phase.MOVING:
+                handover.told = tokens
+                self._happen(Event.MOVE_FAILED if tokens is None else Event.STOOD_STILL)
+
+        core.spawn(MoveCall(decode.endpoint, answered).send(handover.request(self._rid)))
+
+    def _take_over(self) -> None:
+        """Send the continuation to another worker, which fetches the pages from the first."""
+        decode, handover, core = self.decode, self._handover, self._core
+        assert decode is not None and handover is not None and handover.told is not None
+        target = core.router.taker(self.ask.facts, decode.endpoint, self._lost)
+        if target is None:
+            self._happen(Event.TAKER_LOST)
+            return
+        resume = self._read_resume()
+        resume["output_ids"] = [handover.told]
+        ticket = {"transfer_id": handover.transfer_id, "peer": decode.endpoint.id, "attempt": handover.attempt}
+        additions = {**self._standing_additions(), "baton_resume": resume, "baton_handoff": ticket}
+        additions["rid"] = f"{self._rid}.{handover.attempt + 1}"
+        self.taker = Leg(target, "taker", self, 0)
+        self.taker.start(self.request(target, self.ask.payload(additions)))
+
+    def _switch_when_complete(self) -> None:
+        """Let the taker speak once the client has every token that came before."""
+        handover = self._handover
+        if handover is None or handover.told is None or self.phase is not Phase.TAKING or self._transcript is None:
+            return
+        try:
+            had = len(self._transcript.progress().tokens.get(0, ()))
+        except Unreadable:
+            had = -1
+        if had == len(handover.told):
+            if handover.taker_over:
+                self._happen(Event.TAKER_DONE)
+            elif handover.early:
+                self._happen(Event.TAKER_BYTES)
+        elif had > len(handover.told) or self.decode is None or self.decode.done:
+            self._happen(Event.MOVE_FAILED)  # they will never come
+
+    def _stay(self) -> None:
+        """The first worker goes on."""
+        handover, self._handover = self._handover, None
+        if self.taker is not None:
+            self._blame()
+            self.taker.release()
+            self.taker = None
+        if handover is not None and handover.holds_end:
+            self._chunks = handover.give_back()
+            self._forward()
+
+    def _switch(self) -> None:
+        """The taker is decode from here on."""
+        handover, taker, core = self._handover, self.taker, self._core
+        assert handover is not None and taker is not None and self.decode is not None
+        self.decode.release()
+        taker.name = "decode"
+        self.decode, self.taker, self._handover = taker, None, None
+        self.record.moved += 1
+        core.figures.migrated("moved")
+        self._note("moved", taker.endpoint.id)
+        self._decision = core.router.moved(self._decision, taker.endpoint)
+        if handover.early:
+            self._chunks = handover.early
+            self._forward()
+
+    def _switch_and_finish(self) -> None:
+        self._switch()
+        self._finish()
 
     def _own_lines(self) -> bytes:
         lines = b"x-request-id: %b\r\nx-baton-attempts: %d\r\n" % (
@@ -391,4 +494,9 @@ _ACTIONS: Mapping[Action, Callable[[Exchange], None]] = {
     Action.REPLY_FAILURE: Exchange._reply_failure,
     Action.BREAK_OFF: Exchange._break_off,
     Action.RELEASE: Exchange._leave,
+    Action.ASK_MOVE: Exchange._ask_move,
+    Action.TAKE_OVER: Exchange._take_over,
+    Action.STAY: Exchange._stay,
+    Action.SWITCH: Exchange._switch,
+    Action.SWITCH_AND_FINISH: Exchange._switch_and_finish,
 }

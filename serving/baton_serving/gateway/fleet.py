@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from baton_bootstrap.records import Entry, Role, State, Status, Worker
 from baton_bootstrap.tls import Tls
 from baton_serving.gateway.http.upstream import Pool
@@ -70,8 +72,7 @@ class Endpoint:
         return self.status.load.total_pages
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(msgspec.Struct, frozen=True, gc=False):
     """Where one attempt goes. Without `prefill` the request runs whole on `decode`."""
 
     prefill: Endpoint | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from typing import BinaryIO
 
 import orjson
@@ -18,14 +19,14 @@ class History:
 
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
-        self._records: dict[str, Record] = {}
+        self._records: OrderedDict[str, Record] = OrderedDict()
 
     def add(self, record: Record) -> None:
         """From its beginning on; the record goes on changing."""
         records = self._records
         records[record.request_id] = record
         if len(records) > self._kept:
-            del records[next(iter(records))]
+            records.popitem(last=False)
 
     def find(self, request_id: str) -> Record | None:
         return self._records.get(request_id)

@@ -45,6 +45,10 @@ class LegOwner(Protocol):
         """The leg's worker would rather be rid of it."""
         ...
 
+    def worker_stands_still(self, leg: Leg, reason: str) -> None:
+        """The leg's worker is there, but nothing moves in it."""
+        ...
+
 
 class Leg:
     """Sends one request to `endpoint`; counted in `endpoint.legs` from `start` to the end.
@@ -52,45 +56,27 @@ class Leg:
     Ends exactly once: by itself, with an event, or by `release`, silently.
     """
 
-    __slots__ = (
-        "_connecting",
-        "_connection",
-        "_paused",
-        "_reused",
-        "_saw_done",
-        "body",
-        "done",
-        "endpoint",
-        "event_stream",
-        "failure",
-        "head",
-        "name",
-        "owner",
-        "refusal",
-        "saw_bytes",
-        "stale",
-        "tokens",
-    )
+    # What a leg begins with; most of it never changes.
+    head: Head | None = None
+    event_stream = False
+    body = b""
+    done = False
+    saw_bytes = False
+    failure = ""  # why it was lost
+    stale = False  # lost only because an idle connection had been closed meanwhile
+    refusal: Reply | None = None
+    _reused = False
+    _saw_done = False
+    _paused = False
+    _connection: Connection | None = None
+    _connecting: asyncio.Task[None] | None = None
 
     def __init__(self, endpoint: Endpoint, name: Name, owner: LegOwner, tokens: int) -> None:
         """`tokens` are those of the prompt that this worker has to compute, as far as is known."""
         self.endpoint = endpoint
         self.name: Name = name
         self.tokens = tokens
-        self.head: Head | None = None
-        self.event_stream = False
-        self.body = b""
-        self.done = False
-        self.saw_bytes = False
-        self.failure = ""  # why it was lost
-        self.stale = False  # lost only because an idle connection had been closed meanwhile
-        self.refusal: Reply | None = None
         self.owner = owner
-        self._reused = False
-        self._saw_done = False
-        self._paused = False
-        self._connection: Connection | None = None
-        self._connecting: asyncio.Task[None] | None = None
 
     def start(self, request: bytes) -> None:
         """Send now on an idle connection, or as soon as a new one stands."""
@@ -138,7 +124,7 @@ class Leg:
     def detach(self) -> None:
         """Nobody waits for the rest of this leg; let it end by itself for a while, so that its connection lives on."""
         if not self.done:
-            self.owner = _NOBODY
+            self.owner = NOBODY
             asyncio.get_running_loop().call_later(DETACHED_SECONDS, self.release)
 
     def fail(self, reason: str) -> None:
@@ -252,5 +238,8 @@ class _Nobody:
     def worker_drains(self, leg: Leg) -> None:
         """It will end anyway."""
 
+    def worker_stands_still(self, leg: Leg, reason: str) -> None:
+        """So be it."""
 
-_NOBODY = _Nobody()
+
+NOBODY = _Nobody()

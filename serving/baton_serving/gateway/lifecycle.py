@@ -21,7 +21,13 @@ from collections.abc import Mapping
 from enum import Enum, auto
 
 
-class Phase(Enum):
+class _Quick(Enum):
+    """Members are compared and hashed as the objects that they are: the table is asked several times per request."""
+
+    __hash__ = object.__hash__
+
+
+class Phase(_Quick):
     """What is under way, and whether the client has had bytes."""
 
     QUEUED = auto()  # nothing is, and it has none: waiting for admission or for workers
@@ -34,7 +40,7 @@ class Phase(Enum):
     ENDED = auto()  # the client has its terminal reply, or is gone
 
 
-class Event(Enum):
+class Event(_Quick):
     """`LOST`: transport error, status worth a retry, or worker gone. `REFUSED`: an answer that no retry can mend."""
 
     ROUTED = auto()
@@ -56,7 +62,7 @@ class Event(Enum):
     TAKER_LOST = auto()
 
 
-class Action(Enum):
+class Action(_Quick):
     """Each one is carried out in full before the next event is looked at."""
 
     NONE = auto()
@@ -78,7 +84,11 @@ class Action(Enum):
 P, E, A = Phase, Event, Action
 _Rows = Mapping[Event, tuple[Phase, Action]]
 
-_LATE_PREFILL: _Rows = {event: (P.STREAMING, A.NONE) for event in (E.PREFILL_DONE, E.PREFILL_LOST, E.PREFILL_REFUSED)}
+
+def _late_prefill(phase: Phase) -> _Rows:
+    return dict.fromkeys((E.PREFILL_DONE, E.PREFILL_LOST, E.PREFILL_REFUSED), (phase, A.NONE))
+
+
 _OUT_OF_LUCK: _Rows = {E.NO_ROUTE: (P.ENDED, A.BREAK_OFF), E.EXPIRED: (P.ENDED, A.BREAK_OFF)}
 _GONE: _Rows = {E.CLIENT_GONE: (P.ENDED, A.RELEASE)}
 
@@ -101,7 +111,7 @@ _TABLE: Mapping[Phase, _Rows] = {
         E.DECODE_REFUSED: (P.ENDED, A.PASS_REFUSAL),
     },
     P.STREAMING: _GONE
-    | _LATE_PREFILL
+    | _late_prefill(P.STREAMING)
     | {
         E.EXPIRED: (P.ENDED, A.BREAK_OFF),
         E.DECODE_BYTES: (P.STREAMING, A.FORWARD),
@@ -122,6 +132,7 @@ _TABLE: Mapping[Phase, _Rows] = {
         E.DECODE_REFUSED: (P.ENDED, A.BREAK_OFF),
     },
     P.MOVING: _GONE
+    | _late_prefill(P.MOVING)
     | {
         E.EXPIRED: (P.ENDED, A.BREAK_OFF),
         E.DECODE_BYTES: (P.MOVING, A.FORWARD),
@@ -131,6 +142,7 @@ _TABLE: Mapping[Phase, _Rows] = {
         E.MOVE_FAILED: (P.STREAMING, A.STAY),
     },
     P.TAKING: _GONE
+    | _late_prefill(P.TAKING)
     | {
         E.EXPIRED: (P.ENDED, A.BREAK_OFF),
         E.DECODE_BYTES: (P.TAKING, A.FORWARD),

@@ -43,9 +43,7 @@ METRICS: Final = (
         "histogram",
         "Seconds from a request's arrival to the first byte sent to the client, streams only.",
     ),
-    MetricSpec(
-        "baton_gateway_request_duration_seconds", "histogram", "Seconds from a request's arrival to its end."
-    ),
+    MetricSpec("baton_gateway_request_duration_seconds", "histogram", "Seconds from a request's arrival to its end."),
     MetricSpec("baton_gateway_workers", "gauge", "Workers in view.", ("role", "state")),
     MetricSpec("baton_gateway_legs", "gauge", "Open requests, by worker.", ("worker",)),
     MetricSpec("baton_gateway_open_requests", "gauge", "Requests that are being served or wait.", ("state",)),

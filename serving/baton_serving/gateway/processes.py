@@ -6,7 +6,6 @@ import asyncio
 import logging
 import multiprocessing
 import signal
-import socket
 import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait

@@ -12,27 +12,18 @@ from baton_serving.gateway.routing import Decision
 class Record:
     """One request. Times are those of the monotonic clock; `received` is unix time."""
 
-    __slots__ = (
-        "attempts",
-        "bytes_in",
-        "bytes_out",
-        "ended",
-        "error",
-        "first_byte",
-        "model",
-        "moved",
-        "notes",
-        "number",
-        "outcome",
-        "path",
-        "received",
-        "request_id",
-        "started",
-        "status",
-        "stream",
-        "tenant",
-        "trace",
-    )
+    model = ""
+    tenant = ""
+    trace = ""
+    stream = False
+    bytes_in = 0
+    bytes_out = 0
+    first_byte = 0.0
+    ended = 0.0
+    status = 0
+    outcome = ""
+    error = ""
+    moved = 0
 
     def __init__(self, number: int, request_id: str, path: str, started: float) -> None:
         self.number = number
@@ -40,20 +31,8 @@ class Record:
         self.path = path
         self.started = started
         self.received = time.time()
-        self.model = ""
-        self.tenant = ""
-        self.trace = ""
-        self.stream = False
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.first_byte = 0.0
-        self.ended = 0.0
-        self.status = 0
-        self.outcome = ""
-        self.error = ""
         self.attempts: list[tuple[float, Decision]] = []
         self.notes: list[tuple[float, str, str]] = []  # when, what, who or why
-        self.moved = 0
 
     def explain(self) -> dict[str, object]:
         """Everything, as JSON values; stage times are seconds since the request arrived."""

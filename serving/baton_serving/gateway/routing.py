@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from baton_bootstrap.tls import Tls
 from baton_serving.errors import InvalidRequest, NotFound
 from baton_serving.gateway.breakers import Breakers
@@ -32,8 +34,7 @@ class RoutingConfig:
     divide_from: int = 0
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """Where an attempt goes and what the policies thought: candidates' ids and scores per leg, for people."""
 
     route: Route
@@ -87,8 +88,8 @@ class Router:
         self.workers.forget(endpoint.incarnation)
         self.memory.forget(endpoint.id, endpoint.incarnation)
 
-    def candidates_for_move(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> Endpoint | None:
-        """A worker that can take over the pages of `source`, chosen by the decode policy."""
+    def taker(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> Endpoint | None:
+        """A worker that can take over pages of `source`, chosen by the decode policy."""
         found = self.fleet.models.get(source.worker.model)
         if found is None:
             return None
@@ -99,6 +100,11 @@ class Router:
             if one is not source and fits(source.worker, one.worker) and self._allows(one, facts, avoid, now)
         ]
         return usable[self._decode_policy(Snapshot(usable, self.memory, now), facts).index] if usable else None
+
+    def moved(self, decision: Decision | None, target: Endpoint) -> Decision:
+        """What stands in the books for a stream whose pages moved to `target`."""
+        prefill = None if decision is None else decision.route.prefill
+        return Decision(Route(prefill, target), None, ((target,), Choice(0)))
 
     def _pair(
         self, facts: RequestFacts, found: ModelFleet, avoid: frozenset[Endpoint], now: float, picky: bool

@@ -219,4 +219,3 @@ async def _every(seconds: float, call: Callable[[], None]) -> None:
     while True:
         await asyncio.sleep(seconds)
         call()
-

@@ -39,8 +39,8 @@ async def test_metrics_count_requests_by_outcome(bench: Bench) -> None:
         await response.read()
     async with bench.session.get(f"{bench.url}/metrics") as response:
         text = await response.text()
-    assert 'baton_gateway_requests_total{outcome="done"} 1.0' in text
-    assert 'baton_gateway_requests_total{outcome="refused"} 1.0' in text
+    assert 'baton_gateway_requests_total{outcome="done",path="/v1/completions"} 1.0' in text
+    assert 'baton_gateway_requests_total{outcome="refused",path="/v1/completions"} 1.0' in text
     assert 'baton_gateway_workers{role="both",state="ready"} 1.0' in text
     assert 'baton_gateway_legs{worker="b1"} 0.0' in text
 

@@ -5,8 +5,10 @@ from hypothesis import strategies as st
 
 from baton_bootstrap.records import Entry, Load, Role, State, Status, Worker
 from baton_serving.gateway.fleet import Endpoint, Fleet, Route
-from baton_serving.gateway.leg import Inbox, Leg
-from baton_serving.gateway.policies import POLICIES, round_robin
+from baton_serving.gateway.leg import NOBODY, Leg
+from baton_serving.gateway.policies import POLICIES
+from baton_serving.gateway.routing import Router, RoutingConfig
+from baton_serving.gateway.snapshot import RequestFacts
 
 P, D, B = Role.PREFILL, Role.DECODE, Role.BOTH
 
@@ -40,9 +42,18 @@ def fleet_of(*entries: Entry) -> Fleet:
     return fleet
 
 
-def route(fleet: Fleet, ticket: int = 0, avoid: frozenset[Endpoint] = frozenset()) -> str:
-    model = fleet.models.get("m")
-    return str(model and model.route(round_robin, ticket, avoid))
+def find_route(
+    fleet: Fleet, number: int = 0, avoid: frozenset[Endpoint] = frozenset(), policy: str = "round_robin"
+) -> Route | None:
+    router = Router(RoutingConfig(policy=policy))
+    router.fleet = fleet
+    router.seen()
+    decision = router.route(RequestFacts(number=number, model="m", prompt=b"", prompt_tokens=1), avoid)
+    return None if decision is None else decision.route
+
+
+def route(fleet: Fleet, number: int = 0, avoid: frozenset[Endpoint] = frozenset()) -> str:
+    return str(find_route(fleet, number, avoid))
 
 
 def test_only_equal_weights_and_pages_are_paired() -> None:
@@ -51,12 +62,12 @@ def test_only_equal_weights_and_pages_are_paired() -> None:
     assert route(fleet_of(entry("p1", P, page_size=64), entry("d1", D))) == "d1"
 
 
-def test_pairs_come_first_then_whole_workers_then_decode_alone() -> None:
+def test_pairs_come_first_then_whole_workers_then_any_worker_alone() -> None:
     pair = [entry("p", P), entry("d", D)]
     assert route(fleet_of(*pair, entry("b", B))) == "p>d"
     assert route(fleet_of(pair[1], entry("b", B))) == "b"
     assert route(fleet_of(pair[1])) == "d"
-    assert route(fleet_of(pair[0])) == "None"
+    assert route(fleet_of(pair[0])) == "p"
 
 
 def test_only_ready_workers_count() -> None:
@@ -76,7 +87,7 @@ def test_avoided_workers_are_not_taken() -> None:
 def test_an_endpoint_that_is_missing_for_a_moment_keeps_its_legs() -> None:
     fleet = fleet_of(entry("d", D))
     [endpoint] = fleet.endpoints.values()
-    endpoint.legs.add(Leg(endpoint, "decode", Inbox()))
+    endpoint.legs.add(Leg(endpoint, "decode", NOBODY, 0))
     assert fleet.update([]) == [endpoint]
     assert fleet.update([]) == []
     assert fleet.update([entry("d", D)]) == []
@@ -101,7 +112,7 @@ def test_a_worker_without_a_usable_address_gets_no_requests() -> None:
 def test_load_is_what_was_reported_or_what_was_sent_whichever_is_more() -> None:
     fleet = fleet_of(entry("d", D))
     [endpoint] = fleet.endpoints.values()
-    endpoint.legs.add(Leg(endpoint, "decode", Inbox()))
+    endpoint.legs.add(Leg(endpoint, "decode", NOBODY, 0))
     assert endpoint.running == 1
     endpoint.status = Status(state=State.READY, load=Load(running=5, queued_tokens=7))
     assert (endpoint.running, endpoint.queued_tokens) == (5, 7)
@@ -128,12 +139,11 @@ def test_a_route_never_crosses_weights_and_is_found_when_there_is_one(
     everyone = list(fleet.endpoints.values())
     avoid = frozenset(data.draw(st.lists(st.sampled_from(everyone), max_size=4)) if everyone else [])
     usable = [one for one in everyone if one.status.state is State.READY and one not in avoid]
-    found: Route | None = None
-    if "m" in fleet.models:
-        found = fleet.models["m"].route(POLICIES[policy], ticket, avoid)
-    assert (found is not None) == any(one.worker.role is not P for one in usable)
+    found = find_route(fleet, ticket, avoid, policy) if "m" in fleet.models else None
+    assert (found is not None) == bool(usable)
     if found is not None:
         assert set(found.endpoints) <= set(usable)
         assert len({one.worker.weight_digest for one in found.endpoints}) == 1
-        assert found.decode.worker.role is not P
-        assert found.prefill is None or found.prefill.worker.role is P
+        assert found.prefill is None or (found.prefill.worker.role, found.decode.worker.role) == (P, D)
+        helpers = [one for one in usable if one.worker.role is not P]
+        assert found.decode.worker.role is not P or not helpers

@@ -5,14 +5,27 @@ from hypothesis import strategies as st
 
 from baton_serving.gateway.lifecycle import TRANSITIONS, Action, Event, Phase, advance
 
-# What can arrive in each phase: routing only while queued, legs only once sent. After the first bytes of decode its
-# refusal cannot come any more: it would have been the head of the reply.
+ALWAYS = {Event.CLIENT_GONE, Event.EXPIRED}
+ROUTING = {Event.ROUTED, Event.NO_ROUTE}
+PREFILL = {Event.PREFILL_DONE, Event.PREFILL_LOST, Event.PREFILL_REFUSED}
+DECODE = {Event.DECODE_BYTES, Event.DECODE_DONE, Event.DECODE_LOST}
+TAKER = {Event.TAKER_BYTES, Event.TAKER_DONE, Event.TAKER_LOST}
+# What can arrive in each phase: routing only while nothing is under way, legs only once sent, and a decode leg that has
+# sent bytes can no longer refuse.
 POSSIBLE = {
-    Phase.QUEUED: {Event.ROUTED, Event.NO_ROUTE, Event.CLIENT_GONE},
-    Phase.SENT: set(Event) - {Event.ROUTED, Event.NO_ROUTE},
-    Phase.STREAMING: set(Event) - {Event.ROUTED, Event.NO_ROUTE, Event.DECODE_REFUSED},
+    Phase.QUEUED: ALWAYS | ROUTING,
+    Phase.SENT: ALWAYS | PREFILL | DECODE | {Event.DECODE_REFUSED},
+    Phase.STREAMING: ALWAYS | PREFILL | DECODE | {Event.DRAINING},
+    Phase.STRANDED: ALWAYS | ROUTING,
+    Phase.RESENT: ALWAYS | PREFILL | DECODE | {Event.DECODE_REFUSED},
+    Phase.MOVING: ALWAYS | PREFILL | DECODE | {Event.STOOD_STILL, Event.MOVE_FAILED},
+    Phase.TAKING: ALWAYS | PREFILL | DECODE | TAKER | {Event.MOVE_FAILED},
 }
-TERMINAL = {Action.FINISH, Action.PASS_REFUSAL, Action.REPLY_FAILURE, Action.BREAK_OFF, Action.RELEASE}
+TERMINAL = {
+    *(Action.FINISH, Action.PASS_REFUSAL, Action.REPLY_FAILURE, Action.BREAK_OFF, Action.RELEASE),
+    Action.SWITCH_AND_FINISH,
+}
+CLIENT_HAS_BYTES = (Phase.STREAMING, Phase.STRANDED, Phase.RESENT, Phase.MOVING, Phase.TAKING)
 
 
 def test_the_table_lists_exactly_what_can_happen() -> None:
@@ -24,15 +37,23 @@ def test_a_terminal_action_ends_and_nothing_else_does() -> None:
         assert (phase is Phase.ENDED) == (action in TERMINAL)
 
 
-def test_nothing_is_retried_once_the_client_has_bytes() -> None:
-    for (phase, _), (_, action) in TRANSITIONS.items():
-        assert phase is not Phase.STREAMING or action not in {Action.RETRY, Action.SEND, Action.REPLY_FAILURE}
+def test_a_client_that_has_bytes_never_gets_a_status() -> None:
+    for (phase, _), (after, action) in TRANSITIONS.items():
+        if phase in CLIENT_HAS_BYTES:
+            assert action not in {Action.REPLY_FAILURE, Action.PASS_REFUSAL}
+            assert after in (*CLIENT_HAS_BYTES, Phase.ENDED)
+
+
+def test_whoever_retries_has_nothing_under_way_and_whoever_sends_has() -> None:
+    for after, action in TRANSITIONS.values():
+        assert (action is Action.RETRY) == (after in (Phase.QUEUED, Phase.STRANDED))
+        assert (action is Action.SEND) == (after in (Phase.SENT, Phase.RESENT) and action is not Action.NONE)
 
 
 @given(st.data())
 def test_every_life_has_one_terminal_action_whatever_happens(data: st.DataObject) -> None:
     phase, actions = Phase.QUEUED, []
-    for _ in range(12):
+    for _ in range(20):
         if phase is Phase.ENDED:
             phase, action = advance(phase, data.draw(st.sampled_from(Event)))
             assert (phase, action) == (Phase.ENDED, Action.NONE)

@@ -32,7 +32,9 @@ async def test_both_legs_get_the_same_body_and_decode_is_streamed_through(bench:
     handoff = first.body.pop("baton_handoff")
     assert isinstance(handoff, dict)
     assert (handoff["peer"], handoff["attempt"], len(handoff["transfer_id"])) == ("p", 0, 32)
-    del body["bootstrap_host"]
+    assert len(str(first.body.pop("rid"))) == 32
+    assert isinstance(first.body.pop("seed"), int)
+    body |= {"bootstrap_host": None, "bootstrap_port": None, "bootstrap_room": None, "baton_resume": None}
     assert first.body == body
     for call in (first, second):
         assert call.headers["authorization"] == "Bearer k"
@@ -154,7 +156,7 @@ async def test_attempts_are_bounded_and_the_last_error_is_told(bench: Bench) -> 
         assert response.status == 503
         assert response.headers["retry-after"] == "1"
         error = (await response.json())["error"]
-        assert "was lost before the first byte" in error["message"]
+        assert "was lost" in error["message"]
         assert error["code"] == "unavailable"
     assert sum(len(worker.calls) for worker in workers) == 3
 
@@ -375,6 +377,7 @@ async def test_a_slow_client_does_not_fill_the_memory(bench: Bench) -> None:
 
 async def test_large_events_arrive_whole_however_they_are_cut(bench: Bench) -> None:
     data = b"".join(b"data: " + bytes([97 + n % 26]) * (n * 997 % 70_000) + b"\n\n" for n in range(60))
+    data += b"data: [DONE]\n\n"
 
     async def choppy(call: Call) -> None:
         await call.head()

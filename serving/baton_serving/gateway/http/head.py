@@ -68,8 +68,7 @@ def read_head(head: bytes) -> Head:
         status=status,
         length=length,
         chunked=chunked,
-        keep_alive=delimited
-        and (connection != b"close" if status_line[1] == b"1" else connection == b"keep-alive"),
+        keep_alive=delimited and (connection != b"close" if status_line[1] == b"1" else connection == b"keep-alive"),
         event_stream=names.get(b"content-type", b"").startswith(b"text/event-stream"),
         relayed=b"".join(relayed),
         incarnation=names.get(b"x-baton-incarnation", b"").decode("latin-1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
@@ -199,7 +200,7 @@ class Pool:
 
     def take(self) -> Connection | None:
         """The connection used last, if one is idle."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         while self._idle:
             connection = self._idle.pop()
             if connection.alive and now - connection.idle_since < IDLE_LIMIT:
@@ -218,7 +219,7 @@ class Pool:
         return connection
 
     def give_back(self, connection: Connection) -> None:
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = time.monotonic()
         self._idle.append(connection)
 
     def forget(self, connection: Connection) -> None:

@@ -19,11 +19,12 @@ def power_of_two(snapshot: Snapshot, facts: RequestFacts) -> Choice:
     drawn = mix(facts.number)
     first = drawn % count
     second = (first + 1 + (drawn >> 32) % (count - 1)) % count
-    return Choice(second if _load(candidates[second]) < _load(candidates[first]) else first)
+    return Choice(second if _less_loaded(candidates[second], candidates[first]) else first)
 
 
-def _load(candidate: Candidate) -> tuple[int, int]:
-    return candidate.running, candidate.queued_tokens
+def _less_loaded(one: Candidate, other: Candidate) -> bool:
+    running, others = one.running, other.running
+    return running < others or (running == others and one.queued_tokens < other.queued_tokens)
 
 
 def mix(number: int) -> int:
