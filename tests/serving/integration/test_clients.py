@@ -43,7 +43,7 @@ def answer(gateway: BatonProcess) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_openai(client: openai.OpenAI, answer: str, shared_fleet: Fleet) -> None:
+def test_openai(client: openai.OpenAI, answer: str) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL
     raw = client.chat.completions.with_raw_response.create(
@@ -64,14 +64,13 @@ def test_openai(client: openai.OpenAI, answer: str, shared_fleet: Fleet) -> None
         )
     )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == answer
-    assert chunks[-1].usage == chat.usage or chunks[-1].usage is not None
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.prompt_tokens == chat.usage.prompt_tokens  # type: ignore[union-attr]
     prompt: dict[str, Any] = {"model": MODEL, "prompt": QUESTION, "max_tokens": 8, "temperature": 0}
     whole = client.completions.create(**prompt)
     assert "".join(chunk.choices[0].text for chunk in client.completions.create(**prompt, stream=True)) == (
         whole.choices[0].text
     )
-    fingerprint = shared_fleet.decodes[0].url
-    assert fingerprint
 
 
 @pytest.mark.timeout(300)
