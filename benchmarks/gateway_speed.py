@@ -26,7 +26,6 @@ from pathlib import Path
 import aiohttp
 import psutil
 import uvloop
-from gateway_peers import MODEL, PrefillConnection, Tally, WorkerConnection, chat_request, load
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +33,7 @@ from baton_bootstrap.client import RegistrationClient
 from baton_bootstrap.records import Beat, Role, State, Worker
 from baton_bootstrap.server import BootstrapServer, ServerConfig
 from baton_serving.gateway.server import bind
+from gateway_peers import MODEL, PrefillConnection, Tally, WorkerConnection, chat_request, load
 
 HOST = "127.0.0.1"
 GATEWAY_CORE, LOAD_CORE = 0, 1
@@ -79,10 +79,11 @@ class Target:
         return Measured(tally, time.perf_counter() - started, self.cpu() - before)
 
     def cpu(self) -> float:
-        return sum(sum(process.cpu_times()[:2]) for process in self.processes)
+        times = [process.cpu_times() for process in self.processes]
+        return float(sum(one.user + one.system for one in times))
 
     def memory(self) -> int:
-        return sum(process.memory_info().rss for process in self.processes)
+        return sum(int(process.memory_info().rss) for process in self.processes)
 
 
 async def serve_workers() -> tuple[list[tuple[Role, int]], list[asyncio.Server]]:
@@ -125,7 +126,7 @@ async def answers(port: int, log: Path) -> None:
                             return
                 await asyncio.sleep(0.1)
     except TimeoutError:
-        raise TimeoutError(f"nothing answers on port {port}:\n{log.read_text()[-2000:]}") from None
+        raise TimeoutError(f"nothing answers on port {port}: see {log}") from None
 
 
 def free_port() -> int:
@@ -139,7 +140,7 @@ def everyone(process: psutil.Process) -> list[psutil.Process]:
 
 @contextlib.asynccontextmanager
 async def baton(workers: list[tuple[Role, int]], folder: Path, processes: int = 1) -> AsyncIterator[Target]:
-    """Baton's gateway with a bootstrap server at which the workers are registered; several processes share all cores."""
+    """Baton's gateway and a bootstrap server at which the workers are registered; several processes share all cores."""
     bootstrap = BootstrapServer(ServerConfig())
     await bootstrap.start()
     address = f"{HOST}:{bootstrap.port}"

@@ -222,9 +222,7 @@ async def gateway_bench(config: RoutingConfig, patience: Patience | None = None)
     history = History()
     core = Core(Router(config), patience=patience, on_begin=history.add)
     siblings = Siblings()
-    siblings.attach(
-        lambda: core.figures.report(core.gauges(1, 0)), lambda one: (r := history.find(one)) and r.explain()
-    )
+    siblings.attach(lambda: core.figures.report(core.gauges(1, 0)), history.explain)
     app = App(core, admin_app(core, siblings))
     connections: set[ClientConnection] = set()
     server = await asyncio.get_running_loop().create_server(

@@ -79,6 +79,7 @@ class Ask:
     """One request to run on workers."""
 
     __slots__ = (
+        "_choices",
         "body",
         "facts",
         "fields",
@@ -112,6 +113,7 @@ class Ask:
             if value is not None:
                 lines += b"%b: %b\r\n" % (name, value)
         self.lines = lines
+        self._choices = 0
         self.facts = _facts(fields, number, headers, tenant)
 
     def payload(self, additions: Mapping[str, object]) -> bytes:
@@ -140,7 +142,12 @@ class Ask:
         return additions
 
     def choices(self) -> int:
-        """How many answers were asked for, over all prompts. Read off the body, once, when a stream must go on."""
+        """How many answers were asked for, over all prompts. Read off the body once a stream must go on."""
+        if not self._choices:
+            self._choices = self._count_choices()
+        return self._choices
+
+    def _count_choices(self) -> int:
         body: dict[str, Any] = orjson.loads(self.body)
         n = body.get("n") or 1
         if self.path == "/v1/chat/completions":

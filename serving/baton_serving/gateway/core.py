@@ -30,15 +30,17 @@ log = logging.getLogger(__name__)
 
 ABSENCE_LIMIT = 1.0  # seconds that a worker may be missing from the view before its open requests are given up
 LOOK_EVERY = 0.25  # seconds between two looks at open requests
-HALF_LIMIT = 5.0  # seconds that the rest of a piece may take: workers write each in one go
 
 
 @dataclass(frozen=True)
 class Patience:
-    """In seconds: how long a stream may be silent between two events, and how long the first byte may take."""
+    """In seconds: how long a stream may be silent between two events, how long the first byte may take, and the rest of
+    a piece of which some has come (workers write each in one go).
+    """
 
     stall: float = 30.0
     first_byte: float = 600.0
+    half: float = 5.0
 
 
 class Core:
@@ -197,7 +199,7 @@ class Core:
         _fail_legs(endpoint, "it left the bootstrap server's view")
 
     def leg_lost(self, leg: Leg, decision: Decision | None) -> None:
-        """Hold a loss against the worker; an error that it answered only against the link, for it may be the other's."""
+        """Hold a loss against the worker; an error that it answered against the link, for it may be the other's."""
         self.figures.lost(leg.name)
         now = self.now()
         endpoint = leg.endpoint
@@ -220,7 +222,7 @@ class Core:
     def gauges(self, connected: int, connections: int) -> dict[str, dict[tuple[str, ...], float]]:
         """What stands now, by metric and label values."""
         now, fleet = self.now(), self.router.fleet
-        workers = Tally((one.worker.role, one.status.state) for one in fleet.endpoints.values())
+        workers = Tally[tuple[str, ...]]((one.worker.role, one.status.state) for one in fleet.endpoints.values())
         waiting = len(self.queued) + len(self.waiting)
         return {
             "baton_gateway_workers": dict(workers),
@@ -255,8 +257,8 @@ class Core:
             looks, half = leg.quiet
             silent = looks * LOOK_EVERY
             limit = self._patience.stall if leg.saw_bytes else self._patience.first_byte
-            if half and silent > HALF_LIMIT:
-                leg.fail(f"sent half of something, then nothing for {HALF_LIMIT:g} s")
+            if half and silent > self._patience.half:
+                leg.fail(f"sent half of something, then nothing for {self._patience.half:g} s")
             elif silent > limit:
                 leg.fail(f"was silent for {limit:g} s")
             if exchange.phase is Phase.ENDED:

@@ -12,6 +12,7 @@ from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.handover import Handover, MoveCall
 from baton_serving.gateway.leg import Leg
 from baton_serving.gateway.lifecycle import Action, Event, Phase, advance
+from baton_serving.gateway.outgoing import Outgoing
 from baton_serving.gateway.record import Record
 from baton_serving.gateway.replies import Reply, error_event, error_reply
 from baton_serving.gateway.routing import Decision
@@ -36,7 +37,6 @@ class Exchange:
     taker: Leg | None = None
     offered = False  # to admission, which must hear of the end
     _admitted = False
-    _additions: dict[str, object] | None = None
     _decision: Decision | None = None
     _failure: BatonError | Reply | None = None
     _lost: frozenset[Endpoint] = frozenset()  # not asked again, but for want of others
@@ -57,7 +57,7 @@ class Exchange:
         self._core = core
         self._sink = sink
         self._generates = generates
-        self._rid = ask.rid  # by which decode's worker knows it
+        self._outgoing = Outgoing(ask, core.names, self.deadline, generates=generates)
         if ask.stream:
             self._transcript = Transcript()
 
@@ -121,7 +121,10 @@ class Exchange:
             self._switch_when_complete()
 
     def worker_drains(self, leg: Leg) -> None:
-        if leg is self.decode and self.phase is Phase.STREAMING and self._can_go_on() and self.ask.choices() == 1:
+        if leg is not self.decode or self.phase is not Phase.STREAMING or leg.asked_to_move:
+            return
+        leg.asked_to_move = True
+        if self._can_go_on() and self.ask.choices() == 1:
             self._happen(Event.DRAINING)
 
     def worker_stands_still(self, leg: Leg, reason: str) -> None:
@@ -182,9 +185,10 @@ class Exchange:
     def _route(self) -> Decision | None:
         """Rather a wholly different pair: the other leg may have been the reason."""
         router, facts, divided = self._core.router, self.ask.facts, self._generates
-        if self._lost and self._decision is not None:
-            fresh = router.route(facts, self._lost.union(self._decision.route.endpoints), divided=divided)
-            if fresh is not None:
+        last = None if self._decision is None else self._decision.route
+        if self._lost and last is not None and last.prefill is not None:
+            fresh = router.route(facts, self._lost.union(last.endpoints), divided=divided)
+            if fresh is not None and fresh.route.prefill is not None:
                 return fresh
         return router.route(facts, self._lost, divided=divided)
 
@@ -205,54 +209,17 @@ class Exchange:
         assert decision is not None
         route, ask, record = decision.route, self.ask, self.record
         self._tries += 1
-        self._pauses = 0
         record.attempts.append((core.now(), decision))
-        payload = self._payload(route.prefill, len(record.attempts))
+        resume = None if self._progress is None else self._progress.resume(ask.choices())
+        body = self._outgoing.body(len(record.attempts), route.prefill, resume)
         tokens = ask.facts.prompt_tokens
         decode = self.decode = Leg(route.decode, "decode", self, 0 if route.prefill else tokens)
         if route.prefill is not None:
             prefill = self.prefill = Leg(route.prefill, "prefill", self, tokens)
-            prefill.start(self.request(route.prefill, payload))
-        decode.start(self.request(route.decode, payload))
+            prefill.start(self._outgoing.request(route.prefill, body))
+        decode.start(self._outgoing.request(route.decode, body))
         if self._sink.lagging:
             decode.pause()
-
-    def _payload(self, peer: Endpoint | None, attempt: int) -> bytes:
-        """The body of every leg of one attempt."""
-        if not self._generates:
-            return self.ask.body
-        ask, additions = self.ask, self._standing_additions()
-        self._rid = additions["rid"] = ask.rid if attempt == 1 else f"{ask.rid}.{attempt}"
-        if peer is not None:
-            additions["baton_handoff"] = {
-                "transfer_id": self._core.names.transfer_id(ask.number, attempt),
-                "peer": peer.id,
-                "attempt": attempt - 1,
-            }
-        elif "baton_handoff" in additions:
-            additions["baton_handoff"] = None
-        if self._progress is not None:
-            additions["baton_resume"] = self._progress.resume(ask.choices())
-        return ask.payload(additions)
-
-    def _standing_additions(self) -> dict[str, object]:
-        if self._additions is None:
-            self._additions = self.ask.standing_additions()
-        return self._additions
-
-    def request(self, endpoint: Endpoint, payload: bytes) -> bytes:
-        """The HTTP request of one leg."""
-        ask = self.ask
-        lines = ask.lines
-        if self.deadline:
-            lines += b"x-request-timeout: %.3f\r\n" % max(0.001, self.deadline - self._core.now())
-        return b"POST %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
-            ask.route,
-            endpoint.pool.host_line,
-            lines,
-            len(payload),
-            payload,
-        )
 
     def _retry(self) -> None:
         """Remember why the attempt failed, end both legs, and look for another pair."""
@@ -280,12 +247,6 @@ class Exchange:
             self._lost |= {leg.endpoint}
             self._core.leg_lost(leg, self._decision)
 
-    def _read_resume(self) -> dict[str, object]:
-        """The `baton_resume` field for what the client has. Raises Unreadable."""
-        if self._transcript is None:
-            raise Unreadable("it is no stream")
-        return self._transcript.progress().resume(self.ask.choices())
-
     def _read_progress(self) -> bool:
         """Find out what the client has. False when nobody could go on from there."""
         if self._transcript is None:
@@ -307,7 +268,8 @@ class Exchange:
 
     def _forward(self) -> None:
         decode, core = self.decode, self._core
-        assert decode is not None and decode.head is not None
+        assert decode is not None
+        assert decode.head is not None
         chunks, self._chunks = self._chunks, b""
         if self._handover is not None:
             chunks = self._handover.pass_on(chunks)
@@ -321,7 +283,7 @@ class Exchange:
         if self.record.first_byte:
             if self._tries:
                 self._note("goes on", decode.endpoint.id)
-            self._tries = 0
+            self._tries = self._pauses = 0
             self._lost = frozenset()
             self._sink.relay(chunks)
             return
@@ -332,7 +294,8 @@ class Exchange:
 
     def _finish(self) -> None:
         decode = self.decode
-        assert decode is not None and decode.head is not None
+        assert decode is not None
+        assert decode.head is not None
         if self.record.first_byte:
             if self._handover is not None:
                 self._sink.relay(self._handover.give_back())
@@ -383,30 +346,31 @@ class Exchange:
         assert decode is not None
         self._note("asked to move", decode.endpoint.id)
         attempt = len(self.record.attempts) + 1
-        handover = self._handover = Handover(core.names.transfer_id(self.ask.number, attempt), attempt - 1)
+        handover = self._handover = Handover(self._outgoing.transfer_id(attempt), attempt)
 
         def answered(tokens: list[int] | None) -> None:
             if self._handover is handover and self.phase is Phase.MOVING:
                 handover.told = tokens
                 self._happen(Event.MOVE_FAILED if tokens is None else Event.STOOD_STILL)
 
-        core.spawn(MoveCall(decode.endpoint, answered).send(handover.request(self._rid)))
+        core.spawn(MoveCall(decode.endpoint, answered).send(handover.request(self._outgoing.rid)))
 
     def _take_over(self) -> None:
         """Send the continuation to another worker, which fetches the pages from the first."""
-        decode, handover, core = self.decode, self._handover, self._core
-        assert decode is not None and handover is not None and handover.told is not None
-        target = core.router.taker(self.ask.facts, decode.endpoint, self._lost)
-        if target is None:
+        decode, handover = self.decode, self._handover
+        assert decode is not None
+        assert handover is not None
+        target = self._core.router.taker(self.ask.facts, decode.endpoint, self._lost)
+        if target is None or not self._read_progress():
             self._happen(Event.TAKER_LOST)
             return
-        resume = self._read_resume()
-        resume["output_ids"] = [handover.told]
-        ticket = {"transfer_id": handover.transfer_id, "peer": decode.endpoint.id, "attempt": handover.attempt}
-        additions = {**self._standing_additions(), "baton_resume": resume, "baton_handoff": ticket}
-        additions["rid"] = f"{self._rid}.{handover.attempt + 1}"
+        assert self._progress is not None
+        resume = {**self._progress.resume(1), "output_ids": [handover.told]}
+        body = self._outgoing.body(handover.attempt, decode.endpoint, resume, handover.transfer_id)
+        decision = self._core.router.moved(self._decision, target)
+        self.record.attempts.append((self._core.now(), decision))
         self.taker = Leg(target, "taker", self, 0)
-        self.taker.start(self.request(target, self.ask.payload(additions)))
+        self.taker.start(self._outgoing.request(target, body))
 
     def _switch_when_complete(self) -> None:
         """Let the taker speak once the client has every token that came before."""
@@ -439,7 +403,9 @@ class Exchange:
     def _switch(self) -> None:
         """The taker is decode from here on."""
         handover, taker, core = self._handover, self.taker, self._core
-        assert handover is not None and taker is not None and self.decode is not None
+        assert handover is not None
+        assert taker is not None
+        assert self.decode is not None
         self.decode.release()
         taker.name = "decode"
         self.decode, self.taker, self._handover = taker, None, None

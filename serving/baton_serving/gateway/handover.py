@@ -1,4 +1,4 @@
-"""Moving a running stream with its pages: the draining worker stands still, another takes over, then the streams switch.
+"""Moving a running stream with its pages: the draining worker stands still, another takes over, the streams switch.
 
 The first worker's `POST /baton/move` answers with the tokens that it has; all of their events come on its stream before
 whatever it sends at the end. From the question on, an event that ends the answer is held back: it may only say that the
@@ -56,7 +56,8 @@ class Handover:
 
     def request(self, rid: str) -> bytes:
         """The body of `POST /baton/move`."""
-        return orjson.dumps({"rid": rid, "choice": 0, "transfer_id": self.transfer_id, "attempt": self.attempt})
+        ticket = {"transfer_id": self.transfer_id, "attempt": self.attempt - 1}
+        return orjson.dumps({"rid": rid, "choice": 0, **ticket})
 
 
 class MoveCall:

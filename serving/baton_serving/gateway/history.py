@@ -28,8 +28,10 @@ class History:
         if len(records) > self._kept:
             records.popitem(last=False)
 
-    def find(self, request_id: str) -> Record | None:
-        return self._records.get(request_id)
+    def explain(self, request_id: str) -> dict[str, object] | None:
+        """All that is known of the request, as JSON values."""
+        found = self._records.get(request_id)
+        return None if found is None else found.explain()
 
 
 class AccessLog:

@@ -63,6 +63,7 @@ class Leg:
     done = False
     saw_bytes = False
     failure = ""  # why it was lost
+    asked_to_move = False
     stale = False  # lost only because an idle connection had been closed meanwhile
     refusal: Reply | None = None
     _reused = False

@@ -82,7 +82,7 @@ class Action(_Quick):
 
 
 P, E, A = Phase, Event, Action
-_Rows = Mapping[Event, tuple[Phase, Action]]
+_Rows = dict[Event, tuple[Phase, Action]]
 
 
 def _late_prefill(phase: Phase) -> _Rows:

@@ -79,7 +79,7 @@ class Figures:
     """What requests count up. Gauges are read off when asked for."""
 
     def __init__(self) -> None:
-        self._requests: Tally[tuple[str, str]] = Tally()
+        self._requests: Tally[tuple[str, ...]] = Tally()
         self._lost: Tally[str] = Tally()
         self._migrations: Tally[str] = Tally()
         self._first_byte = Histogram()

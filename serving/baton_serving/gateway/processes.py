@@ -40,7 +40,7 @@ def _run(config: GatewayConfig, port: int, count: int, ready: Callable[[int], No
         started: list[tuple[BaseProcess, Connection]] = []
         for index in range(count):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(
+            process: BaseProcess = context.Process(
                 target=_child, args=(config, port, Path(folder), index, count, theirs), name=f"gateway-{index}"
             )
             process.start()

@@ -107,7 +107,7 @@ class GatewayProcess:
         config = self.config
         if config.access_log is not None:
             self._open_log(config.access_log)
-        self._siblings.attach(self._report, self._explain)
+        self._siblings.attach(self._report, self.history.explain)
         await self._siblings.start()
         app = App(self.core, admin_app(self.core, self._siblings), self._keys, self._spans())
         self._server = await asyncio.get_running_loop().create_server(
@@ -202,10 +202,6 @@ class GatewayProcess:
     def _report(self) -> dict[str, object]:
         gauges = self.core.gauges(self._watch.view.connected, len(self.connections))
         return dict(self.core.figures.report(gauges))
-
-    def _explain(self, request_id: str) -> dict[str, object] | None:
-        found = self.history.find(request_id)
-        return None if found is None else found.explain()
 
 
 def _tls(files: TlsFiles | None) -> Tls | None:

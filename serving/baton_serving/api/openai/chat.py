@@ -103,7 +103,7 @@ class ChatRenderer:
         self._head.usage.add(output.index, output.tokens)
         delta = self._delta(output, last=reason is not None)
         parts: list[bytes] = []
-        if output.index not in self._begun and not self._head.resumed:
+        if output.index not in self._begun | self._head.resumed:
             parts.append(self._chunk(output.index, Delta(role="assistant", content="")))
         self._begun.add(output.index)
         logprobs = self._logprobs(output)

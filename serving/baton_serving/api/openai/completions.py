@@ -93,7 +93,7 @@ class CompletionRenderer:
         self._head.usage.add(output.index, output.tokens)
         first = output.index not in self._begun
         self._begun.add(output.index)
-        choice = self._choice(output, reason, echo=first and not self._head.resumed)
+        choice = self._choice(output, reason, echo=first and output.index not in self._head.resumed)
         return sse.event(self._message([choice]), output)
 
     def end(self) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
 
@@ -27,7 +27,7 @@ class ResponseHead:
     include_usage: bool
     usage: UsageCounter
     timings: bool = False
-    resumed: bool = field(default=False)
+    resumed: frozenset[int] = frozenset()  # choices of which the client has something
 
 
 def response_head(
@@ -46,7 +46,7 @@ def response_head(
         include_usage=bool(stream_options is not None and stream_options.include_usage),
         usage=UsageCounter(request, report_cached=options.enable_cache_report),
         timings=bool(fields.baton_timings),
-        resumed=resume is not None,
+        resumed=frozenset(index for index, ids in enumerate(resume.output_ids if resume else ()) if ids),
     )
 
 

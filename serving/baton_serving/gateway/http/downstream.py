@@ -1,7 +1,7 @@
 """Clients' connections: HTTP/1.1 requests in, whole answers or streams of chunks out, in order.
 
-Parsing is llhttp's, in its strict mode. What it lets through and we do not: other transfer codings than chunked, chunked
-bodies of HTTP/1.0, more or less than one host, and trailers that look like headers.
+Parsing is llhttp's, in its strict mode. What it lets through and we do not: other transfer codings than chunked,
+chunked bodies of HTTP/1.0, more or less than one host, and trailers that look like headers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ Dispatch = Callable[[Incoming, "ClientConnection"], Session | None]
 class ClientConnection(asyncio.Protocol):
     """One connection. Requests that come while another is answered wait; their number is bounded.
 
-    The session answers through `reply`, or `begin`, `relay`, `write`, `end`, and `abort`. After the end it is forgotten.
+    The session answers through `reply`, or `begin`, `relay`, `write`, `end`, and `abort`. After the end it is
+    forgotten.
     """
 
     def __init__(self, dispatch: Dispatch, connections: set[ClientConnection], body_limit: int) -> None:

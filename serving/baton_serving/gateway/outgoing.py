@@ -1,0 +1,55 @@
+"""The bytes that the legs of a request send: the client's body with what the gateway adds, attempt by attempt."""
+
+from __future__ import annotations
+
+import time
+
+from baton_serving.gateway.ask import Ask, Names
+from baton_serving.gateway.fleet import Endpoint
+
+
+class Outgoing:
+    """Writes one request's bodies. `rid` is the name by which workers know the latest attempt.
+
+    Every attempt has a name and a transfer id that no other ever has, and the same seed.
+    """
+
+    def __init__(self, ask: Ask, names: Names, deadline: float, *, generates: bool) -> None:
+        """`deadline` on the monotonic clock, 0 for none. What does not generate is sent untouched."""
+        self.rid = ask.rid
+        self._ask = ask
+        self._names = names
+        self._deadline = deadline
+        self._generates = generates
+        self._standing: dict[str, object] | None = None
+
+    def transfer_id(self, attempt: int) -> str:
+        return self._names.transfer_id(self._ask.number, attempt)
+
+    def body(
+        self, attempt: int, peer: Endpoint | None, resume: dict[str, object] | None, transfer_id: str = ""
+    ) -> bytes:
+        """What both legs of an attempt get. `peer` has the pages, or will have; `resume` is what the client has."""
+        if not self._generates:
+            return self._ask.body
+        if self._standing is None:
+            self._standing = self._ask.standing_additions()
+        additions = self._standing
+        self.rid = additions["rid"] = self._ask.rid if attempt == 1 else f"{self._ask.rid}.{attempt}"
+        if peer is not None:
+            transfer_id = transfer_id or self.transfer_id(attempt)
+            additions["baton_handoff"] = {"transfer_id": transfer_id, "peer": peer.id, "attempt": attempt - 1}
+        elif "baton_handoff" in additions:
+            additions["baton_handoff"] = None
+        if resume is not None:
+            additions["baton_resume"] = resume
+        return self._ask.payload(additions)
+
+    def request(self, endpoint: Endpoint, body: bytes) -> bytes:
+        """The HTTP request to one worker."""
+        ask = self._ask
+        lines = ask.lines
+        if self._deadline:
+            lines += b"x-request-timeout: %.3f\r\n" % max(0.001, self._deadline - time.monotonic())
+        head = b"POST %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n%b"
+        return head % (ask.route, endpoint.pool.host_line, lines, len(body), body)
