@@ -93,7 +93,9 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """For a gRPC server, which looks at the files at every handshake. Raises `SetupError` when they are unusable."""
     _load(files)
     return grpc.dynamic_ssl_server_credentials(
-        _grpc_configuration(files), _fetcher(files), require_client_authentication=files.authority is not None
+        _grpc_configuration(files),
+        _fetcher(files),  # type: ignore[arg-type]  # the stubs forget that it may return None
+        require_client_authentication=files.authority is not None,
     )
 
 

@@ -21,9 +21,11 @@ _LABELS = re.compile(r"by \(([^)]*)\)|\{([^}]*)\}")
 def known() -> dict[str, set[str]]:
     """Labels of every series that gateways and workers expose."""
     series: dict[str, set[str]] = {}
-    for spec in (*gateway.METRICS, *worker.METRICS):
-        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(spec.kind, [""])
-        series |= {spec.name + suffix: set(spec.labels) | ADDED_BY_PROMETHEUS for suffix in suffixes}
+    specs = [(one.name, one.kind, one.labels) for one in gateway.METRICS]
+    specs += [(one.name, one.kind, one.labels) for one in worker.METRICS]
+    for name, kind, labels in specs:
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(kind, [""])
+        series |= {name + suffix: set(labels) | ADDED_BY_PROMETHEUS for suffix in suffixes}
     return series
 
 

@@ -39,9 +39,7 @@ async def gateway_before(
     history = History()
     core = Core(Router(RoutingConfig(worker_wait=0.2)), on_begin=history.add)
     siblings = Siblings()
-    siblings.attach(
-        lambda: core.figures.report(core.gauges(1, 0)), lambda one: (r := history.find(one)) and r.explain()
-    )
+    siblings.attach(lambda: core.figures.report(core.gauges(1, 0)), history.explain)
     core.on_end = None if spans is None else spans.end
     kinds = roles or [Role.BOTH] * len(urls)
     entries = {url: entry(url, model, role) for url, role in zip(urls, kinds, strict=True)}

@@ -26,7 +26,7 @@ class RequestSpans:
     def finished(self, record: RequestRecord) -> None:
         request = record.request
         span = self._tracing.begin(self._name, request.trace, "server", request.received)
-        attributes = {
+        attributes: dict[str, str | int | float | bool] = {
             "baton.rid": request.rid,
             "baton.route": request.route,
             "baton.outcome": record.outcome,

@@ -24,10 +24,10 @@ def test_the_last_tokens_hidden_state_of_length_one(tmp_path: Path, chunk: int) 
     worker.run()
     assert len(beside.token_ids) == 3
     assert again.cached_tokens > 0
-    base = tiny_model("qwen3").model  # type: ignore[union-attr]
+    base = tiny_model("qwen3").model
     for prompt, answer in zip([*PROMPTS, PROMPTS[2]], [*answers, again], strict=True):
         with torch.inference_mode():
-            hidden = base(torch.tensor([prompt])).last_hidden_state[0, -1]  # type: ignore[operator]
+            hidden = base(torch.tensor([prompt])).last_hidden_state[0, -1]
         assert answer.token_ids == []
         assert answer.embedding is not None
         got = torch.tensor(answer.embedding)

@@ -21,8 +21,8 @@ async def test_every_way_to_write_inputs_and_vectors() -> None:
         sdk(world.url) as client,
     ):
         for count, given in ((1, "hello"), (2, ["hello", "world"]), (1, [5, 6]), (2, [[5], [6, 7]])):
-            plain = await client.embeddings.create(model="tiny", input=given, encoding_format="float")  # type: ignore[arg-type]
-            packed = await client.embeddings.create(model="tiny", input=given)  # type: ignore[arg-type]  # base64
+            plain = await client.embeddings.create(model="tiny", input=given, encoding_format="float")
+            packed = await client.embeddings.create(model="tiny", input=given)  # base64
             assert [item.index for item in plain.data] == list(range(count))
             for left, right in zip(plain.data, packed.data, strict=True):
                 assert left.embedding == [0.6, 0.0, 0.8]
