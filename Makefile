@@ -51,6 +51,7 @@ format: setup  ## Format the code and apply safe fixes
 .PHONY: docs
 docs: setup  ## Write the generated pages under docs/ anew
 	$(BIN)/python scripts/docs.py
+	$(BIN)/python scripts/dashboard.py
 
 .PHONY: crds
 crds: setup  ## Write the CustomResourceDefinitions anew

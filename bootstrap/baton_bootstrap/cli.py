@@ -14,6 +14,7 @@ from baton_bootstrap.announce import announce
 from baton_bootstrap.auth import read_token
 from baton_bootstrap.errors import SetupError
 from baton_bootstrap.server import BootstrapServer, ServerConfig
+from baton_bootstrap.tls import tls_files
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token-file", type=Path, help="file with a token that every peer must show (default: $BATON_TOKEN_FILE)"
     )
+    parser.add_argument("--ssl-certfile", help="certificate chain (PEM) of the gRPC port, taken over when it changes")
+    parser.add_argument("--ssl-keyfile", help="key of the certificate")
+    parser.add_argument("--ssl-ca-certs", help="authority that the certificates of workers and gateways must come from")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
             http_port=args.http_port,
             lease=args.lease,
             token=read_token(Path(token_file) if token_file else None),
+            tls=tls_files(args.ssl_certfile, args.ssl_keyfile, args.ssl_ca_certs),
         )
         asyncio.run(_serve(config, args.announce_file))
     except SetupError as error:

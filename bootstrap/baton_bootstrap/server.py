@@ -16,6 +16,7 @@ from baton_bootstrap.hosted import HostedServer
 from baton_bootstrap.metrics import Metrics
 from baton_bootstrap.registry import Registry
 from baton_bootstrap.service import BEATS_PER_LEASE, RegistryService
+from baton_bootstrap.tls import TlsFiles, server_credentials
 from baton_bootstrap.web import create_app
 from baton_bootstrap.wire import MAX_MESSAGE
 from baton_bootstrap.wire.generated.registry_pb2_grpc import add_RegistryServicer_to_server
@@ -30,13 +31,17 @@ _GRPC_OPTIONS = (
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Ports may be 0: the system picks. `lease` is in seconds: a worker silent that long is gone."""
+    """Ports may be 0: the system picks. `lease` is in seconds: a worker silent that long is gone.
+
+    `tls` guards the gRPC port; the HTTP port says nothing secret without the token.
+    """
 
     host: str = "127.0.0.1"
     port: int = 0
     http_port: int = 0
     lease: float = 3.0
     token: str | None = None
+    tls: TlsFiles | None = None
 
 
 class BootstrapServer:
@@ -63,7 +68,7 @@ class BootstrapServer:
         self._grpc = grpc.aio.server(options=_GRPC_OPTIONS)
         add_RegistryServicer_to_server(self._service, self._grpc)  # type: ignore[no-untyped-call]
         try:
-            self.port = self._grpc.add_insecure_port(f"{self.config.host}:{self.config.port}")
+            self.port = self._open(self._grpc)
         except RuntimeError as error:
             http_socket.close()
             raise SetupError(_in_use(self.config.host, self.config.port)) from error
@@ -72,6 +77,12 @@ class BootstrapServer:
             asyncio.create_task(self._web.serve(sockets=[http_socket])),
             asyncio.create_task(self._sweep()),
         ]
+
+    def _open(self, server: grpc.aio.Server) -> int:
+        address, tls = f"{self.config.host}:{self.config.port}", self.config.tls
+        if tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, server_credentials(tls))
 
     async def stop(self) -> None:
         web, sweep = self._tasks

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("script", ["docs.py", "crds.py", "protos.py"])
+@pytest.mark.parametrize("script", ["docs.py", "crds.py", "dashboard.py", "protos.py"])
 def test_generated_files_are_fresh(script: str) -> None:
     done = subprocess.run(
         [sys.executable, f"scripts/{script}", "--check"],

@@ -117,10 +117,11 @@ async def api_world(
     options: AppOptions = OPTIONS,
     stream_interval: int = 1,
     reads: Intake | None = None,
+    observers: tuple[RequestObserver, ...] = (),
 ) -> AsyncIterator[World]:
     """Everything, with a uvicorn server on a free port."""
     metrics = Metrics({"model": options.served_model_name})
-    async with pipeline(script, stream_interval, (metrics,)) as (scheduler, manager, detokenizer):
+    async with pipeline(script, stream_interval, (metrics, *observers)) as (scheduler, manager, detokenizer):
         service = Service(manager, reads or intake(), options, metrics)
         listener = bind("127.0.0.1", 0)
         port = listener.getsockname()[1]

@@ -34,6 +34,7 @@ class Answer:
     prompt_logprobs: list[TokenLogprobs] | None = None
     finish: Finish | None = None
     failure: Failure | None = None
+    embedding: list[float] | None = None
 
     def take(self, output: TokenOutput) -> None:
         assert self.finish is None, "an output came after the last one"
@@ -43,6 +44,7 @@ class Answer:
         self.logprobs += output.logprobs
         self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
         self.finish, self.failure = output.finish, output.failure
+        self.embedding = output.embedding
 
 
 class LocalWorker:
@@ -69,13 +71,24 @@ class LocalWorker:
         self._answers: dict[str, Answer] = {}
         self._added = 0
 
-    def add(self, prompt: Sequence[int], params: SamplingParams, logprobs: LogprobOptions | None = None) -> Answer:
+    def embed(self, prompt: Sequence[int]) -> Answer:
+        """Queue a request for the prompt's embedding."""
+        return self.add(prompt, SamplingParams(max_new_tokens=0, temperature=0.0), embed=True)
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        logprobs: LogprobOptions | None = None,
+        *,
+        embed: bool = False,
+    ) -> Answer:
         """Queue a request; its answer fills up as `run` goes on."""
         rid = f"r{self._added}"
         self._added += 1
         eos = frozenset(self.rank.loaded.info.eos_token_ids)
         self._answers[rid] = Answer()
-        self.scheduler.add(Request(rid, list(prompt), params, eos_ids=eos, logprobs=logprobs))
+        self.scheduler.add(Request(rid, list(prompt), params, eos_ids=eos, logprobs=logprobs, embed=embed))
         return self._answers[rid]
 
     def turn(self) -> StepPlan | None:

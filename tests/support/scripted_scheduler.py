@@ -180,6 +180,8 @@ class ScriptedScheduler:
             failure=end if isinstance(end, Failure) else None,
             timings=Timings(received=message.received, transfer_bytes=64) if isinstance(end, Finish) else None,
         )
+        if message.embed:
+            output.embedding = [0.6, 0.0, 0.8]
         if options is not None:
             output.logprobs = [logprob_of(token, options.top, options.token_ids) for token in tokens]
             if options.start >= 0 and running.position == len(tokens):

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import grpc.aio
 
 from baton_bootstrap.errors import SetupError
+from baton_bootstrap.tls import PEER_NAME, TlsFiles, channel_credentials
 from baton_bootstrap.wire import MAX_MESSAGE
 from baton_bootstrap.wire.generated.registry_pb2_grpc import RegistryStub
 
@@ -42,9 +43,16 @@ class Backoff:
 
 
 @asynccontextmanager
-async def connect(address: str) -> AsyncIterator[RegistryStub]:
-    """A stub over a channel that is closed, with all its calls, at the end of the block."""
-    channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+async def connect(address: str, tls: TlsFiles | None = None) -> AsyncIterator[RegistryStub]:
+    """A stub over a channel that is closed, with all its calls, at the end of the block.
+
+    Each connection reads the certificates anew. Raises `SetupError` when they are unusable.
+    """
+    if tls is None:
+        channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+    else:
+        name = ("grpc.ssl_target_name_override", PEER_NAME)
+        channel = grpc.aio.secure_channel(address, channel_credentials(tls), options=(*_OPTIONS, name))
     try:
         yield RegistryStub(channel)  # type: ignore[no-untyped-call]
     finally:

@@ -14,7 +14,9 @@ import grpc.aio
 
 from baton_bootstrap.auth import credentials
 from baton_bootstrap.client.link import REPLY_TIMEOUT, Backoff, connect, parse_addresses
+from baton_bootstrap.errors import SetupError
 from baton_bootstrap.records import Beat, Worker
+from baton_bootstrap.tls import TlsFiles
 from baton_bootstrap.wire import codec
 from baton_bootstrap.wire.generated import registry_pb2 as pb
 
@@ -33,13 +35,20 @@ class RegistrationClient:
     """
 
     def __init__(
-        self, addresses: str | Sequence[str], worker: Worker, source: Callable[[], Beat], *, token: str | None = None
+        self,
+        addresses: str | Sequence[str],
+        worker: Worker,
+        source: Callable[[], Beat],
+        *,
+        token: str | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
         self.worker = worker
         self.refusals: dict[str, str] = {}  # what a replica that refuses this worker says
         self._addresses = parse_addresses(addresses)
         self._source = source
         self._credentials = credentials(token)
+        self._tls = tls
         self._pokes = {address: asyncio.Event() for address in self._addresses}
         self._accepted: set[str] = set()
         self._news = asyncio.Event()
@@ -95,7 +104,7 @@ class RegistrationClient:
         while not self._closing.is_set():
             try:
                 await self._session(address, backoff)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError, SetupError) as error:
                 self._note(address, error)
             finally:
                 self._set_accepted(address, False)
@@ -104,7 +113,7 @@ class RegistrationClient:
                     await asyncio.wait_for(self._closing.wait(), backoff.next())
 
     async def _session(self, address: str, backoff: Backoff) -> None:
-        async with connect(address) as stub:
+        async with connect(address, self._tls) as stub:
             call: Call = stub.Register(metadata=self._credentials)
             hello = pb.Hello(worker=codec.worker_to_wire(self.worker), beat=codec.beat_to_wire(self._source()))
             async with asyncio.timeout(REPLY_TIMEOUT):

@@ -12,6 +12,7 @@ from baton_bootstrap.client.registration import RegistrationClient
 from baton_bootstrap.client.view import View
 from baton_bootstrap.client.watch import WatchClient
 from baton_bootstrap.records import Beat, Entry, Worker
+from baton_bootstrap.tls import TlsFiles
 
 T = TypeVar("T")
 
@@ -22,9 +23,12 @@ class BootstrapThread:
     All methods may be called from any thread.
     """
 
-    def __init__(self, addresses: str | Sequence[str], *, token: str | None = None) -> None:
+    def __init__(
+        self, addresses: str | Sequence[str], *, token: str | None = None, tls: TlsFiles | None = None
+    ) -> None:
         self._addresses = addresses
         self._token = token
+        self._tls = tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="bootstrap-client", daemon=True)
         self._thread.start()
@@ -74,12 +78,12 @@ class BootstrapThread:
         self._loop.close()
 
     async def _start_watch(self) -> WatchClient:
-        watch = WatchClient(self._addresses, token=self._token)
+        watch = WatchClient(self._addresses, token=self._token, tls=self._tls)
         await watch.start()
         return watch
 
     async def _start_registration(self, worker: Worker, source: Callable[[], Beat]) -> RegistrationClient:
-        client = RegistrationClient(self._addresses, worker, source, token=self._token)
+        client = RegistrationClient(self._addresses, worker, source, token=self._token, tls=self._tls)
         await client.start()
         return client
 

@@ -14,8 +14,9 @@ import grpc.aio
 from baton_bootstrap.auth import credentials
 from baton_bootstrap.client.link import REPLY_TIMEOUT, Backoff, connect, parse_addresses
 from baton_bootstrap.client.view import ReplicaView, View, merge, only
-from baton_bootstrap.errors import NotFound, Refused, Unreachable
+from baton_bootstrap.errors import NotFound, Refused, SetupError, Unreachable
 from baton_bootstrap.records import Entry
+from baton_bootstrap.tls import TlsFiles
 from baton_bootstrap.wire import codec
 from baton_bootstrap.wire.generated import registry_pb2 as pb
 
@@ -27,10 +28,13 @@ QUIET_PERIODS = 3  # a stream that skips this many of its regular events is dead
 class WatchClient:
     """`view` is always the latest; `changed` waits for a later one. With every replica away the last view stays."""
 
-    def __init__(self, addresses: str | Sequence[str], *, token: str | None = None) -> None:
+    def __init__(
+        self, addresses: str | Sequence[str], *, token: str | None = None, tls: TlsFiles | None = None
+    ) -> None:
         self.view = View()
         self._addresses = parse_addresses(addresses)
         self._credentials = credentials(token)
+        self._tls = tls
         self._replicas = dict.fromkeys(self._addresses, ReplicaView())
         self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -74,13 +78,13 @@ class WatchClient:
         found: dict[str, Entry] = {}
         for address in self._addresses:
             try:
-                async with connect(address) as stub:
+                async with connect(address, self._tls) as stub:
                     request = pb.LookupRequest(key=key)
                     reply: pb.LookupReply = await stub.Lookup(
                         request, metadata=self._credentials, timeout=REPLY_TIMEOUT
                     )
                 entries = [codec.entry_from_wire(message) for message in reply.entries]
-            except (grpc.aio.AioRpcError, Refused) as error:
+            except (grpc.aio.AioRpcError, Refused, SetupError) as error:
                 logger.info("bootstrap server %s cannot look up %r: %s", address, key, error)
                 continue
             answered = True
@@ -97,7 +101,7 @@ class WatchClient:
         while True:
             try:
                 await self._session(address, backoff)
-            except (grpc.aio.AioRpcError, TimeoutError, Refused) as error:
+            except (grpc.aio.AioRpcError, TimeoutError, Refused, SetupError) as error:
                 if self._replicas[address].connected:
                     logger.warning("lost bootstrap server %s: %s", address, _reason(error))
             self._put(address, self._replicas[address].lost())
@@ -105,7 +109,7 @@ class WatchClient:
 
     async def _session(self, address: str, backoff: Backoff) -> None:
         """Follow one stream until it ends, breaks, falls silent, or skips a revision."""
-        async with connect(address) as stub:
+        async with connect(address, self._tls) as stub:
             call: grpc.aio.UnaryStreamCall[pb.WatchRequest, pb.WatchEvent] = stub.Watch(
                 pb.WatchRequest(), metadata=self._credentials
             )

@@ -18,6 +18,7 @@ from baton_serving.api.native.cache import cache_events
 from baton_serving.api.native.generate import generate
 from baton_serving.api.openai.chat import chat_completions
 from baton_serving.api.openai.completions import completions
+from baton_serving.api.openai.embeddings import embeddings
 from baton_serving.api.openai.models import get_model, list_models
 from baton_serving.api.state import Service
 from baton_serving.errors import BatonError
@@ -28,6 +29,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 ROUTES: Final[tuple[tuple[str, str, Endpoint], ...]] = (
     ("POST", "/v1/chat/completions", chat_completions),
     ("POST", "/v1/completions", completions),
+    ("POST", "/v1/embeddings", embeddings),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{model:path}", get_model),
     ("POST", "/generate", generate),

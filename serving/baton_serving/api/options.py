@@ -16,7 +16,9 @@ class AppOptions:
 
     `weight_digest` is the content digest of what is served (`system_fingerprint`), `weight_version` a label for people.
     `server_args` are the flags in force, shown by `/server_info`. `stream_output` makes the native route stream
-    disjoint pieces; else each event holds all text so far. `page_size` is in tokens, `created` in unix time.
+    disjoint pieces; else each event holds all text so far. `is_embedding`: it embeds and generates nothing.
+    `tool_call_parser` names how the model spells tool calls (None: their text comes unparsed). `page_size` is in
+    tokens, `created` in unix time.
     """
 
     served_model_name: str
@@ -29,5 +31,7 @@ class AppOptions:
     stream_output: bool = False
     max_body_bytes: int = MAX_BODY_BYTES
     server_args: Mapping[str, object] = field(default_factory=dict)
+    is_embedding: bool = False
+    tool_call_parser: str | None = None
     page_size: int = 1
     created: int = field(default_factory=lambda: int(time.time()))

@@ -13,6 +13,9 @@ from pathlib import Path
 import uvloop
 
 from baton_bootstrap.announce import announce
+from baton_bootstrap.errors import SetupError
+from baton_bootstrap.files import LOOK_EVERY
+from baton_bootstrap.tls import Tls
 from baton_serving import logs
 from baton_serving.api.app import create_app
 from baton_serving.api.grpc.server import GrpcServer
@@ -21,7 +24,8 @@ from baton_serving.api.server import bind, http_server, reserve
 from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.config.check import addresses, check
-from baton_serving.errors import InternalError, Unavailable
+from baton_serving.errors import ConfigError, InternalError, Unavailable
+from baton_serving.runtime.bootstrap_access import tls_of
 from baton_serving.runtime.cache_feed import CacheFeed
 from baton_serving.runtime.crash_dump import CrashDump
 from baton_serving.runtime.identity import Identity
@@ -30,12 +34,14 @@ from baton_serving.runtime.metrics import Metrics
 from baton_serving.runtime.reachable import reachable_host, url_of
 from baton_serving.runtime.registration import Registration, worker_record
 from baton_serving.runtime.request_log import RequestLog
+from baton_serving.runtime.request_spans import RequestSpans
 from baton_serving.runtime.requests import Choice, GenerateRequest
 from baton_serving.runtime.stages import Stages
 from baton_serving.runtime.tokenizer_manager import RequestObserver, TokenizerManager
 from baton_serving.runtime.vocabulary import NO_VOCABULARY
 from baton_serving.runtime.worker import Worker, WorkerFacts, load_intake
 from baton_serving.sampling.params import SamplingParams
+from baton_serving.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +58,13 @@ def serve(config: ServerConfig) -> int:
     http = config.http
     meeting = addresses("--disaggregation-bootstrap-addr", config.disaggregation.disaggregation_bootstrap_addr)
     with bind(http.host, http.port) as listener, reserve("--grpc-port", http.host, http.grpc_port):
+        tls = _tls(config)
         listening, port = listener.getsockname()[:2]
         with Worker(config, Identity.fresh(reachable_host(listening, meeting), port)) as worker:
             stages = Stages(config.logging.show_time_cost)
             facts = worker.start()
             stages.over("all of the ranks and the detokenizer")
-            api = _ApiProcess(worker, facts, listener)
+            api = _ApiProcess(worker, facts, listener, tls)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(api.run())
 
@@ -65,14 +72,16 @@ def serve(config: ServerConfig) -> int:
 class _ApiProcess:
     """What lives on the API process's event loop."""
 
-    def __init__(self, worker: Worker, facts: WorkerFacts, listener: socket.socket) -> None:
+    def __init__(self, worker: Worker, facts: WorkerFacts, listener: socket.socket, tls: Tls | None) -> None:
         self._worker = worker
         self._facts = facts
         self._config = facts.config
         self._listener = listener
+        self._tls = tls
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._status = 0
+        self._tracing: Tracing | None = None
         self._grpc_port = 0
         self._intake, self._tokenizer = load_intake(facts)
         self._options = _app_options(self._config, facts)
@@ -97,7 +106,9 @@ class _ApiProcess:
         self._worker.watch(self._child_died_soon)
         self._manager.start()
         service = Service(self._manager, self._intake, self._options, self._metrics, self._cache_feed)
-        server = http_server(create_app(service), self._config.log_level_http)
+        tls = None if self._tls is None else self._tls.server
+        server = http_server(create_app(service), self._config.log_level_http, tls)
+        refreshing = asyncio.create_task(_refresh(self._tls))
         grpc_server = await self._start_grpc(service)
         if not self._config.given.http.skip_server_warmup:
             stages = Stages(self._config.given.logging.show_time_cost)
@@ -115,6 +126,7 @@ class _ApiProcess:
             self._cache_feed.close()
         server.should_exit = True
         await serving
+        refreshing.cancel()
         if grpc_server is not None:
             await grpc_server.stop()
         if registration is not None:
@@ -122,6 +134,8 @@ class _ApiProcess:
         await self._manager.close()
         if self._tokenizer is not None:
             self._tokenizer.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         return self._status
 
     def _observers(self) -> list[RequestObserver]:
@@ -132,6 +146,10 @@ class _ApiProcess:
         if given.log_requests:
             vocabulary = NO_VOCABULARY if self._tokenizer is None else self._tokenizer.vocabulary
             observers.append(RequestLog(given.log_requests_level, vocabulary))
+        if given.enable_trace:
+            self._tracing = Tracing(f"baton-worker-{self._options.served_model_name}", given.otlp_traces_endpoint)
+            role = self._config.given.disaggregation.disaggregation_mode
+            observers.append(RequestSpans(self._tracing, role))
         if given.crash_dump_folder is not None:
             observers.append(CrashDump(Path(given.crash_dump_folder), self._options.server_args))
         return observers
@@ -140,7 +158,8 @@ class _ApiProcess:
         options = self._config.given.http
         if options.grpc_port is None:
             return None
-        server = GrpcServer(service, options.host, options.grpc_port)
+        tls = None if self._tls is None else self._tls.files
+        server = GrpcServer(service, options.host, options.grpc_port, tls)
         self._grpc_port = await server.start()
         return server
 
@@ -169,10 +188,25 @@ class _ApiProcess:
     def _announce(self) -> None:
         port = self._listener.getsockname()[1]
         path = self._config.given.http.announce_file
-        facts: dict[str, str | int] = {"url": url_of(self._facts.identity.host, port), "http_port": port}
+        url = url_of(self._facts.identity.host, port, secure=self._tls is not None)
+        facts: dict[str, str | int] = {"url": url, "http_port": port}
         if self._grpc_port:
             facts["grpc_port"] = self._grpc_port
         announce(facts, Path(path) if path else None)
+
+
+def _tls(config: ServerConfig) -> Tls | None:
+    files = tls_of(config)
+    try:
+        return None if files is None else Tls(files)
+    except SetupError as error:
+        raise ConfigError(f"--ssl-certfile: {error}") from error
+
+
+async def _refresh(tls: Tls | None) -> None:
+    while tls is not None:
+        await asyncio.sleep(LOOK_EVERY)
+        tls.refresh()
 
 
 async def _warm_up(manager: TokenizerManager) -> None:
@@ -203,6 +237,8 @@ def _app_options(config: ResolvedConfig, facts: WorkerFacts) -> AppOptions:
         api_key=given.api.api_key,
         enable_cache_report=given.api.enable_cache_report,
         stream_output=given.runtime.stream_output,
+        is_embedding=given.model.is_embedding,
+        tool_call_parser=given.api.tool_call_parser,
         server_args=_server_args(config, facts),
         page_size=facts.rank.page_size,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -62,7 +63,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def http_server(app: FastAPI, log_level: str = "warning") -> uvicorn.Server:
+def http_server(app: FastAPI, log_level: str = "warning", tls: ssl.SSLContext | None = None) -> uvicorn.Server:
     """A server for `await server.serve(sockets=[bind(...)])`, which ends once `should_exit` is set."""
     config = uvicorn.Config(
         app,
@@ -76,4 +77,6 @@ def http_server(app: FastAPI, log_level: str = "warning") -> uvicorn.Server:
         server_header=False,
         timeout_graceful_shutdown=5,
     )
+    config.load()
+    config.ssl = tls
     return _Server(config)

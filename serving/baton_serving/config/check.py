@@ -172,6 +172,11 @@ def _check_disaggregation(config: ServerConfig) -> None:
     if chosen.disaggregation_bootstrap_addr is not None:
         for part in chosen.disaggregation_bootstrap_addr.split(","):
             address("--disaggregation-bootstrap-addr", part)
+    embeds = config.model.is_embedding
+    _refuse_unless(
+        not (embeds and (chosen.disaggregation_mode != "null" or config.http.grpc_port is not None)),
+        "--is-embedding serves whole and over HTTP: leave --disaggregation-mode and --grpc-port out",
+    )
     if chosen.disaggregation_mode == "null":
         _refuse_unless(
             not chosen.disaggregation_verify, "--disaggregation-verify needs --disaggregation-mode prefill or decode"

@@ -19,6 +19,9 @@ _ATTENTION_NOT_YET = tuple(name for name in _ATTENTION_BACKENDS if name not in _
 _LOAD_FORMATS = (
     *("auto", "pt", "safetensors", "npcache", "dummy", "sharded_state", "gguf", "bitsandbytes", "layered", "remote"),
 )
+_TOOL_PARSERS_NOT_YET = (
+    *("deepseekv3", "deepseekv31", "glm", "glm45", "gpt-oss", "kimi_k2", "pythonic", "qwen3_coder", "step3"),
+)
 _LOAD_NOT_YET = ("npcache", "sharded_state", "gguf", "bitsandbytes", "layered", "remote")
 
 
@@ -59,6 +62,11 @@ class ModelOptions:
         choices=("auto", "transformers"),
         help='"auto" takes Baton\'s own decoder; "transformers" runs transformers\' model on Baton\'s KV pool.',
     )
+    is_embedding: bool = option(
+        "--is-embedding",
+        default=False,
+        help="Serve /v1/embeddings (the last token's hidden state, of length 1) and generate nothing.",
+    )
     trust_remote_code: bool = option(
         "--trust-remote-code", default=False, help="Run Python code that comes with the checkpoint's tokenizer."
     )
@@ -88,6 +96,19 @@ class HttpOptions:
     port: int = option("--port", default=30000, help="Port of the HTTP API; 0 takes a free one.")
     grpc_port: int | None = option(
         "--grpc-port", default=None, help="Port of the gRPC API; 0 takes a free one.", auto="no gRPC"
+    )
+    ssl_certfile: str | None = option(
+        "--ssl-certfile",
+        default=None,
+        help="Certificate chain (PEM) of this worker, for its ports and as a client; taken over when it changes.",
+        auto="no TLS",
+    )
+    ssl_keyfile: str | None = option("--ssl-keyfile", default=None, help="Key of the certificate.", auto="no TLS")
+    ssl_ca_certs: str | None = option(
+        "--ssl-ca-certs",
+        default=None,
+        help="Authority that the certificates of clients and of the bootstrap server must come from.",
+        auto="clients need no certificate",
     )
     announce_file: str | None = option(
         "--announce-file", default=None, help="Write the bound ports here as JSON once the worker serves."
@@ -231,6 +252,14 @@ class LoggingOptions:
     enable_metrics: bool = option(
         "--enable-metrics", default=False, help="Accepted for compatibility: /metrics is always on."
     )
+    enable_trace: bool = option(
+        "--enable-trace", default=False, help="Send OpenTelemetry spans of every request; needs the extra 'trace'."
+    )
+    otlp_traces_endpoint: str = option(
+        "--otlp-traces-endpoint",
+        default="localhost:4317",
+        help="Where the spans go: host:port (gRPC) or http://host:port (HTTP).",
+    )
     gc_warning_threshold_secs: float = option(
         "--gc-warning-threshold-secs",
         default=0.0,
@@ -259,6 +288,15 @@ class ApiOptions:
     )
     chat_template: str | None = option(
         "--chat-template", default=None, help="Path of a Jinja chat template.", auto="the tokenizer's own"
+    )
+    tool_call_parser: str | None = option(
+        "--tool-call-parser",
+        default=None,
+        choices=("hermes", "llama3", "mistral", "qwen", "qwen25", *_TOOL_PARSERS_NOT_YET),
+        not_yet=_TOOL_PARSERS_NOT_YET,
+        instead="use hermes, llama3, mistral or qwen",
+        help="How the model spells tool calls; answers to chats that offer tools are read so.",
+        auto="the answer's text comes unparsed",
     )
     enable_cache_report: bool = option(
         "--enable-cache-report", default=False, help="Report cached prompt tokens in usage.prompt_tokens_details."
@@ -428,6 +466,13 @@ class DisaggregationOptions:
         default=512,
         unit="tokens",
         help="Room a decode worker keeps per request for its answer before it accepts another.",
+    )
+    disaggregation_curve_key_file: str | None = option(
+        "--disaggregation-curve-key-file",
+        default=None,
+        help="File with the CURVE secret key (Z85) that all workers of a service share; it encrypts their handoff's "
+        "control sockets and keeps strangers out.",
+        auto="no encryption",
     )
     disaggregation_verify: bool = option(
         "--disaggregation-verify", default=False, help="Compare a hash of every page on both sides of a transfer."

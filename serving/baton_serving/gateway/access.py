@@ -1,10 +1,22 @@
-"""Who asks: the seam for API keys."""
+"""Who asks: API keys by name, so that limits, metrics and logs know the name and never the key."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
+from baton_bootstrap.files import Stamp, stamp
+from baton_serving.errors import ConfigError, Unauthorized
 from baton_serving.gateway.http.downstream import Incoming
+from baton_serving.logs import fields
+
+log = logging.getLogger(__name__)
+
+_AUTHORIZATION = b"authorization"
 
 
 class Access(Protocol):
@@ -18,3 +30,77 @@ class OpenAccess:
 
     def tenant(self, incoming: Incoming) -> str:
         return ""
+
+
+class KeyFile:
+    """Keys from a file with a line `NAME KEY` each, or from a folder with a file per name (a mounted Secret).
+
+    Keys are looked up by a hash under a secret of this process: how long that takes says nothing about any key. One
+    name may have several lines, so that a key can be renewed without a gap.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises `ConfigError` when the keys cannot be read."""
+        self._path = path
+        self._secret = secrets.token_bytes(32)
+        self._stamp = self._look()
+        self._names = self._load()
+
+    def tenant(self, incoming: Incoming) -> str:
+        """The header is taken off the request: workers never see it. Raises Unauthorized."""
+        scheme, _, key = incoming.headers.pop(_AUTHORIZATION, b"").partition(b" ")
+        name = self._names.get(self._hash(key.strip())) if scheme.lower() == b"bearer" else None
+        if name is None:
+            raise Unauthorized("an API key is needed: send the header Authorization: Bearer KEY")
+        return name
+
+    def refresh(self) -> bool:
+        """Whether renewed keys were taken over; unreadable ones leave the old ones in force."""
+        now = self._look()
+        if now == self._stamp:
+            return False
+        try:
+            self._names = self._load()
+        except ConfigError as error:
+            log.warning("API keys not taken over", extra=fields(reason=error.message))
+            return False
+        self._stamp = now
+        log.info("API keys taken over", extra=fields(keys=len(self._names)))
+        return True
+
+    def _look(self) -> Stamp:
+        return stamp([self._path, *(self._files() if self._path.is_dir() else ())])
+
+    def _files(self) -> list[Path]:
+        return sorted(one for one in self._path.iterdir() if not one.name.startswith(".") and one.is_file())
+
+    def _load(self) -> Mapping[bytes, str]:
+        names: dict[bytes, str] = {}
+        try:
+            for name, key in self._pairs():
+                if names.setdefault(self._hash(key), name) != name:
+                    raise ConfigError(f"--api-keys {self._path}: {name} and another name have the same key")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--api-keys {self._path}: cannot be read ({error})") from error
+        if not names:
+            raise ConfigError(f"--api-keys {self._path}: it holds no key; write a line NAME KEY")
+        return names
+
+    def _pairs(self) -> Iterator[tuple[str, bytes]]:
+        if self._path.is_dir():
+            for file in self._files():
+                key = file.read_bytes().strip()
+                if not key:
+                    raise ConfigError(f"--api-keys {self._path}: the file {file.name} is empty")
+                yield file.name, key
+            return
+        for number, line in enumerate(self._path.read_text().splitlines(), 1):
+            words = line.split()
+            if not words or words[0].startswith("#"):
+                continue
+            if len(words) != 2:
+                raise ConfigError(f"--api-keys {self._path}: line {number} is not NAME KEY")
+            yield words[0], words[1].encode()
+
+    def _hash(self, key: bytes) -> bytes:
+        return hashlib.blake2b(key, key=self._secret, digest_size=32).digest()

@@ -42,8 +42,14 @@ def admin_app(core: Core, whole: Whole) -> FastAPI:
     async def models() -> Response:
         """The union over all workers."""
         names = sorted(core.router.fleet.models)
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "baton"} for name in names]
-        return _json({"object": "list", "data": data})
+        return _json({"object": "list", "data": [_model(name) for name in names]})
+
+    async def model(name: str) -> Response:
+        """The card of one model; names may hold slashes."""
+        models = core.router.fleet.models
+        if name not in models:
+            raise NotFound(f"there is no model {name!r}; there are {', '.join(sorted(models))}")
+        return _json(_model(name))
 
     async def metrics() -> Response:
         return Response(await whole.metrics(), media_type=CONTENT_TYPE_LATEST)
@@ -65,11 +71,16 @@ def admin_app(core: Core, whole: Whole) -> FastAPI:
         ("/liveness", liveness),
         ("/metrics", metrics),
         ("/v1/models", models),
+        ("/v1/models/{name:path}", model),
         ("/v1/baton/workers", workers),
         ("/v1/baton/explain/{request_id:path}", explain),
     ):
         app.add_api_route(path, endpoint, methods=["GET", "HEAD"], response_model=None)
     return app
+
+
+def _model(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "baton"}
 
 
 def _worker(endpoint: Endpoint) -> dict[str, object]:

@@ -6,6 +6,7 @@ unknown fields, long numbers and the order of keys stay untouched.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from itertools import count
@@ -24,7 +25,7 @@ BYTES_PER_TOKEN = 4  # of English text; only ever an estimate
 _PASSED_ON = (b"authorization", b"traceparent", b"tracestate", b"accept")
 _REQUEST_ID = b"x-request-id"
 _TIMEOUT = b"x-request-timeout"
-_LONGEST_ID = 256
+_GIVEN_ID = re.compile(rb"[!-~]{1,256}")  # it goes into heads and logs
 _SEED_NAMES = ("seed", "sampling_seed")
 
 
@@ -103,7 +104,7 @@ class Ask:
         self.number = number = names.number()
         generated = names.request_id(number)
         given = headers.get(_REQUEST_ID)
-        self.request_id = given.decode("latin-1") if given and len(given) <= _LONGEST_ID else generated
+        self.request_id = given.decode("ascii") if given and _GIVEN_ID.fullmatch(given) else generated
         self.rid = fields.rid if isinstance(fields.rid, str) and fields.rid else generated
         self.stream = bool(fields.stream)
         self.timeout = _timeout(headers.get(_TIMEOUT))

@@ -15,6 +15,7 @@ from baton_bootstrap.announce import announce
 from baton_bootstrap.auth import read_token
 from baton_bootstrap.client.link import parse_addresses
 from baton_bootstrap.errors import SetupError
+from baton_bootstrap.tls import tls_files
 from baton_serving import logs
 from baton_serving.errors import ConfigError
 from baton_serving.gateway.admission.door import DoorConfig
@@ -25,6 +26,7 @@ from baton_serving.gateway.policies import POLICIES
 from baton_serving.gateway.processes import run_processes
 from baton_serving.gateway.routing import RoutingConfig
 from baton_serving.gateway.server import GatewayConfig, GatewayProcess, bind
+from baton_serving.tracing import DEFAULT_ENDPOINT
 
 _ADMISSION_LEAST = {
     "max_running_requests": 1,
@@ -51,6 +53,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--announce-file", type=Path, help="write the address here as JSON once the port answers")
     parser.add_argument(
         "--token-file", type=Path, help="file with the bootstrap server's token (default: $BATON_TOKEN_FILE)"
+    )
+    _add_security(parser)
+    parser.add_argument("--enable-trace", action="store_true", help="send OpenTelemetry spans of every request")
+    parser.add_argument(
+        "--otlp-traces-endpoint",
+        default=DEFAULT_ENDPOINT,
+        help="where the spans go: host:port (gRPC) or http://host:port (HTTP)",
     )
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"], help="log level")
 
@@ -126,13 +135,33 @@ def _add_admission(parser: ArgumentParser) -> None:
     )
 
 
+def _add_security(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--api-keys",
+        type=Path,
+        help="file with a line `NAME KEY` per client key, or a folder (a mounted Secret) with a file NAME per key; "
+        "taken over when it changes",
+    )
+    parser.add_argument("--ssl-certfile", help="certificate chain (PEM) for clients, taken over when it changes")
+    parser.add_argument("--ssl-keyfile", help="key of the certificate")
+    parser.add_argument("--ssl-ca-certs", help="authority that clients' certificates must come from (default: none)")
+    parser.add_argument(
+        "--worker-ssl-certfile", help="certificate chain (PEM) to show to workers and bootstrap servers"
+    )
+    parser.add_argument("--worker-ssl-keyfile", help="key of that certificate")
+    parser.add_argument("--worker-ssl-ca-certs", help="authority of the workers' and bootstrap servers' certificates")
+
+
 def run(args: Namespace) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit status."""
     logs.configure("gateway", args.log_level)
     config = _config(args)
+    scheme = "http" if config.tls is None else "https"
 
     def tell(port: int) -> None:
-        announce({"service": "gateway", "pid": os.getpid(), "http": f"http://{config.host}:{port}"}, args.announce_file)
+        announce(
+            {"service": "gateway", "pid": os.getpid(), "http": f"{scheme}://{config.host}:{port}"}, args.announce_file
+        )
 
     if args.processes > 1:
         return run_processes(config, args.processes, tell)
@@ -176,6 +205,12 @@ def _config(args: Namespace) -> GatewayConfig:
             body_limit=args.max_body_bytes,
             grace=args.grace,
             access_log=args.access_log,
+            api_keys=args.api_keys,
+            traces=args.otlp_traces_endpoint if args.enable_trace else None,
+            tls=tls_files(args.ssl_certfile, args.ssl_keyfile, args.ssl_ca_certs),
+            worker_tls=tls_files(
+                args.worker_ssl_certfile, args.worker_ssl_keyfile, args.worker_ssl_ca_certs, "--worker-ssl"
+            ),
             token=read_token(Path(token_file) if token_file else None),
         )
     except SetupError as error:

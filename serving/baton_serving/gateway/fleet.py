@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from baton_bootstrap.records import Entry, Role, State, Status, Worker
+from baton_bootstrap.tls import Tls
 from baton_serving.gateway.http.upstream import Pool
 from baton_serving.logs import fields
 
@@ -143,7 +144,8 @@ def _model_fleet(roles: Mapping[Role, list[Endpoint]]) -> ModelFleet:
 class Fleet:
     """All endpoints and the models they serve. An endpoint missing from a view keeps its legs until it is expired."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Tls | None = None) -> None:
+        self._tls = tls
         self.models: Mapping[str, ModelFleet] = {}
         self.endpoints: dict[Key, Endpoint] = {}
         self.absent: dict[Key, Endpoint] = {}
@@ -154,7 +156,7 @@ class Fleet:
         before, self.endpoints = self.endpoints, {}
         for entry in entries:
             key = entry.worker.id, entry.worker.incarnation
-            endpoint = known.pop(key, None) or _endpoint(entry)
+            endpoint = known.pop(key, None) or _endpoint(entry, self._tls)
             if endpoint is not None:
                 endpoint.status = entry.status
                 self.endpoints[key] = endpoint
@@ -175,10 +177,10 @@ class Fleet:
         return self.absent.pop(endpoint.key, None) is not None
 
 
-def _endpoint(entry: Entry) -> Endpoint | None:
+def _endpoint(entry: Entry, tls: Tls | None) -> Endpoint | None:
     """None for a worker whose address cannot be used: it is shown by the bootstrap server, but gets no requests."""
     try:
-        return Endpoint(entry.worker, entry.status, Pool(entry.worker.http_url))
+        return Endpoint(entry.worker, entry.status, Pool(entry.worker.http_url, tls))
     except ValueError as error:
         log.warning("worker left out", extra=fields(worker=entry.worker.id, reason=str(error)))
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from baton_bootstrap.tls import Tls
 from baton_serving.errors import InvalidRequest, NotFound
 from baton_serving.gateway.breakers import Breakers
 from baton_serving.gateway.fleet import Endpoint, Fleet, ModelFleet, Route, fits
@@ -54,9 +55,9 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 class Router:
     """Pure but for the clock, the routing memory and the breakers that it reads."""
 
-    def __init__(self, config: RoutingConfig, memory: RoutingMemory | None = None) -> None:
+    def __init__(self, config: RoutingConfig, memory: RoutingMemory | None = None, tls: Tls | None = None) -> None:
         self.config = config
-        self.fleet = Fleet()
+        self.fleet = Fleet(tls)
         decode_policy = config.decode_policy or config.policy
         self._remembers_prefill = config.policy in ASK_MEMORY
         self._remembers_decode = decode_policy in ASK_MEMORY or config.divide_from > 0

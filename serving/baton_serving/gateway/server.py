@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from baton_bootstrap.client import WatchClient
+from baton_bootstrap.errors import SetupError
+from baton_bootstrap.files import LOOK_EVERY as LOOK_AT_FILES
+from baton_bootstrap.tls import Tls, TlsFiles
 from baton_serving.errors import ConfigError, Unavailable
+from baton_serving.gateway.access import KeyFile
 from baton_serving.gateway.admin import admin_app
 from baton_serving.gateway.admission.door import Door, DoorConfig
 from baton_serving.gateway.admission.ledger import Ledger
@@ -23,8 +27,11 @@ from baton_serving.gateway.health import HealthChecks, HealthConfig
 from baton_serving.gateway.history import AccessLog, History
 from baton_serving.gateway.http.downstream import ClientConnection
 from baton_serving.gateway.policies.memory import Memory
+from baton_serving.gateway.record import Record
 from baton_serving.gateway.routing import Router, RoutingConfig
 from baton_serving.gateway.siblings import Siblings
+from baton_serving.gateway.spans import RequestSpans
+from baton_serving.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +43,11 @@ BACKLOG = 4096
 
 @dataclass(frozen=True)
 class GatewayConfig:
-    """`port` may be 0. `bootstrap` holds the host:port of every replica of the bootstrap server. Times in seconds."""
+    """`port` may be 0. `bootstrap` holds the host:port of every replica of the bootstrap server. Times in seconds.
+
+    `tls` is for clients, `worker_tls` for workers and bootstrap servers. `api_keys`: see `access.KeyFile`. `traces` is
+    the address of an OTLP collector, None for no traces.
+    """
 
     bootstrap: tuple[str, ...]
     host: str = "127.0.0.1"
@@ -48,6 +59,10 @@ class GatewayConfig:
     body_limit: int = 64 * 1024 * 1024
     grace: float = 30.0
     access_log: Path | None = None
+    api_keys: Path | None = None
+    tls: TlsFiles | None = None
+    worker_tls: TlsFiles | None = None
+    traces: str | None = None
     token: str | None = None
 
 
@@ -78,15 +93,19 @@ class GatewayProcess:
     def __init__(self, config: GatewayConfig, siblings: Siblings | None = None, ledger: Ledger | None = None) -> None:
         self.config = config
         self.history = History()
-        router = Router(config.routing)
+        self._keys = None if config.api_keys is None else KeyFile(config.api_keys)
+        self._tls = _tls(config.tls)
+        self._worker_tls = _tls(config.worker_tls)
+        router = Router(config.routing, tls=self._worker_tls)
         door = None if config.door.open else Door(config.door, ledger)
         self.core = Core(router, door, config.patience, on_begin=self.history.add)
         self._caches = CacheFollower(router.memory) if isinstance(router.memory, Memory) else None
         self.connections: set[ClientConnection] = set()
         self._siblings = siblings or Siblings()
-        self._watch = WatchClient(config.bootstrap, token=config.token)
+        self._watch = WatchClient(config.bootstrap, token=config.token, tls=config.worker_tls)
         self._health = HealthChecks(self.core, config.health)
         self._server: asyncio.Server | None = None
+        self._tracing: Tracing | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._log_file: BinaryIO | None = None
 
@@ -97,14 +116,18 @@ class GatewayProcess:
             self._open_log(config.access_log)
         self._siblings.attach(self._report, self.history.explain)
         await self._siblings.start()
-        app = App(self.core, admin_app(self.core, self._siblings))
+        app = App(self.core, admin_app(self.core, self._siblings), self._keys, self._spans())
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(app, self.connections, config.body_limit), sock=listener, backlog=BACKLOG
+            lambda: ClientConnection(app, self.connections, config.body_limit),
+            sock=listener,
+            backlog=BACKLOG,
+            ssl=None if self._tls is None else self._tls.server,
         )
         await self._watch.start()
         self._tasks = [
             asyncio.create_task(self._follow()),
             asyncio.create_task(_every(LOOK_EVERY, self.core.look)),
+            asyncio.create_task(_every(LOOK_AT_FILES, self._refresh)),
             asyncio.create_task(_every(SWEEP_SECONDS, self._sweep)),
         ]
         gc.collect()
@@ -135,6 +158,8 @@ class GatewayProcess:
             await self._caches.aclose()
         await self._watch.aclose()
         await self._siblings.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         if self._log_file is not None:
             self._access_log.flush()
             self._log_file.close()
@@ -167,6 +192,26 @@ class GatewayProcess:
             if connection.session is None and connection.idle_ticks * SWEEP_SECONDS > limit:
                 connection.close()
 
+    def _spans(self) -> RequestSpans | None:
+        if self.config.traces is None:
+            return None
+        self._tracing = Tracing("baton-gateway", self.config.traces)
+        spans, log_end = RequestSpans(self._tracing), self.core.on_end
+
+        def on_end(record: Record) -> None:
+            spans.end(record)
+            if log_end is not None:
+                log_end(record)
+
+        self.core.on_end = on_end
+        return spans
+
+    def _refresh(self) -> None:
+        """Take renewed certificates and keys over."""
+        for renewed in (self._tls, self._worker_tls, self._keys):
+            if renewed is not None:
+                renewed.refresh()
+
     def _report(self) -> dict[str, object]:
         gauges = self.core.gauges(self._watch.view.connected, len(self.connections))
         caches, memory = self._caches, self.core.router.memory
@@ -175,6 +220,13 @@ class GatewayProcess:
             gauges["baton_gateway_cache_streams"] = {(): caches.streams}
             gauges["baton_gateway_cache_resyncs"] = {(): caches.resyncs}
         return dict(self.core.figures.report(gauges))
+
+
+def _tls(files: TlsFiles | None) -> Tls | None:
+    try:
+        return None if files is None else Tls(files)
+    except SetupError as error:
+        raise ConfigError(str(error)) from error
 
 
 async def _every(seconds: float, call: Callable[[], None]) -> None:

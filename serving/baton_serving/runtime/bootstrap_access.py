@@ -1,4 +1,4 @@
-"""Where a worker's bootstrap servers are, and the secret for them."""
+"""Where a worker's bootstrap servers are, and the secret and the certificates for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 from baton_bootstrap.auth import read_token
 from baton_bootstrap.errors import BootstrapError
-from baton_serving.config import ResolvedConfig
+from baton_bootstrap.tls import TlsFiles, tls_files
+from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.errors import ConfigError
 
 TOKEN_VARIABLE = "BATON_TOKEN_FILE"  # set by a deployment: the secret that a service's own parts share
@@ -18,6 +19,15 @@ def bootstrap_token() -> str | None:
     path = os.environ.get(TOKEN_VARIABLE)
     try:
         return read_token(Path(path) if path else None)
+    except BootstrapError as error:
+        raise ConfigError(str(error)) from error
+
+
+def tls_of(config: ServerConfig) -> TlsFiles | None:
+    """The certificates of this worker, if it has any (ConfigError for half a pair)."""
+    given = config.http
+    try:
+        return tls_files(given.ssl_certfile, given.ssl_keyfile, given.ssl_ca_certs)
     except BootstrapError as error:
         raise ConfigError(str(error)) from error
 

@@ -7,16 +7,17 @@ import signal
 
 from baton_bootstrap.errors import SetupError
 from baton_bootstrap.server import BootstrapServer, ServerConfig
+from baton_bootstrap.tls import TlsFiles
 from baton_serving import logs
 from baton_serving.errors import ConfigError
 from baton_serving.runtime.bootstrap_access import bootstrap_token
 from baton_serving.runtime.process import Reporter
 
 
-def bootstrap_main(host: str, port: int, log_level: str, reporter: Reporter) -> None:
+def bootstrap_main(host: str, port: int, tls: TlsFiles | None, log_level: str, reporter: Reporter) -> None:
     """Entry point of the process; serves until SIGTERM."""
     logs.configure("bootstrap", log_level)
-    asyncio.run(_serve(ServerConfig(host=host, port=port, token=bootstrap_token()), reporter))
+    asyncio.run(_serve(ServerConfig(host=host, port=port, token=bootstrap_token(), tls=tls), reporter))
 
 
 async def _serve(config: ServerConfig, reporter: Reporter) -> None:

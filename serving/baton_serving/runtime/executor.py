@@ -76,10 +76,17 @@ class _Outcome:
 class PendingStep:
     """A launched step; `result` may be asked for once."""
 
-    def __init__(self, plan: StepPlan, outcome: _Outcome | None, prompts: Measured | None) -> None:
+    def __init__(
+        self,
+        plan: StepPlan,
+        outcome: _Outcome | None,
+        prompts: Measured | None,
+        embeddings: torch.Tensor | None = None,
+    ) -> None:
         self._plan = plan
         self._outcome = outcome
         self._prompts = prompts
+        self._embedded = embeddings is not None
         tensors: list[torch.Tensor] = []
         if outcome is not None:
             tensors.append(outcome.tokens)
@@ -89,6 +96,8 @@ class PendingStep:
                 tensors.append(outcome.measured.packed)
         if prompts is not None:
             tensors.append(prompts.packed)
+        if embeddings is not None:
+            tensors.append(embeddings)
         self._fetch = _Fetch.of(tensors)
 
     def result(self) -> StepResult:
@@ -109,6 +118,8 @@ class PendingStep:
         if self._prompts is not None:
             for asked, entry in zip(self._prompts.asked, self._prompts.unpack(next(host)), strict=True):
                 result.prompt_logprobs.setdefault(asked.row, []).append(entry)
+        if self._embedded:
+            result.embeddings = dict(zip(self._plan.embed, next(host).tolist(), strict=True))
         return result
 
 
@@ -162,12 +173,12 @@ class Executor:
         rows = tuple(row for row in range(plan.rows) if plan.sample[row])
         spans = _prompt_spans(plan)
         wanted = [index for span in spans for index in span.indices]
-        hidden = self._forward(plan, slots, _row_ends(plan, rows) + wanted)
+        hidden = self._forward(plan, slots, _row_ends(plan, rows) + wanted + _row_ends(plan, plan.embed))
         prompts = None
         if spans:
             asked = [span.asked for span in spans for _ in span.indices]
             targets = _upload([target for span in spans for target in span.targets], self._device)
-            prompts = measure_prompts(self._model.logits, hidden[len(rows) :], targets, asked)
+            prompts = measure_prompts(self._model.logits, hidden[len(rows) :][: len(wanted)], targets, asked)
         outcome = None
         if rows:
             sampled_slots = [plan.slots[row] for row in rows]
@@ -175,7 +186,7 @@ class Executor:
             outcome = self._sample(
                 plan, rows, logits, _upload(sampled_slots, self._device), self._state.plan(sampled_slots)
             )
-        return PendingStep(plan, outcome, prompts)
+        return PendingStep(plan, outcome, prompts, _unit_vectors(hidden[len(rows) + len(wanted) :]))
 
     def _decode(self, plan: StepPlan, step: GraphStep) -> _Outcome:
         """Sample a step that a graph ran up to its logits, by a graph as well if one will do."""
@@ -244,6 +255,11 @@ class Executor:
 
 def _upload(values: Sequence[int], device: torch.device) -> torch.Tensor:
     return upload(values, torch.int64, device)
+
+
+def _unit_vectors(hidden: torch.Tensor) -> torch.Tensor | None:
+    """float32 `[rows, hidden]` of length 1; None when there are no rows."""
+    return torch.nn.functional.normalize(hidden.float(), dim=-1) if len(hidden) else None
 
 
 def _row_ends(plan: StepPlan, rows: Iterable[int]) -> list[int]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import zmq
 
 from baton_bootstrap.client import BootstrapThread
 from baton_bootstrap.errors import BootstrapError
 from baton_serving.config import ResolvedConfig
+from baton_serving.errors import ConfigError
 from baton_serving.handoff.backends.base import BackendFactory
 from baton_serving.handoff.backends.registry import BackendOptions, backend_factory
+from baton_serving.handoff.control import CurveKeys
 from baton_serving.handoff.layout import PROTOCOL_VERSION, PeerDescriptor, rank_slice
 from baton_serving.handoff.ranks import RankCommand, RankReport
 from baton_serving.handoff.rim import Limits, PeerAddress
 from baton_serving.handoff.service import HandoffService
-from baton_serving.runtime.bootstrap_access import bootstrap_addresses, bootstrap_token
+from baton_serving.runtime.bootstrap_access import bootstrap_addresses, bootstrap_token, tls_of
 from baton_serving.runtime.channels import Addresses
 from baton_serving.runtime.handoff_bridge import HandoffBridge
 from baton_serving.runtime.handoff_ranks import FollowerTransfers, rank_transfer
@@ -38,6 +41,19 @@ def transfer_factory(config: ResolvedConfig, host: str) -> BackendFactory:
     return backend_factory(given.disaggregation_transfer_backend, options)
 
 
+def curve_keys(path: str | None) -> CurveKeys | None:
+    """The key pair that the workers of a service share (ConfigError when the file holds none)."""
+    if path is None:
+        return None
+    try:
+        secret = Path(path).read_text().strip()
+        return CurveKeys(zmq.curve_public(secret.encode()).decode(), secret)
+    except (OSError, ValueError, zmq.ZMQError) as error:
+        raise ConfigError(
+            f"--disaggregation-curve-key-file {path}: it holds no CURVE secret key of 40 characters ({error})"
+        ) from error
+
+
 class Handoff:
     """A worker's handoff on rank 0. `bridge` goes into the scheduler loop; `close` ends all threads."""
 
@@ -53,7 +69,10 @@ class Handoff:
         limits, given = Limits(), config.given.disaggregation
         factory = transfer_factory(config, identity.host)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._bootstrap = BootstrapThread(bootstrap_addresses(config), token=bootstrap_token())
+        self._bootstrap = BootstrapThread(
+            bootstrap_addresses(config), token=bootstrap_token(), tls=tls_of(config.given)
+        )
+        self._curve = curve_keys(given.disaggregation_curve_key_file)
         self.service = HandoffService(
             _descriptor(config, identity, rank),
             self._command,
@@ -63,6 +82,7 @@ class Handoff:
             limits=limits,
             verify=given.disaggregation_verify,
             receiver_tp=given.disaggregation_decode_tp,
+            curve=self._curve,
         )
         report: Callable[[RankReport], None] = self.service.report
         self._followers = FollowerTransfers(context, addresses, report)
@@ -91,7 +111,8 @@ class Handoff:
             worker = self._bootstrap.find(peer_key).worker
         except BootstrapError:
             return None
-        return PeerAddress(worker.control, worker.incarnation) if worker.control else None
+        public_key = "" if self._curve is None else self._curve.public
+        return PeerAddress(worker.control, worker.incarnation, public_key) if worker.control else None
 
     def _incarnation(self, worker: str) -> str:
         """Which start of the worker of that name the registry knows as alive; empty when there is none."""

@@ -64,7 +64,7 @@ class GenerateInput(Message):
 
     `output_ids` are tokens of the answer that another worker has already sent: generation goes on after them, and
     penalties, seeds, limits and `completion_tokens` count them. `deadline` is seconds on the monotonic clock or 0.
-    `received` is unix time in seconds.
+    `received` is unix time in seconds. `embed` asks for the prompt's embedding.
     """
 
     rid: str
@@ -78,6 +78,7 @@ class GenerateInput(Message):
     received: float = 0.0
     deadline: float = 0.0
     trace: str = ""
+    embed: bool = False
 
 
 class AbortInput(Message):

@@ -16,6 +16,7 @@ def merge(earlier: TokenOutput, later: TokenOutput) -> TokenOutput:
     earlier.completion_tokens = later.completion_tokens or earlier.completion_tokens
     earlier.finish = later.finish
     earlier.failure = later.failure
+    earlier.embedding = later.embedding
     earlier.timings = later.timings or earlier.timings
     return earlier
 

@@ -31,8 +31,8 @@ def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def url_of(host: str, port: int) -> str:
-    return f"http://{host_port(host, port)}"
+def url_of(host: str, port: int, *, secure: bool = False) -> str:
+    return f"{'https' if secure else 'http'}://{host_port(host, port)}"
 
 
 def _is_wildcard(host: str) -> bool:

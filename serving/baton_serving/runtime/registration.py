@@ -9,7 +9,7 @@ from typing import Final
 from baton_bootstrap.client import RegistrationClient
 from baton_bootstrap.records import Beat, Load, Role, State, Worker
 from baton_serving.config import ResolvedConfig
-from baton_serving.runtime.bootstrap_access import bootstrap_addresses, bootstrap_token
+from baton_serving.runtime.bootstrap_access import bootstrap_addresses, bootstrap_token, tls_of
 from baton_serving.runtime.identity import Identity, engine_digest
 from baton_serving.runtime.rank_facts import RankFacts
 from baton_serving.runtime.reachable import url_of
@@ -36,7 +36,7 @@ def worker_record(config: ResolvedConfig, identity: Identity, facts: RankFacts, 
         incarnation=identity.incarnation,
         epoch=identity.epoch,
         role=_ROLES[given.disaggregation_mode],
-        http_url=url_of(host, port),
+        http_url=url_of(host, port, secure=config.given.http.ssl_certfile is not None),
         control=facts.handoff_endpoint,
         keys=tuple(keys),
         model=config.served_model_name,
@@ -56,7 +56,9 @@ class Registration:
     def __init__(self, config: ResolvedConfig, record: Worker, manager: TokenizerManager) -> None:
         self._manager = manager
         self._state = State.READY
-        self._client = RegistrationClient(bootstrap_addresses(config), record, self._beat, token=bootstrap_token())
+        self._client = RegistrationClient(
+            bootstrap_addresses(config), record, self._beat, token=bootstrap_token(), tls=tls_of(config.given)
+        )
 
     async def start(self) -> None:
         """Register, and return once others can find the worker. With no server up it serves anyway, and tries on."""

@@ -12,13 +12,14 @@ from baton_serving.sampling.params import SamplingParams
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer that is wanted. `prompt` indexes the request's prompts, `output_ids` as in `GenerateInput`."""
+    """One answer that is wanted. `prompt` indexes the request's prompts; the others are as in `GenerateInput`."""
 
     prompt: int
     params: SamplingParams
     output_ids: tuple[int, ...] = ()
     logprobs: LogprobOptions | None = None
     handoff: HandoffTicket | None = None
+    embed: bool = False
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ def request_maker(loaded: LoadedModel) -> Callable[[GenerateInput], Request]:
             logprobs=message.logprobs,
             output=message.output_ids,  # sent by another worker: generation goes on after them
             received=message.received,
+            embed=message.embed,
         )
 
     return make_request

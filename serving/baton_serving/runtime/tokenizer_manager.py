@@ -275,6 +275,7 @@ class TokenizerManager:
                     received=request.received,
                     deadline=deadline,
                     trace=request.trace,
+                    embed=choice.embed,
                 )
             )
 

@@ -11,6 +11,7 @@ from types import TracebackType
 import zmq
 
 from baton_serving.config import ResolvedConfig, ServerConfig
+from baton_serving.runtime.bootstrap_access import tls_of
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.intake import Intake
@@ -96,7 +97,7 @@ class Worker:
         if chosen.disaggregation_transfer_backend == "fake":
             return  # it has no peers
         host, port = given.http.host, chosen.disaggregation_bootstrap_port
-        server = Child("bootstrap", _BOOTSTRAP, host, port, given.logging.log_level)
+        server = Child("bootstrap", _BOOTSTRAP, host, port, tls_of(given), given.logging.log_level)
         self._children.append(server)
         address = host_port(self._identity.host, wait_ready([server])[server.name]["port"])
         chosen = dataclasses.replace(chosen, disaggregation_bootstrap_addr=address)

@@ -71,6 +71,7 @@ class StepBuilder:
         self._tokens: list[int] = []
         self._copies: list[tuple[int, int]] = []
         self._logprobs: list[LogprobRow] = []
+        self._embed: list[int] = []
 
     def copy(self, source: Node, targets: list[int]) -> None:
         """Copy the pages of a tree node into `targets` (by KV group); the node is pinned until the step is over."""
@@ -107,6 +108,8 @@ class StepBuilder:
         self.extend_tokens += length
         if request.logprobs is not None:
             self._ask_logprobs(request, len(self.requests), end, sample)
+        if request.embed and end == request.goal:
+            self._embed.append(len(self.requests))
         self.requests.append(request)
         request.computed = end
         request.planned += int(sample)
@@ -126,6 +129,7 @@ class StepBuilder:
             page_writes=outgoing.page_writes,
             copies=self._copies,
             logprobs=self._logprobs,
+            embed=self._embed,
         )
         outgoing.setups = []
         outgoing.page_writes = []

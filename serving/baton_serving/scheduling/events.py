@@ -48,7 +48,8 @@ class TokenOutput(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """New tokens of one request. Exactly one output of a request carries `finish` or `failure`, and it is the last.
 
     `prompt_logprobs` comes with the first output that follows the prompt, `timings` with the first token and the last
-    output. `completion_tokens` counts all tokens so far, these included.
+    output, `embedding` with the only output of a request for one. `completion_tokens` counts all tokens so far, these
+    included.
     """
 
     rid: str
@@ -61,6 +62,7 @@ class TokenOutput(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     finish: Finish | None = None
     failure: Failure | None = None
     timings: Timings | None = None
+    embedding: list[float] | None = None
 
 
 class ChunkReady(msgspec.Struct):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from baton_serving.errors import InternalError, InvalidRequest
 from baton_serving.kv.layout import NULL_PAGE
 from baton_serving.scheduling.builder import Flight
@@ -51,7 +53,7 @@ class OutcomeBook:
             if sample:
                 self._book_token(request, token, result.logprobs.get(row))
             elif request.limit == 0 and start + length == request.goal:
-                self._end_without_output(request)
+                self._end_without_output(request, result.embeddings.get(row))
         roster.settle()
 
     def _book_token(self, request: Request, token: int, logprobs: TokenLogprobs | None) -> None:
@@ -89,11 +91,13 @@ class OutcomeBook:
             output.timings = request.timings
         roster.outputs.append(output)
 
-    def _end_without_output(self, request: Request) -> None:
+    def _end_without_output(self, request: Request, embedding: list[float] | None) -> None:
         if request.handoff:
             self._roster.stop(request)
+        elif embedding is not None and not all(map(math.isfinite, embedding)):
+            self._roster.end(request, failure=NOT_A_NUMBER)
         else:
-            self._roster.end(request, Finish("length"))
+            self._roster.end(request, Finish("length"), embedding=embedding)
 
     def _book_chunk(self, request: Request, prompt_logprobs: list[TokenLogprobs] | None, last: bool) -> None:
         """Share a chunk's whole pages through the tree, and tell the handoff of them."""

@@ -85,6 +85,7 @@ class Request:
     now. `planned` output tokens will have been sampled once all planned steps are over; `len(output)` are known.
     `namespace` keeps apart KV that must never be shared: weight digest, adapter, cache salt. `output`, at the start,
     are tokens that another worker reported, with the prompt's log-probabilities: generation goes on after them.
+    `embed` asks for the prompt's embedding; such a request may have no output (`limit` 0).
     """
 
     __slots__ = (
@@ -94,6 +95,7 @@ class Request:
         "blocker_pages",
         "cached",
         "computed",
+        "embed",
         "ended",
         "ended_badly",
         "eos_ids",
@@ -140,6 +142,7 @@ class Request:
         handoff: bool = False,
         output: Sequence[int] = (),
         received: float = 0.0,
+        embed: bool = False,
     ) -> None:
         self.rid = rid
         self.prompt = prompt
@@ -149,6 +152,7 @@ class Request:
         self.priority = priority
         self.logprobs = logprobs
         self.handoff = handoff
+        self.embed = embed
         self.timings = Timings(received=received)
         stops = frozenset(params.stop_token_ids)
         self.stop_ids = stops if params.ignore_eos else stops | eos_ids

@@ -63,6 +63,7 @@ class Roster:
         failure: Failure | None = None,
         tokens: Sequence[int] = (),
         logprobs: Sequence[TokenLogprobs] = (),
+        embedding: list[float] | None = None,
     ) -> None:
         """Put out the terminal output, with the last tokens, and let the request go as soon as it may."""
         request.timings.finished = self.clock()
@@ -78,6 +79,7 @@ class Roster:
                 finish=finish,
                 failure=failure,
                 timings=request.timings,
+                embedding=embedding,
             )
         )
         request.ended = True

@@ -38,6 +38,7 @@ class StepPlan(msgspec.Struct, array_like=True):
     copies: list[tuple[int, int]] = []  # (source page, target page), whole blocks
     logprobs: list[LogprobRow] = []
     want_nan_check: bool = False
+    embed: list[int] = []  # rows whose last hidden state is wanted
 
     @property
     def rows(self) -> int:
@@ -47,7 +48,8 @@ class StepPlan(msgspec.Struct, array_like=True):
 class StepResult(msgspec.Struct, array_like=True):
     """`tokens[i]` is the token sampled for row i, or -1. Log-probabilities by row, for the rows that asked.
 
-    `failed_rows` are rows whose custom logit processor failed; `nan_rows` those whose logits held a NaN.
+    `failed_rows` are rows whose custom logit processor failed; `nan_rows` those whose logits held a NaN. `embeddings`
+    are the unit vectors of the rows in the plan's `embed`.
     """
 
     step: int
@@ -56,3 +58,4 @@ class StepResult(msgspec.Struct, array_like=True):
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     nan_rows: list[int] = []
     failed_rows: list[int] = []
+    embeddings: dict[int, list[float]] = {}

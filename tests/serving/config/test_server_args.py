@@ -22,10 +22,16 @@ ADDED_BY_BATON = {
     "--announce-file",
     "--custom-logit-processors",
     "--disaggregation-bootstrap-addr",
+    "--disaggregation-curve-key-file",
     "--disaggregation-transfer-protocol",
     "--disaggregation-verify",
     "--enable-deterministic-inference",
+    "--enable-trace",
     "--grpc-port",
+    "--otlp-traces-endpoint",
+    "--ssl-ca-certs",
+    "--ssl-certfile",
+    "--ssl-keyfile",
 }
 
 

@@ -11,6 +11,7 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from baton_bootstrap.tls import TlsFiles, server_credentials
 from baton_serving.api.extras import Origin, generate_request
 from baton_serving.api.grpc import convert
 from baton_serving.api.grpc.generated import generation_pb2 as pb
@@ -43,9 +44,10 @@ HealthContext = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_p
 class GrpcServer:
     """Serves on `host:port` inside the running event loop; port 0 takes a free one, which `start` returns."""
 
-    def __init__(self, service: Service, host: str, port: int) -> None:
+    def __init__(self, service: Service, host: str, port: int, tls: TlsFiles | None = None) -> None:
         limit = ("grpc.max_receive_message_length", service.options.max_body_bytes)
         self._server = grpc.aio.server(options=[limit])
+        self._tls = tls
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(service), self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(service), self._server)
@@ -53,11 +55,16 @@ class GrpcServer:
     async def start(self) -> int:
         """Begin to serve; the port. Raises ConfigError when the address cannot be had."""
         try:
-            port = self._server.add_insecure_port(self._address)
+            port = self._open()
         except RuntimeError as error:
             raise ConfigError(f"--grpc-port: {self._address} cannot be listened on; choose another port") from error
         await self._server.start()
         return port
+
+    def _open(self) -> int:
+        if self._tls is None:
+            return self._server.add_insecure_port(self._address)
+        return self._server.add_secure_port(self._address, server_credentials(self._tls))
 
     async def stop(self, grace: float = 5.0) -> None:
         """Refuse new calls, give running ones `grace` seconds."""

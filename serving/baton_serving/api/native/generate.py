@@ -12,6 +12,7 @@ from baton_serving.api.extras import generate_request, origin_of
 from baton_serving.api.http.answer import answer
 from baton_serving.api.http.body import read_json, typed
 from baton_serving.api.native.render import NativeRenderer
+from baton_serving.api.openai.render import check_generates
 from baton_serving.api.protocol.native import GenerateBody
 from baton_serving.api.state import service_of
 from baton_serving.errors import InvalidRequest
@@ -28,6 +29,7 @@ async def generate(request: Request) -> Response:
     """Continue one prompt or a batch, whole or as a stream."""
     service = service_of(request)
     body = typed(await read_json(request, service.options.max_body_bytes), GenerateBody)
+    check_generates(service.options)
     texts, batch = _prompts(body)
     count = len(texts)
     sampling = _each(body.sampling_params, count, "sampling_params", {})

@@ -59,7 +59,7 @@ async def model_info(request: Request) -> Response:
             "model_path": options.model_path,
             "tokenizer_path": options.tokenizer_path,
             "served_model_name": options.served_model_name,
-            "is_generation": True,
+            "is_generation": not options.is_embedding,
             "preferred_sampling_params": dict(service.intake.preferred) or None,
             "weight_version": options.weight_version,
             "weight_digest": options.weight_digest,

@@ -16,10 +16,13 @@ from baton_serving.api.http.body import read_json, typed
 from baton_serving.api.openai.logprobs import CompletionLogprobsBuilder
 from baton_serving.api.openai.render import (
     ResponseHead,
+    check_generates,
     check_model,
     check_top,
+    earlier_text,
     extension,
     finish_reason,
+    prompts_of,
     response_head,
 )
 from baton_serving.api.protocol.openai import (
@@ -31,7 +34,6 @@ from baton_serving.api.protocol.openai import (
 )
 from baton_serving.api.state import service_of
 from baton_serving.errors import InvalidRequest
-from baton_serving.runtime.detokenizer import replayed_text
 from baton_serving.runtime.messages import LogprobOptions
 from baton_serving.runtime.requests import ChoiceOutput, GenerateRequest
 from baton_serving.runtime.vocabulary import TextDecoder, Vocabulary
@@ -43,12 +45,13 @@ async def completions(request: Request) -> Response:
     service = service_of(request)
     values = await read_json(request, service.options.max_body_bytes)
     fields = typed(values, CompletionRequest)
+    check_generates(service.options)
     check_model(fields.model, service.options)
     _refuse_unsupported(fields, values.get("n"))
     only_prompt = bool(fields.echo) and values.get("max_tokens") == 0
     if only_prompt:
         values = {**values, "max_tokens": 1}
-    texts = _prompts(fields.prompt)
+    texts = prompts_of(fields.prompt, "prompt")
     prompts, choices = await service.intake.choices(texts, [values] * len(texts), COMPLETIONS)
     logprobs = _logprob_options(fields)
     choices = [replace(choice, logprobs=logprobs) for choice in choices]
@@ -135,9 +138,7 @@ class CompletionRenderer:
         return CompletionLogprobsBuilder(self._vocabulary, decoder, len(self._earlier_text(index)))
 
     def _earlier_text(self, index: int) -> str:
-        choice = self._request.choices[index]
-        prompt = self._request.prompts[choice.prompt]
-        return replayed_text(self._vocabulary, prompt, choice.params, choice.output_ids)
+        return earlier_text(self._request, self._vocabulary, index)
 
     def _message(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
         head = self._head
@@ -157,20 +158,6 @@ def _refuse_unsupported(fields: CompletionRequest, n: object) -> None:
         raise InvalidRequest("suffix is not supported: put the text before the gap into prompt", param="suffix")
     if fields.best_of is not None and fields.best_of != (n if isinstance(n, int) else 1):
         raise InvalidRequest("best_of must equal n: answers are not ranked", param="best_of")
-
-
-def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
-    """The prompts, from any of the four ways to write them."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise InvalidRequest("prompt is empty: send some text", param="prompt")
-    ids = [item for item in prompt if isinstance(item, int)]
-    if ids:
-        if len(ids) != len(prompt):
-            raise InvalidRequest("prompt mixes token ids with other items: send one kind", param="prompt")
-        return [ids]
-    return [item for item in prompt if not isinstance(item, int)]
 
 
 def _echoes(prompts: Sequence[str | list[int]], vocabulary: Vocabulary, *, skip_special_tokens: bool) -> list[str]:

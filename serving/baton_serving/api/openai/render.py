@@ -11,7 +11,9 @@ from baton_serving.api.options import AppOptions
 from baton_serving.api.protocol.common import ChoiceExtension, CommonFields
 from baton_serving.api.protocol.openai import StreamOptions
 from baton_serving.errors import Cancelled, InvalidRequest, NotFound
+from baton_serving.runtime.detokenizer import replayed_text
 from baton_serving.runtime.requests import ChoiceOutput, GenerateRequest
+from baton_serving.runtime.vocabulary import Vocabulary
 
 
 @dataclass
@@ -62,6 +64,11 @@ def check_model(model: str | None, options: AppOptions) -> None:
         raise NotFound(f"the model {model!r} is not served here, {options.served_model_name!r} is")
 
 
+def check_generates(options: AppOptions) -> None:
+    if options.is_embedding:
+        raise InvalidRequest("this worker embeds and generates nothing: ask /v1/embeddings, or a worker without it")
+
+
 def check_top(value: int | None, name: str, limit: int = 20) -> int:
     if value is None:
         return 0
@@ -78,3 +85,23 @@ def finish_reason(output: ChoiceOutput) -> str | None:
     if finish is None:
         return None
     return "length" if finish.kind == "handoff" else finish.kind  # a prefill leg: nobody reads its answer
+
+
+def earlier_text(request: GenerateRequest, vocabulary: Vocabulary, index: int) -> str:
+    """The text of choice `index` that another worker's client had already been shown."""
+    choice = request.choices[index]
+    return replayed_text(vocabulary, request.prompts[choice.prompt], choice.params, choice.output_ids)
+
+
+def prompts_of(prompt: str | list[str | int | list[int]], name: str) -> list[str | list[int]]:
+    """The prompts in the field `name`, from any of the four ways to write them."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InvalidRequest(f"{name} is empty: send some text", param=name)
+    ids = [item for item in prompt if isinstance(item, int)]
+    if ids:
+        if len(ids) != len(prompt):
+            raise InvalidRequest(f"{name} mixes token ids with other items: send one kind", param=name)
+        return [ids]
+    return [item for item in prompt if not isinstance(item, int)]

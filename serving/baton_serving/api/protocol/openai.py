@@ -29,6 +29,17 @@ class Message(msgspec.Struct):
     content: str | list[ContentPart] | None = None
 
 
+class EarlierFunction(msgspec.Struct):
+    name: str
+    arguments: str | dict[str, Any]
+
+
+class EarlierCall(msgspec.Struct):
+    """A tool call in a message of the conversation."""
+
+    function: EarlierFunction
+
+
 class ResponseFormat(msgspec.Struct):
     type: str
 
@@ -56,6 +67,33 @@ class CompletionRequest(CommonFields, kw_only=True):
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
+
+
+class EmbeddingRequest(CommonFields, kw_only=True):
+    input: str | list[str | int | list[int]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+
+
+class EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(msgspec.Struct):
+    """A vector of length 1: numbers, or base64 of its float32 in little-endian order."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingList(msgspec.Struct):
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
 
 
 class PromptTokensDetails(msgspec.Struct):
@@ -89,10 +127,33 @@ class ChatLogprobs(msgspec.Struct):
     refusal: None = None
 
 
+class FunctionDelta(msgspec.Struct, omit_defaults=True):
+    """`arguments` is JSON text: all of it, or in a stream the next piece; a call's `name` comes once."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCall(msgspec.Struct):
+    id: str
+    function: FunctionDelta
+    type: Literal["function"] = "function"
+
+
+class ToolCallDelta(msgspec.Struct, omit_defaults=True):
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
 class AssistantMessage(msgspec.Struct):
-    content: str
+    """`content` is null in an answer of tool calls alone."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -116,6 +177,7 @@ class ChatCompletion(msgspec.Struct):
 class Delta(msgspec.Struct, omit_defaults=True):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):

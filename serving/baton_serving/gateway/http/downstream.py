@@ -34,7 +34,9 @@ class Incoming:
 
     __slots__ = ("body", "headers", "keep_alive", "method", "path", "query", "version")
 
-    def __init__(self, method: bytes, target: bytes, version: str, headers: dict[bytes, bytes], keep_alive: bool):
+    def __init__(
+        self, method: bytes, target: bytes, version: str, headers: dict[bytes, bytes], keep_alive: bool
+    ) -> None:
         path, _, self.query = target.partition(b"?")
         self.path = path.decode("latin-1")
         self.method = method.decode("latin-1")
@@ -86,6 +88,7 @@ class ClientConnection(asyncio.Protocol):
         self._size = 0
         self._incoming: Incoming | None = None
         self._head_size = 0
+        self._lines_size = 0  # of the headers read so far
         self._refusal: BatonError | None = None
 
     @property
@@ -151,6 +154,7 @@ class ClientConnection(asyncio.Protocol):
     # What llhttp calls
 
     def on_message_begin(self) -> None:
+        self._lines_size = 0
         self._target = b""
         self._headers = {}
         self._body = []
@@ -164,6 +168,9 @@ class ClientConnection(asyncio.Protocol):
         if self._incoming is not None:  # a trailer
             return
         name = name.lower()
+        self._lines_size += len(name) + len(value)
+        if self._lines_size > HEAD_LIMIT:  # they may all have come in one piece
+            self._stop(TooLarge(f"the headers are larger than {HEAD_LIMIT} bytes"))
         if name == b"host" and name in self._headers:
             self._stop(InvalidRequest("there must be one host header"))
         self._headers[name] = value
@@ -171,6 +178,8 @@ class ClientConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         headers, parser = self._headers, self._parser
         version = parser.get_http_version()
+        if parser.should_upgrade():  # llhttp would tell only after the request was answered
+            self._stop(InvalidRequest("this server speaks HTTP/1.1 only"))
         self._check(headers, version)
         self._incoming = Incoming(
             parser.get_method(), _path_of(self._target), version, headers, parser.should_keep_alive()

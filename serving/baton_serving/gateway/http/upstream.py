@@ -8,6 +8,7 @@ import time
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
+from baton_bootstrap.tls import PEER_NAME, Tls
 from baton_serving.gateway.http.framing import ChunkedBody, ChunkedEvents, Garbage, PlainEvents
 from baton_serving.gateway.http.head import HEAD_LIMIT, Head, read_head
 
@@ -185,13 +186,15 @@ class Connection(asyncio.Protocol):
 class Pool:
     """Idle connections to one worker; as many as its requests need, none kept longer than `IDLE_LIMIT`."""
 
-    def __init__(self, url: str) -> None:
-        """`url` is `http://host:port`. Raises ValueError when it is not."""
+    def __init__(self, url: str, tls: Tls | None = None) -> None:
+        """`url` is `http://host:port`, or with `tls` `https://host:port`. Raises ValueError when it is not."""
         parts = urlsplit(url)
-        if parts.scheme != "http" or parts.hostname is None:
-            raise ValueError(f"a worker's URL must be http://host:port, not {url!r}")
+        scheme = "http" if tls is None else "https"
+        if parts.scheme != scheme or parts.hostname is None:
+            raise ValueError(f"a worker's URL must be {scheme}://host:port, not {url!r}")
         self.host = parts.hostname
-        self.port = parts.port or 80
+        self.port = parts.port or (80 if tls is None else 443)
+        self._tls = tls
         self.host_line = b"host: %b\r\n" % parts.netloc.encode("ascii")
         self._idle: list[Connection] = []
 
@@ -209,7 +212,10 @@ class Pool:
         """A new connection. Raises OSError, which includes TimeoutError."""
         async with asyncio.timeout(CONNECT_TIMEOUT):
             loop = asyncio.get_running_loop()
-            _, connection = await loop.create_connection(lambda: Connection(self), self.host, self.port)
+            tls, name = (None, None) if self._tls is None else (self._tls.client, PEER_NAME)
+            _, connection = await loop.create_connection(
+                lambda: Connection(self), self.host, self.port, ssl=tls, server_hostname=name
+            )
         return connection
 
     def give_back(self, connection: Connection) -> None:

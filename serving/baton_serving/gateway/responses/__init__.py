@@ -1,0 +1,1 @@
+"""`/v1/responses` as an adapter over chat completions: nothing is kept between two requests."""

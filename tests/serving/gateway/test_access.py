@@ -1,0 +1,102 @@
+"""API keys: read, renewed, and never passed on."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from support.gateway_bench import answer, gateway_bench
+from support.gateway_over import gateway_before
+from support.http import get, post
+
+from baton_bootstrap.records import Role
+from baton_serving.errors import ConfigError, Unauthorized
+from baton_serving.gateway.access import KeyFile
+from baton_serving.gateway.http.downstream import Incoming
+from baton_serving.gateway.routing import RoutingConfig
+
+
+def asks(authorization: str | None) -> Incoming:
+    headers = {} if authorization is None else {b"authorization": authorization.encode()}
+    return Incoming(b"POST", b"/v1/completions", "1.1", headers, True)
+
+
+def replace(path: Path, text: str) -> None:
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+def test_a_key_is_known_by_its_name(tmp_path: Path, scheme: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# who key\nalice sk-1\n\nbob  sk-2\nbob sk-3\n")
+    keys = KeyFile(path)
+    for key, name in (("sk-1", "alice"), ("sk-2", "bob"), ("sk-3", "bob")):
+        incoming = asks(f"{scheme} {key}")
+        assert keys.tenant(incoming) == name
+        assert incoming.headers == {}
+    for wrong in (None, "", f"{scheme} sk-4", f"{scheme} sk", f"{scheme} sk-11", f"{scheme}", "Basic sk-1", "sk-1"):
+        with pytest.raises(Unauthorized):
+            keys.tenant(asks(wrong))
+
+
+def test_keys_are_renewed_and_bad_ones_left(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("alice sk-1\n")
+    keys = KeyFile(path)
+    assert not keys.refresh()
+    replace(path, "alice sk-1 more\n")
+    assert not keys.refresh()
+    assert keys.tenant(asks("Bearer sk-1")) == "alice"
+    replace(path, "alice sk-2\n")
+    assert keys.refresh()
+    with pytest.raises(Unauthorized):
+        keys.tenant(asks("Bearer sk-1"))
+    assert keys.tenant(asks("Bearer sk-2")) == "alice"
+
+
+def test_a_mounted_secret(tmp_path: Path) -> None:
+    """Kubernetes renews one by changing the link `..data`."""
+    for version, key in (("..1", "sk-1"), ("..2", "sk-2")):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "alice").write_text(key + "\n")
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "alice").symlink_to("..data/alice")
+    keys = KeyFile(tmp_path)
+    assert keys.tenant(asks("Bearer sk-1")) == "alice"
+    (tmp_path / "..new").symlink_to("..2")
+    os.replace(tmp_path / "..new", tmp_path / "..data")
+    assert keys.refresh()
+    assert keys.tenant(asks("Bearer sk-2")) == "alice"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("", "holds no key"), ("alice\n", "line 1 is not NAME KEY"), ("a k\nb k\n", "the same key"), (None, "read")],
+)
+def test_keys_that_cannot_be_used(tmp_path: Path, text: str | None, says: str) -> None:
+    if text is not None:
+        (tmp_path / "keys").write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        KeyFile(tmp_path / "keys")
+
+
+async def test_every_route_but_the_probes_asks_for_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("alice sk-1\n")
+    async with gateway_bench(RoutingConfig()) as bench:
+        worker = await bench.worker("b", answer(served=True), Role.BOTH)
+        async with gateway_before(worker.entry.worker.http_url, model="m", access=KeyFile(path)) as url:
+            for route in ("/v1/models", "/metrics", "/v1/baton/workers", "/nowhere"):
+                refused = await get(url + route)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+                assert refused.headers["www-authenticate"] == "Bearer"
+            assert (await post(f"{url}/v1/completions", {"model": "m"})).status_code == 401
+            assert worker.calls == []
+            for probe in ("/health", "/liveness", "/readiness"):
+                assert (await get(url + probe)).status_code == 200
+            key = {"authorization": "Bearer sk-1"}
+            assert (await post(f"{url}/v1/completions", {"model": "m"}, headers=key)).json() == {"served": True}
+            assert "sk-1" not in json.dumps(worker.calls[0].headers)

@@ -1,0 +1,59 @@
+"""Keys and certificates of a worker, read from what its flags name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import zmq
+
+from baton_serving.config import config_from_values
+from baton_serving.errors import ConfigError
+from baton_serving.handoff.control import ControlSockets, CurveKeys
+from baton_serving.handoff.rim import PeerAddress
+from baton_serving.runtime.bootstrap_access import tls_of
+from baton_serving.runtime.handoff_setup import curve_keys
+
+
+def reached(server: CurveKeys, client: CurveKeys | None) -> bool:
+    """Whether a frame of the client arrives at the server."""
+    got: list[bytes] = []
+    ended: list[int] = []
+    one = ControlSockets("tcp://127.0.0.1:0", lambda _, frame: got.append(frame), ended.append, server)
+    two = ControlSockets("tcp://127.0.0.1:0", lambda _, frame: None, ended.append, client)
+    two.dial(0, PeerAddress(one.endpoint, "", "" if client is None else client.public))
+    two.send(0, b"hello")
+    for _ in range(100):
+        one.poll(0.02)
+        two.poll(0.0)
+        if got or ended:
+            break
+    two.close()
+    one.close()
+    return got == [b"hello"]
+
+
+def test_workers_with_the_same_key_reach_each_other_and_others_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(zmq.curve_keypair()[1] + b"\n")
+    ours = curve_keys(str(path))
+    assert ours is not None
+    assert reached(ours, curve_keys(str(path)))
+    path.write_bytes(zmq.curve_keypair()[1])
+    assert not reached(ours, curve_keys(str(path)))
+    assert not reached(ours, None)
+    assert curve_keys(None) is None
+
+
+@pytest.mark.parametrize("text", ["", "short", "x" * 39 + "\N{SNOWMAN}", None])
+def test_a_file_without_a_key(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "key").write_text(text)
+    with pytest.raises(ConfigError, match="--disaggregation-curve-key-file"):
+        curve_keys(str(tmp_path / "key"))
+
+
+def test_certificate_and_key_belong_together() -> None:
+    with pytest.raises(ConfigError, match="belong together"):
+        tls_of(config_from_values({"model_path": "m", "ssl_certfile": "c"}))
+    assert tls_of(config_from_values({"model_path": "m"})) is None
