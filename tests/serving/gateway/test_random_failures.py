@@ -131,5 +131,5 @@ class Gateway(RuleBasedStateMachine):
 
 TestGateway = Gateway.TestCase
 TestGateway.settings = settings(
-    max_examples=20, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=80, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
 )
