@@ -34,7 +34,9 @@ class Incoming:
 
     __slots__ = ("body", "headers", "keep_alive", "method", "path", "query", "version")
 
-    def __init__(self, method: bytes, target: bytes, version: str, headers: dict[bytes, bytes], keep_alive: bool):
+    def __init__(
+        self, method: bytes, target: bytes, version: str, headers: dict[bytes, bytes], keep_alive: bool
+    ) -> None:
         path, _, self.query = target.partition(b"?")
         self.path = path.decode("latin-1")
         self.method = method.decode("latin-1")
