@@ -1,4 +1,4 @@
-"""Light workers and clients for measuring what stands between them: no HTTP library, prepared answers, one process each.
+"""Light workers and clients for measuring what stands between them: no HTTP library, prepared answers, few processes.
 
 A worker answers as prefill and decode workers do. What a request asks for is read off its body: `stream`, the number of
 events from `max_tokens`, and seconds between two events from `temperature`, a field that every gateway passes on.

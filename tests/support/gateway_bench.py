@@ -211,6 +211,17 @@ class Bench:
         return not self.core.open and not any(one.legs or one.sent_tokens for one in endpoints)
 
 
+async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait until it holds; AssertionError after `seconds`."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + seconds
+    while clock() < deadline:
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"not within {seconds:g} s")
+
+
 async def _look(core: Core) -> None:
     while True:
         await asyncio.sleep(LOOK_EVERY)
@@ -235,10 +246,7 @@ async def gateway_bench(
     async with aiohttp.ClientSession() as session:
         bench = Bench(core, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", session)
         yield bench
-    async with asyncio.timeout(5):
-        await core.wait_idle()
-        while not bench.idle():  # a prefill leg may outlive its answer by a moment
-            await asyncio.sleep(0.01)
+    await eventually(bench.idle)  # a prefill leg may outlive its answer by a moment
     looking.cancel()
     server.close()
     for connection in list(connections):

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
+import pytest
 import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from starlette.routing import Route
 
 from baton_bootstrap.hosted import HostedServer
 from baton_serving.api.server import bind
+from baton_serving.gateway import cache_follower
 from baton_serving.gateway.cache_follower import CacheFollower, Source
 from baton_serving.gateway.policies.memory import Memory
 from baton_serving.gateway.policies.prefix_keys import header_value, prefix_keys, seed_of
@@ -130,8 +132,9 @@ async def test_a_gateway_learns_what_another_ones_requests_left_and_what_was_evi
     assert follower.resyncs <= 1
 
 
-async def test_a_missed_change_is_made_good_by_a_fresh_snapshot() -> None:
+async def test_a_missed_change_is_made_good_by_a_fresh_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream leaves out a change once: believing it, the gateway would think that key 1 is still there."""
+    monkeypatch.setattr(cache_follower, "SILENCE_SECONDS", 3600.0)
     text = b"y" * 128
     key = prefix_keys(text, seed_of("m", WEIGHTS))[0]
     worker = CachingWorker()

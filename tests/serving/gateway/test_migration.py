@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from support.gateway_bench import Bench, gateway_bench
+from support.gateway_bench import Bench, eventually, gateway_bench
 from support.gateway_model import Behaviour, Heard, Model, listen
 
 from baton_bootstrap.records import State
@@ -124,10 +124,9 @@ async def slow_stream(bench: Bench, model: Model) -> tuple[asyncio.Task[Any], Be
     """A stream on d1 that waits in its middle until the behaviour changes; d2 is there as well."""
     await start(bench, model, "p1")
     behaviour = await start(bench, model, "d1")
-    asking = asyncio.create_task(ask(bench, max_tokens=200))
+    asking = asyncio.create_task(ask(bench, max_tokens=2000))
     await bench.workers[1].called()
-    while not any(running.tokens[0] for running in model.running.values()):
-        await asyncio.sleep(0)
+    await eventually(lambda: any(running.tokens[0] for running in model.running.values()))
     await start(bench, model, "d2")
     return asking, behaviour
 

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from support.gateway_bench import Bench, gateway_bench
+from support.gateway_bench import Bench, eventually, gateway_bench
 from support.gateway_model import MODES, Behaviour, Model, listen
 
 from baton_bootstrap.records import State
@@ -115,9 +115,7 @@ class Gateway(RuleBasedStateMachine):
         for behaviour in self.behaviours.values():
             behaviour.mode = "well"
         await self.stack.aclose()  # fails for a leg that was not released
-        async with asyncio.timeout(5):
-            while self.model.active:  # workers have seen the end of every leg
-                await asyncio.sleep(0.01)
+        await eventually(lambda: not self.model.active)  # workers have seen the end of every leg
 
     def _worker(self, name: str) -> Any:
         return self.bench.workers[WORKERS.index(name)]
@@ -131,5 +129,5 @@ class Gateway(RuleBasedStateMachine):
 
 TestGateway = Gateway.TestCase
 TestGateway.settings = settings(
-    max_examples=20, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=80, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
 )

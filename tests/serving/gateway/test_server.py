@@ -107,3 +107,35 @@ async def test_wrong_options_are_one_line_and_exit_status_2() -> None:
         _, stderr = await gateway.communicate()
         assert (gateway.returncode, facts) == (2, {}), stderr
         assert len(stderr.strip().splitlines()) == 1
+
+
+async def test_processes_share_a_port_and_answer_for_each_other(tmp_path: Path) -> None:
+    bootstrap = BootstrapServer(ServerConfig())
+    await bootstrap.start()
+    worker = ScriptedWorker("b", Role.BOTH, stream("a"))
+    await worker.start()
+    address, log = f"127.0.0.1:{bootstrap.port}", tmp_path / "access.log"
+    options = ("--port", "0", "--bootstrap-addr", address, "--worker-wait", "20", "--processes", "2")
+    gateway, facts = await start_gateway(*options, "--access-log", str(log))
+    ids = [f"request-{number}" for number in range(24)]
+    async with RegistrationClient(address, worker.entry.worker, ready()):
+        for one in ids:  # each on a connection of its own: the kernel spreads them
+            async with (
+                aiohttp.ClientSession(headers={"x-request-id": one}) as session,
+                session.post(f"{facts['http']}/v1/completions", json={"model": "m"}) as response,
+            ):
+                assert await response.read() == b"".join(events("a"))
+        async with aiohttp.ClientSession() as session:
+            for one in ids:
+                async with session.get(f"{facts['http']}/v1/baton/explain/{one}") as response:
+                    assert (await response.json())["outcome"] == "done"
+            async with session.get(f"{facts['http']}/metrics") as response:
+                text = await response.text()
+    assert 'baton_gateway_requests_total{outcome="done",path="/v1/completions"} 24.0' in text
+    assert 'baton_gateway_workers{role="both",state="ready"} 1.0' in text
+    gateway.send_signal(signal.SIGTERM)
+    assert await exit_status(gateway) == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert sorted(line["request_id"] for line in lines) == sorted(ids)
+    await worker.stop()
+    await bootstrap.stop()

@@ -2,39 +2,48 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from baton_serving.gateway.admission.ledger import TOTAL, Ledger, shared_ledger
 
 
-def enter_many(path: Path, column: int, columns: int, times: int, most: int, report: int) -> None:
-    """Let requests in while there is room, and say how many."""
-    ledger = shared_ledger(path, column, columns)
-    taken = 0
-    for _ in range(times):
+def enter_and_leave(path: Path, column: int, start: Barrier, crowded: int) -> None:
+    """Go in and out where only one may be, giving the processor away between looking and going."""
+    ledger = shared_ledger(path, column, 3)
+    start.wait()
+    together = 0
+    for _ in range(3000):
         with ledger.lock:
-            if ledger.open_requests(TOTAL) < most:
-                ledger.count(TOTAL, 1)
-                taken += 1
-    os.write(report, bytes([taken]))
+            inside = ledger.open_requests(TOTAL) < 1
+            os.sched_yield()
+            ledger.count(TOTAL, int(inside))
+        if inside:
+            os.sched_yield()
+            together += ledger.open_requests(TOTAL) > 1
+            with ledger.lock:
+                ledger.count(TOTAL, -1)
+    start.wait()
+    ledger.count(TOTAL, 1)
+    os.write(crowded, bytes([min(255, together)]))
     os._exit(0)  # as if killed: nothing is given back
 
 
 def test_processes_share_one_limit_exactly_and_a_dead_ones_counts_are_wiped(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     reader, writer = os.pipe()
-    start = multiprocessing.get_context("fork").Process
-    processes = [start(target=enter_many, args=(path, n, 3, 200, 100, writer)) for n in range(2)]
+    fork = multiprocessing.get_context("fork")
+    start = fork.Barrier(2)
+    processes = [fork.Process(target=enter_and_leave, args=(path, n, start, writer)) for n in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    taken = list(os.read(reader, 2))
-    assert sum(taken) == 100
+    assert list(os.read(reader, 2)) == [0, 0]
     mine = shared_ledger(path, 2, 3)
-    assert mine.open_requests(TOTAL) == 100
+    assert mine.open_requests(TOTAL) == 2
     mine.wipe(0)
-    assert mine.open_requests(TOTAL) == taken[1] or mine.open_requests(TOTAL) == taken[0]
+    assert mine.open_requests(TOTAL) == 1
     shared_ledger(path, 1, 3)  # a process that starts anew
     assert mine.open_requests(TOTAL) == 0
     for end in (reader, writer):
