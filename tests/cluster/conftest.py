@@ -88,7 +88,7 @@ def operator(
     """One operator for a module's tests."""
     folder = tmp_path_factory.mktemp("operator")
     with OperatorProcess(folder, rights, "--resync-seconds", RESYNC_SECONDS, "--log-level", "debug") as process:
-        eventually(process.healthy)
+        eventually(lambda: process.healthy() and process.metric("baton_operator_leading") == 1)
         yield process
         assert process.stop() == 0, process.log
     assert "Traceback" not in process.log, process.log

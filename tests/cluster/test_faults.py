@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cluster.conftest import SYSTEM
 from cluster.services import ServiceUnderTest
-from support.kube.client import Cluster, eventually
+from support.kube.client import BATON, Cluster, eventually
 from support.kube.control_plane import ControlPlane
 from support.kube.deaf_proxy import DeafProxy
 from support.kube.kubelet import Kubelet
@@ -113,6 +114,8 @@ def test_the_api_server_is_away_for_a_while(
     time.sleep(OUTAGE)
     assert mortal.metric("baton_operator_leading") == 0
     plane.start_api_server()
+    for kind in ("inferenceservices", "workerscalers"):
+        eventually(partial(service.cluster.serves, BATON, kind))
     service.apply(gateway={"replicas": 2})
     eventually(lambda: service.children()["Deployment", "chat-gateway"]["spec"]["replicas"] == 2, 60.0)
     service.wait_settled(60.0)

@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster.services import ServiceUnderTest
 from support.kube.client import BATON, Cluster, Item, eventually, labels_of
+from support.kube.control_plane import ControlPlane
 from support.kube.kubelet import Kubelet, ready
 from support.kube.operator_process import OperatorProcess
 
@@ -219,11 +219,12 @@ def test_nothing_is_left_of_a_deleted_service(service: ServiceUnderTest, kubelet
     eventually(lambda: service.leftovers() == [], why=service.leftovers)
 
 
-def test_baton_status_shows_it(service: ServiceUnderTest, kubelet: Kubelet, rights: Path) -> None:
+def test_baton_status_shows_it(service: ServiceUnderTest, kubelet: Kubelet, plane: ControlPlane) -> None:
     service.apply()
     service.wait_ready()
     command = [sys.executable, "-m", "baton_serving.cli.main", "status", "chat", "--namespace", service.namespace]
-    environment = {**os.environ, "KUBECONFIG": str(rights), "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "160"}
+    rights = {"KUBECONFIG": str(plane.admin_kubeconfig()), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, **rights, "COLUMNS": "160"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "1 ready pairs" in done.stdout

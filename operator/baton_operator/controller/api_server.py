@@ -114,6 +114,14 @@ class ApiServer:
         path = resource.path(text_at(item, "metadata", "namespace"))
         return await self._send("POST", path, {"fieldManager": FIELD_MANAGER}, item)
 
+    async def plurals(self, api_version: str) -> frozenset[str]:
+        """The kinds that this version of a group has, none where there is no such version."""
+        try:
+            found = await self._send("GET", f"/apis/{api_version}")
+        except NotFound:
+            return frozenset()
+        return frozenset(text_at(item, "name") for item in list_at(found, "resources"))
+
     def _write(self, verb: str, plural: str) -> None:
         if not self._may_write():
             raise NotLeading(f"{verb} {plural} was held back: the Lease was not renewed in time")

@@ -19,7 +19,7 @@ from baton_operator.controller.lease import Lease
 from baton_operator.controller.metrics import Metrics
 from baton_operator.controller.reconciler import Key, Reconciler
 from baton_operator.controller.reports import Reports
-from baton_operator.controller.resources import OPTIONAL, SERVICES
+from baton_operator.controller.resources import OPTIONAL, SCALERS, SERVICES
 from baton_operator.controller.watching import watch
 from baton_operator.controller.work_queue import WorkQueue
 from baton_operator.errors import OperatorError
@@ -60,10 +60,12 @@ async def operate(options: Options) -> int:
         reconciler = Reconciler(api, Reports(session), options.settings)
         operator = Operator(options, api, queue, reconciler, metrics)
         async with _probes(options, operator, metrics):
+            if not await _unless_stopped(stop, operator.definitions()):
+                return 0
             if not await _unless_stopped(stop, lease.acquire(api)):
                 return 0
             try:
-                return await operator.run(lease)
+                return await operator.run(lease, stop)
             finally:
                 await lease.release(api)
 
@@ -86,9 +88,10 @@ class Operator:
         """Whether the last resync is not long overdue; a candidate that waits for the Lease has none to do."""
         return self._synced is None or time.monotonic() < self._synced + _LATE * self._options.resync_seconds + 60.0
 
-    async def run(self, lease: Lease) -> int:
+    async def run(self, lease: Lease, stop: asyncio.Event) -> int:
+        """Until `stop` is set or a signal comes: 0; or the Lease or the watches are lost: 1."""
         await self._find_apis()
-        watching = watch(self._queue.add, self._options.namespaces, self._reconciler.settings.apis)
+        watching = watch(self._queue.add, self._options.namespaces, self._reconciler.settings.apis, stop)
         tasks = [asyncio.create_task(work) for work in (lease.keep(self._api), self._resync(), *self._workers())]
         watcher = asyncio.create_task(watching)
         try:
@@ -155,6 +158,19 @@ class Operator:
                 await asyncio.sleep(min(5.0, self._options.resync_seconds))
                 continue
             await asyncio.sleep(self._options.resync_seconds)
+
+    async def definitions(self) -> None:
+        """Wait until the API server lists our kinds: kopf looks once, and is deaf to what it does not find then."""
+        wanted = {SERVICES.plural, SCALERS.plural}
+        while True:
+            try:
+                group = SERVICES.api_version in await self._api.api_versions()
+                if group and wanted <= await self._api.plurals(SERVICES.api_version):
+                    return
+                log.warning("the API server does not list %s yet; are the definitions installed?", SERVICES.api_version)
+            except OperatorError as error:
+                log.warning("discovery: %s", error)
+            await asyncio.sleep(1.0)
 
     async def _find_apis(self) -> None:
         apis = await self._api.api_versions() & OPTIONAL

@@ -6,6 +6,7 @@ kopf would retry what our own queue retries.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,9 +22,12 @@ _BACKOFF = (1, 1, 2, 3, 5, 8, *(15 for _ in range(240)))  # an hour without an A
 
 
 async def watch(
-    changed: Callable[[tuple[str, str], float], None], namespaces: Sequence[str], apis: frozenset[str]
+    changed: Callable[[tuple[str, str], float], None],
+    namespaces: Sequence[str],
+    apis: frozenset[str],
+    stop: asyncio.Event,
 ) -> None:
-    """Call `changed(key, delay)` for every event until a signal ends the process. Runs in the main thread."""
+    """Call `changed(key, delay)` for every event until a signal comes or `stop` is set. Runs in the main thread."""
     registry = kopf.OperatorRegistry()
     settings = _settings()
     kopf.on.login(registry=registry)(_login)
@@ -59,6 +63,7 @@ async def watch(
         standalone=True,
         clusterwide=not namespaces,
         namespaces=namespaces,
+        stop_flag=stop,
     )
 
 

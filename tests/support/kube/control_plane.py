@@ -67,6 +67,9 @@ class ControlPlane:
         """The cluster with all rights."""
         return Cluster(self.url, self.ca, self._tokens["admin"])
 
+    def admin_kubeconfig(self) -> Path:
+        return self.kubeconfig("admin", self._tokens["admin"])
+
     def kubeconfig(self, name: str, token: str, url: str = "") -> Path:
         """A file for `$KUBECONFIG`; `url` may name a proxy in front of the API server."""
         path = self.folder / f"{name}.kubeconfig"
@@ -83,8 +86,7 @@ class ControlPlane:
 
     def run(self, program: str, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
         """kubectl or helm as the administrator; the caller looks at the exit status."""
-        path = self.kubeconfig("admin", self._tokens["admin"])
-        environment = {"KUBECONFIG": str(path), "HOME": str(self.folder), "PATH": "/usr/bin:/bin"}
+        environment = {"KUBECONFIG": str(self.admin_kubeconfig()), "HOME": str(self.folder), "PATH": "/usr/bin:/bin"}
         command = [str(self._programs[program]), *words]
         return subprocess.run(
             command, input=text, env=environment, capture_output=True, text=True, timeout=100, check=False
