@@ -21,7 +21,8 @@ _LABELS = re.compile(r"by \(([^)]*)\)|\{([^}]*)\}")
 def known() -> dict[str, set[str]]:
     """Labels of every series that gateways and workers expose."""
     series: dict[str, set[str]] = {}
-    specs = [(one.name, one.kind, one.labels) for one in gateway.METRICS]
+    specs: list[tuple[str, str, tuple[str, ...]]] = []
+    specs += [(one.name, one.kind, one.labels) for one in gateway.METRICS]
     specs += [(one.name, one.kind, one.labels) for one in worker.METRICS]
     for name, kind, labels in specs:
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(kind, [""])
