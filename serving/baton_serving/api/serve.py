@@ -21,6 +21,7 @@ from baton_serving.api.server import bind, http_server
 from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.errors import InternalError, Unavailable
+from baton_serving.runtime.assigned import Assigned
 from baton_serving.runtime.crash_dump import CrashDump
 from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.identity import Identity
@@ -29,7 +30,9 @@ from baton_serving.runtime.metrics import Metrics
 from baton_serving.runtime.registration import Registration, worker_record
 from baton_serving.runtime.request_log import RequestLog
 from baton_serving.runtime.requests import Choice, GenerateRequest
+from baton_serving.runtime.served import ServedWeights
 from baton_serving.runtime.tokenizer_manager import RequestObserver, TokenizerManager
+from baton_serving.runtime.updater import Updater
 from baton_serving.runtime.vocabulary import NO_VOCABULARY
 from baton_serving.runtime.worker import Worker, WorkerFacts, load_intake
 from baton_serving.sampling.params import SamplingParams
@@ -69,13 +72,20 @@ class _ApiProcess:
         self._grpc_port = 0
         self._intake, self._tokenizer = load_intake(self._config, facts)
         self._options = _app_options(self._config, facts)
-        labels = {
+        given = self._config.given
+        served = ServedWeights(facts.rank.weight_digest, given.api.weight_version, given.model.model_path)
+        self._labels = {
             "model": self._options.served_model_name,
-            "weight_digest": self._options.weight_digest,
-            "role": self._config.given.disaggregation.disaggregation_mode,
+            "weight_digest": served.digest,
+            "role": given.disaggregation.disaggregation_mode,
         }
-        self._metrics = Metrics(labels)
-        self._manager = TokenizerManager(worker.to_scheduler, worker.inbox, self._observers())
+        self._metrics = Metrics(self._labels)
+        self._manager = TokenizerManager(
+            worker.to_scheduler, worker.inbox, self._observers(), served, given.memory.max_queued_requests
+        )
+        self._updater = Updater(self._manager, self._weights_changed, self._opened)
+        self._registration: Registration | None = None
+        self._following: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
@@ -83,24 +93,26 @@ class _ApiProcess:
             self._loop.add_signal_handler(number, self._stopping.set)
         self._worker.watch(self._child_died_soon)
         self._manager.start()
-        service = Service(self._manager, self._intake, self._options, self._metrics)
+        service = Service(self._manager, self._intake, self._options, self._metrics, self._updater)
         server = http_server(create_app(service), self._config.log_level_http)
         grpc_server = await self._start_grpc(service)
         if not self._config.given.http.skip_server_warmup:
             await _warm_up(self._manager)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
-        registration = await self._register()
+        await self._register()
         self._announce()
         await asyncio.wait([asyncio.create_task(self._stopping.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
-        if registration is not None:
-            registration.drain()
+        if self._following is not None:
+            self._following.cancel()
+        if self._registration is not None:
+            self._registration.drain("stopping")
         await _drain(self._manager)
         server.should_exit = True
         await serving
         if grpc_server is not None:
             await grpc_server.stop()
-        if registration is not None:
-            await registration.close()
+        if self._registration is not None:
+            await self._registration.close()
         await self._manager.close()
         if self._tokenizer is not None:
             self._tokenizer.close()
@@ -124,14 +136,31 @@ class _ApiProcess:
         self._grpc_port = await server.start()
         return server
 
-    async def _register(self) -> Registration | None:
+    async def _register(self) -> None:
+        """Be found by others, and follow what is assigned."""
         if not self._config.bootstrap_addrs:
-            return None
+            return
         host, port = self._listener.getsockname()[:2]
         record = worker_record(self._config, self._worker.identity, self._facts.rank, host, port)
-        registration = Registration(self._config, record, self._manager)
+        registration = Registration(self._config, record, self._manager, lambda news: assigned.hear(news))
+        assigned = Assigned(
+            self._updater,
+            registration.report,
+            lambda draining: registration.drain("assignment", draining),
+            registration.serve_whole,
+        )
         await registration.start()
-        return registration
+        self._registration = registration
+        self._following = asyncio.create_task(assigned.run())
+
+    def _weights_changed(self, weights: ServedWeights, incarnation: str) -> None:
+        self._labels["weight_digest"] = weights.digest
+        if self._registration is not None:
+            self._registration.serve(weights.digest, incarnation)
+
+    def _opened(self, is_open: bool) -> None:
+        if self._registration is not None:
+            self._registration.drain("gate", not is_open)
 
     def _child_died_soon(self, name: str, exit_code: int | None) -> None:
         """From the watching thread."""
@@ -177,15 +206,13 @@ def _app_options(config: ResolvedConfig, facts: WorkerFacts) -> AppOptions:
     given = config.given
     return AppOptions(
         served_model_name=config.served_model_name,
-        model_path=given.model.model_path,
         tokenizer_path=config.tokenizer_path,
-        weight_digest=facts.rank.weight_digest,
-        weight_version=given.api.weight_version,
         api_key=given.api.api_key,
         enable_cache_report=given.api.enable_cache_report,
         stream_output=given.runtime.stream_output,
         server_args=_server_args(config, facts),
         page_size=facts.rank.page_size,
+        memory_tags=["kv_cache", "weights"] if config.device == "cuda" else ["kv_cache"],
     )
 
 

@@ -11,6 +11,7 @@ from baton_serving.api.options import AppOptions
 from baton_serving.runtime.intake import Intake
 from baton_serving.runtime.metrics import Metrics
 from baton_serving.runtime.tokenizer_manager import TokenizerManager
+from baton_serving.runtime.updater import Updater
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Service:
     intake: Intake
     options: AppOptions
     metrics: Metrics
+    updater: Updater
 
 
 def service_of(request: Request) -> Service:

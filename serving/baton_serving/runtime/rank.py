@@ -23,9 +23,10 @@ from baton_serving.sampling.processors import LogitProcessor, load_processors
 
 @dataclass(frozen=True)
 class Rank:
-    """What one scheduler process holds on its device."""
+    """What one scheduler process holds on its device; `options` are what `loaded` was loaded with."""
 
     loaded: LoadedModel
+    options: ModelOptions
     pool: KVPool
     executor: Executor
     parallel: ParallelState
@@ -98,26 +99,8 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
         # One core stays free: threads that wait for a busy core hold up every operator.
         torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // config.tp_size))
     parallel = init_parallel(tp_rank, config.tp_size, f"file://{rendezvous}", device, config.dist_timeout)
-    given = config.given
-    template = given.api.chat_template
-    loaded = load_model(
-        ModelOptions(
-            path=Path(given.model.model_path),
-            device=device,
-            dtype=config.dtype,
-            load_format=given.model.load_format,
-            model_impl=given.model.model_impl,
-            overrides=config.model_overrides,
-            max_positions=config.context_length,
-            seed=config.random_seed,
-            use_mmap=not given.model.weight_loader_disable_mmap,
-            page_size=config.page_size,
-            kv_cache_dtype=given.dtype.kv_cache_dtype,
-            tokenizer_path=Path(config.tokenizer_path),
-            chat_template=None if template is None else Path(template).read_text(encoding="utf-8"),
-            parallel=parallel,
-        )
-    )
+    options = _model_options(config, device, parallel)
+    loaded = load_model(options)
     try:
         pool, executor = _fitting_pool(config, loaded, parallel, device)
         executor.capture(config.cuda_graph_batch_sizes)
@@ -126,7 +109,28 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
             f"the GPU's memory does not last for weights, KV pool and steps ({str(error).splitlines()[0]}); lower "
             "--mem-fraction-static, --max-total-tokens or --max-running-requests"
         ) from error
-    return Rank(loaded, pool, executor, parallel)
+    return Rank(loaded, options, pool, executor, parallel)
+
+
+def _model_options(config: ResolvedConfig, device: torch.device, parallel: ParallelState) -> ModelOptions:
+    given = config.given
+    template = given.api.chat_template
+    return ModelOptions(
+        path=Path(given.model.model_path),
+        device=device,
+        dtype=config.dtype,
+        load_format=given.model.load_format,
+        model_impl=given.model.model_impl,
+        overrides=config.model_overrides,
+        max_positions=config.context_length,
+        seed=config.random_seed,
+        use_mmap=not given.model.weight_loader_disable_mmap,
+        page_size=config.page_size,
+        kv_cache_dtype=given.dtype.kv_cache_dtype,
+        tokenizer_path=Path(config.tokenizer_path),
+        chat_template=None if template is None else Path(template).read_text(encoding="utf-8"),
+        parallel=parallel,
+    )
 
 
 def _fitting_pool(

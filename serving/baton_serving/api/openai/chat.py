@@ -75,6 +75,7 @@ class ChatRenderer:
     def event(self, output: ChoiceOutput) -> bytes:
         """The role before a choice's first text, the text with its token ids, the finish reason in its own event."""
         reason = finish_reason(output)
+        self._head.begin(output)
         self._head.usage.add(output.index, output.tokens)
         parts: list[bytes] = []
         if output.index not in self._begun and not self._head.resumed:
@@ -105,6 +106,7 @@ class ChatRenderer:
             )
             for answer in answers
         ]
+        self._head.begin(answers[0])
         usage = self._head.usage.of((answer.index, answer.tokens) for answer in answers)
         head = self._head
         return msgspec.json.encode(
