@@ -32,17 +32,11 @@ TOKENIZER_FILES = (
 _VOLATILE_KEYS = frozenset({"_name_or_path", "transformers_version", "use_cache"})
 
 
-def content_digest(
-    checkpoint: Checkpoint, config: Mapping[str, Any], tokenizer_path: Path, chat_template: str | None = None
-) -> bytes:
-    """The root, 32 bytes. `config` is config.json after overrides; `chat_template` replaces the tokenizer's own."""
-    return root_of({**tensor_leaves(checkpoint), **setting_leaves(config, tokenizer_path, chat_template)})
-
-
 def setting_leaves(
     config: Mapping[str, Any], tokenizer_path: Path, chat_template: str | None = None
 ) -> dict[str, bytes]:
-    """Everything but the tensors, by name; arguments as for `content_digest`."""
+    """Everything but the tensors, by name. `config` is config.json after overrides; `chat_template` replaces the
+    tokenizer's own."""
     stable = {key: value for key, value in config.items() if key not in _VOLATILE_KEYS}
     leaves = {"config": _leaf("config", json.dumps(stable, sort_keys=True).encode())}
     for name in TOKENIZER_FILES:
@@ -68,7 +62,7 @@ def tensor_leaves(checkpoint: Checkpoint, threads: int = 8) -> dict[str, bytes]:
 
 
 def root_of(leaves: Mapping[str, bytes]) -> bytes:
-    """The root over leaves sorted by name, 32 bytes."""
+    """The content digest: the root over tensors' and settings' leaves sorted by name, 32 bytes."""
     return merkle_root([leaves[name] for name in sorted(leaves)])
 
 

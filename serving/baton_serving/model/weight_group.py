@@ -39,7 +39,7 @@ class WeightGroup:
         try:
             store, rank, world_size = next(rendezvous(f"tcp://{address}", rank, world_size, timeout=limit))
             store.set_timeout(limit)
-            self._group, _ = c10d._new_process_group_helper(  # as trainers do, for want of a public call
+            self.group, _ = c10d._new_process_group_helper(  # as trainers do, for want of a public call
                 world_size,
                 rank,
                 [],
@@ -50,7 +50,7 @@ class WeightGroup:
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise ConfigError(f"group {name!r} at {address} was not joined: {str(error).splitlines()[0]}") from error
-        c10d._world.pg_group_ranks[self._group] = {member: member for member in range(world_size)}
+        c10d._world.pg_group_ranks[self.group] = {member: member for member in range(world_size)}
 
     def receive(self, tensors: Sequence[tuple[str, str, Sequence[int]]]) -> MemoryCheckpoint:
         """Tensors `(name, dtype, shape)`, broadcast by rank 0 in this order (ConfigError when they don't come)."""
@@ -61,11 +61,11 @@ class WeightGroup:
                 raise ConfigError(f"tensor {name!r} has dtype {dtype!r}; weights must be one of {', '.join(DTYPES)}")
             buffer = torch.empty(tuple(shape), dtype=kind, device=self._device)
             try:
-                dist.broadcast(buffer, src=0, group=self._group)
+                dist.broadcast(buffer, src=0, group=self.group)
             except RuntimeError as error:
                 raise ConfigError(f"tensor {name!r} did not come: {str(error).splitlines()[0]}") from error
             received[name] = buffer.cpu()
         return MemoryCheckpoint(received, self.name)
 
     def close(self) -> None:
-        dist.destroy_process_group(self._group)
+        dist.destroy_process_group(self.group)
