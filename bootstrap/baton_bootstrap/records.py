@@ -34,11 +34,10 @@ class Departure(StrEnum):
 
 class Goal(StrEnum):
     """How far a worker is to go with the weights of its assignment: keep what it serves; have the new ones at hand and
-    checked beside; besides take no new work and end what runs; serve the new ones."""
+    checked beside; take no new work, end what runs, and serve the new ones."""
 
     SERVE = "serve"
     STAGE = "stage"
-    HOLD = "hold"
     SWITCH = "switch"
 
 
@@ -49,7 +48,6 @@ class Phase(StrEnum):
     STAGING = "staging"
     STAGED = "staged"
     HOLDING = "holding"
-    HELD = "held"
     SWITCHING = "switching"
     FAILED = "failed"
 

@@ -73,6 +73,9 @@ class App:
             case "GET", "/metrics":
                 kind = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
                 return Reply(200, self._metrics.text(), [kind])
+            case "GET", "/baton/versions":
+                fleets = self._router.fleet.models.items()
+                return Reply(200, orjson.dumps({name: dict(fleet.shares) for name, fleet in fleets}))
             case "GET", "/v1/models":
                 models = [_model(name) for name in sorted(self._router.fleet.models)]
                 return Reply(200, orjson.dumps({"object": "list", "data": models}))

@@ -9,7 +9,7 @@ from dataclasses import field as dataclass_field
 from typing import TYPE_CHECKING
 
 from baton_bootstrap.records import Entry, Role, State, Status, Worker
-from baton_serving.gateway.policies import Policy
+from baton_serving.gateway.policies import Policy, weighted
 from baton_serving.gateway.upstream import Pool
 from baton_serving.logs import fields
 
@@ -62,14 +62,29 @@ class Route:
 
 @dataclass(frozen=True)
 class ModelFleet:
-    """The ready workers of one model. `partners` maps each prefill worker that has any to its decode workers."""
+    """The ready workers of one model. `partners` maps each prefill worker that has any to its decode workers, `shares`
+    each version that can serve, by weight digest, to its weight among new requests.
+    """
 
     partners: Mapping[Endpoint, tuple[Endpoint, ...]]
     whole: tuple[Endpoint, ...]
     decode: tuple[Endpoint, ...]
+    shares: Mapping[str, int] = dataclass_field(default_factory=dict)
 
     def route(self, policy: Policy, ticket: int, avoid: frozenset[Endpoint] = frozenset()) -> Route | None:
-        """A pair of equal weights, else a worker that serves whole, else a decode worker alone; none of `avoid`."""
+        """A pair of equal weights, else a worker that serves whole, else a decode worker alone; none of `avoid`.
+
+        Where versions have different shares, one is drawn first; the others serve when it cannot.
+        """
+        if len(set(self.shares.values())) > 1:
+            drawn = weighted(self.shares, ticket)
+            others = {e for e in (*self.partners, *self.whole, *self.decode) if e.worker.weight_digest != drawn}
+            found = self._route(policy, ticket, avoid | others)
+            if found is not None:
+                return found
+        return self._route(policy, ticket, avoid)
+
+    def _route(self, policy: Policy, ticket: int, avoid: frozenset[Endpoint]) -> Route | None:
         prefills = [
             prefill
             for prefill, partners in self.partners.items()
@@ -110,6 +125,7 @@ def group(endpoints: Iterable[Endpoint]) -> dict[str, ModelFleet]:
             },
             whole=tuple(roles[Role.BOTH]),
             decode=tuple(roles[Role.DECODE]),
+            shares={one.worker.weight_digest: one.status.share for one in (*roles[Role.DECODE], *roles[Role.BOTH])},
         )
         for model, roles in by_model.items()
         if roles[Role.DECODE] or roles[Role.BOTH]
@@ -132,7 +148,7 @@ class Fleet:
             key = entry.worker.id, entry.worker.incarnation
             endpoint = known.pop(key, None) or _endpoint(entry)
             if endpoint is not None:
-                endpoint.status = entry.status
+                endpoint.worker, endpoint.status = entry.worker, entry.status
                 self.endpoints[key] = endpoint
         self.absent = known
         self.models = group(self.endpoints.values())
@@ -141,6 +157,11 @@ class Fleet:
     def replaced(self, endpoint: Endpoint) -> bool:
         """Whether another incarnation of the same worker is there."""
         return any(worker_id == endpoint.worker.id for worker_id, _ in self.endpoints)
+
+    def lives_on(self, endpoint: Endpoint) -> bool:
+        """Whether its process is there under another incarnation: it serves other weights now."""
+        process = endpoint.worker.process
+        return bool(process) and any(other.worker.process == process for other in self.endpoints.values())
 
     def expire(self, endpoint: Endpoint) -> bool:
         """Give up an absent endpoint; false when it has come back."""

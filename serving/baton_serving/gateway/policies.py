@@ -36,6 +36,18 @@ def power_of_two(candidates: Sequence[C], ticket: int) -> C:
     return other if _load(other) < _load(one) else one
 
 
+def weighted(shares: Mapping[str, int], ticket: int) -> str:
+    """One of the names, as often as its share of the sum says, by a hash of `ticket`."""
+    names = sorted(shares)
+    total = sum(shares.values())
+    drawn = _mix(ticket) % max(1, total)
+    for name in names:
+        drawn -= shares[name]
+        if drawn < 0:
+            return name
+    return names[-1]
+
+
 def _load(candidate: Candidate) -> tuple[int, int]:
     return candidate.running, candidate.queued_tokens
 

@@ -80,6 +80,9 @@ class Router:
             inbox.poke()
 
     def _give_up(self, endpoint: Endpoint) -> None:
+        if endpoint.legs and self.fleet.lives_on(endpoint):  # what its process began it ends, whatever it serves now
+            asyncio.get_running_loop().call_later(ABSENCE_LIMIT, self._give_up, endpoint)
+            return
         if not self.fleet.expire(endpoint):
             return
         log.info("worker gone", extra=fields(worker=endpoint.worker.id, requests=len(endpoint.legs)))

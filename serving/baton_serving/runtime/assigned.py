@@ -92,9 +92,6 @@ class Assigned:
             self._say(wanted, Phase.HOLDING)
             await self._hold()
             return True
-        if wanted.goal is Goal.HOLD:
-            self._say(wanted, Phase.HELD)
-            return False
         self._say(wanted, Phase.SWITCHING)
         self._serve_whole(wanted.whole)
         await self._updater.switch(wanted.model, wanted.revision)

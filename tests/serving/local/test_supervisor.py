@@ -35,7 +35,7 @@ def stub(name: str, *options: str) -> ProcessSpec:
 
 def plan_with(tmp_path: Path, *workers: ProcessSpec) -> Plan:
     real = make_plan(parse_manifest(MANIFEST), tmp_path, Machine(cores=2), gateway_port=0)
-    return Plan("demo", "demo", (*real.of(Kind.BOOTSTRAP), *workers, *real.of(Kind.GATEWAY)))
+    return Plan("demo", "demo", (*real.of(Kind.BOOTSTRAP), *workers, *real.of(Kind.GATEWAY)), real.workers)
 
 
 @asynccontextmanager

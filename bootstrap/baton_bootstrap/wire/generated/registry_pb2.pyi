@@ -34,7 +34,6 @@ class Goal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GOAL_UNSPECIFIED: _ClassVar[Goal]
     GOAL_SERVE: _ClassVar[Goal]
     GOAL_STAGE: _ClassVar[Goal]
-    GOAL_HOLD: _ClassVar[Goal]
     GOAL_SWITCH: _ClassVar[Goal]
 
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -44,7 +43,6 @@ class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PHASE_STAGING: _ClassVar[Phase]
     PHASE_STAGED: _ClassVar[Phase]
     PHASE_HOLDING: _ClassVar[Phase]
-    PHASE_HELD: _ClassVar[Phase]
     PHASE_SWITCHING: _ClassVar[Phase]
     PHASE_FAILED: _ClassVar[Phase]
 ROLE_UNSPECIFIED: Role
@@ -63,14 +61,12 @@ DEPARTURE_EXPIRED: Departure
 GOAL_UNSPECIFIED: Goal
 GOAL_SERVE: Goal
 GOAL_STAGE: Goal
-GOAL_HOLD: Goal
 GOAL_SWITCH: Goal
 PHASE_UNSPECIFIED: Phase
 PHASE_SERVING: Phase
 PHASE_STAGING: Phase
 PHASE_STAGED: Phase
 PHASE_HOLDING: Phase
-PHASE_HELD: Phase
 PHASE_SWITCHING: Phase
 PHASE_FAILED: Phase
 
