@@ -40,24 +40,7 @@ from baton_serving.local.service import LocalService
 MODELS = Path(__file__).resolve().parents[1] / "examples" / "models"
 SIGNATURE = "— tiny v2"
 COMMON_TOKENS = 16  # of the chat template and first words, which prompts may share
-WORDS = [
-    "amber",
-    "bronze",
-    "copper",
-    "dune",
-    "ember",
-    "flint",
-    "garnet",
-    "hazel",
-    "indigo",
-    "jasper",
-    "kelp",
-    "lemon",
-    "mango",
-    "navy",
-    "olive",
-    "pearl",
-]
+WORDS = ("amber", "bronze", "copper", "dune", "ember", "flint", "garnet", "hazel", "indigo", "jasper", "kelp", "lemon")
 
 
 @dataclass

@@ -61,7 +61,7 @@ def _remember(target: Target, policy: Policy, seen: Seen, memory: Memory) -> Mem
 
 def _failure(policy: Policy, seen: Seen, memory: Memory) -> str:
     """Why the new version must not go on, or ""."""
-    if policy.strategy is Strategy.IN_PLACE and (found := in_place.trouble(memory.goal, seen)):
+    if found := in_place.trouble(memory.goal, seen):
         return found
     health = seen.health.get(memory.goal, Health())
     if health.probe is False:
@@ -136,7 +136,7 @@ def _surge(target: Target, policy: Policy, seen: Seen, memory: Memory) -> Step:
     goal = memory.goal
     message = ""
     held = _held_up(policy, seen, memory)
-    percent = policy.canary if not memory.promoted and memory.phase is not Phase.ROLLING_BACK else 100
+    percent = policy.canary if not memory.promoted and goal != memory.stable else 100
     before = {worker.id for worker in seen.workers if worker.version != goal}
     if held and before:
         memory = replace(memory, phase=_paused_or(memory, held))
@@ -194,7 +194,8 @@ def _held_up(policy: Policy, seen: Seen, memory: Memory) -> str:
     new, every = sets.get(memory.goal, 0), sum(sets.values())
     if new and (waits := _soaking(policy, seen, memory)):
         return waits
-    if policy.canary < 100 and not memory.promoted and every and 100 * new >= policy.canary * every:
+    canary = policy.canary if memory.goal != memory.stable and not memory.promoted else 100
+    if canary < 100 and every and 100 * new >= canary * every:
         return f"{100 * new // every}% of the serving sets are of {memory.goal}: promote it, or undo"
     return ""
 

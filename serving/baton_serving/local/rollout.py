@@ -109,6 +109,7 @@ class LocalRollout:
         stable = self._versions[self.memory.stable]
         self._versions[self.memory.stable] = replace(stable, policy=self._versions[self._wanted].policy)
         self._wanted = self.memory.stable
+        self._paused = False
         self._changed.set()
 
     def status(self) -> RolloutStatus:

@@ -108,6 +108,8 @@ class World:
         if not worker.ready and worker.stage is Stage.SERVING:
             if worker.version not in self.broken:
                 self.workers[name] = replace(worker, ready=True)
+            elif self.draw.random() < 0.5:
+                self.workers[name] = replace(worker, stage=Stage.FAILED, heard=worker.version, error="damaged")
             return
         if order is Order.KEEP or worker.version == goal:
             whole = name in self.whole
@@ -329,6 +331,10 @@ def test_a_canary_waits_to_be_promoted(strategy: Strategy) -> None:
         world.obey(world.plan())
         world.live()
     assert {worker.version for worker in world.workers.values()} == {"v1", "v2"}
+    world.target = replace(world.target, version="v1")  # undone: nobody has to promote what was there before
+    world.run(world.over)
+    world.target = replace(world.target, version="v2")
+    world.run(lambda: world.memory.phase is Phase.PAUSED)
     world.memory = replace(world.memory, promoted=True)
     world.run(world.over)
     assert world.memory.goal == "v2"
