@@ -34,7 +34,8 @@ from baton_operator.rollout import Worker, serving_sets
 from baton_serving.bench.arguments import count
 from baton_serving.gateway import cli as gateway_cli
 from baton_serving.gateway import fleet as gateway_fleet
-from baton_serving.local.plan import Kind
+from baton_serving.local.plan import Kind, ProcessSpec
+from baton_serving.local.rollout import RolloutStatus
 from baton_serving.local.service import LocalService
 
 MODELS = Path(__file__).resolve().parents[1] / "examples" / "models"
@@ -220,13 +221,17 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> bool:
         service.plan = replace(service.plan, processes=tuple(_planted(spec) for spec in service.plan.processes))
     tally, over = Tally(), threading.Event()
     watch = Watch(tally)
+    begun = time.monotonic()
     with service:
+        console.print(f"ready after {time.monotonic() - begun:.0f} s")
+        service.rollout.on_news = lambda news: console.print(f"{news.phase}: {news.message}", markup=False)
         old = {entry.worker.weight_digest for entry in service.view.entries.values()}
         watching = threading.Thread(target=lambda: service.wait_until(watch, 3600.0), daemon=True)
         watching.start()
         loading = threading.Thread(target=lambda: asyncio.run(load(service.url, args, tally, over)), daemon=True)
         loading.start()
         time.sleep(args.seconds)
+        console.print(f"{len(tally.answers)} answers so far; now the manifest changes")
         begin = time.monotonic()
         path.write_text(manifest(MODELS / "baton-tiny-v2", args))
         status = _wait_for_the_end(service, args.limit)
@@ -237,13 +242,11 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> bool:
         watch.over = True
         loading.join(130)
     judged = judge(tally, next(iter(new), ""))
-    for news in status.news:
-        console.print(f"{news.at - status.news[0].at:7.2f} s  {news.phase}: {news.message}", markup=False)
     report(args, tally, judged, (begin, end), console)
     return status.phase == "Done" and not any(judged.values())
 
 
-def _wait_for_the_end(service: LocalService, limit: float):  # type: ignore[no-untyped-def]
+def _wait_for_the_end(service: LocalService, limit: float) -> RolloutStatus:
     deadline = time.monotonic() + limit
     first = service.rollout_status().version
     while True:
@@ -292,7 +295,7 @@ def report(
             console.print(f"{kind}: {complaint[:300]}", markup=False)
 
 
-def _planted(spec):  # type: ignore[no-untyped-def]
+def _planted(spec: ProcessSpec) -> ProcessSpec:
     if spec.kind is not Kind.GATEWAY:
         return spec
     return replace(spec, argv=(sys.executable, __file__, "as-gateway", *spec.argv[spec.argv.index("gateway") + 1 :]))

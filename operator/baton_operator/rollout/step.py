@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from baton_operator.rollout import in_place
@@ -245,7 +246,7 @@ def _result(
     memory: Memory,
     orders: dict[str, Order],
     whole: frozenset[str],
-    counts: dict[tuple[str, str], int] | object,
+    counts: Mapping[tuple[str, str], int],
     message: str,
 ) -> Step:
     shares: dict[str, int] = {}
@@ -256,4 +257,4 @@ def _result(
     probe = ""
     if policy.probe and moving and memory.goal in serving_sets(seen.workers):
         probe = memory.goal if seen.health.get(memory.goal, Health()).probe is None else ""
-    return Step(memory.goal, orders, whole, counts, shares, memory, message, probe)  # type: ignore[arg-type]
+    return Step(memory.goal, orders, whole, counts, shares, memory, message, probe)
