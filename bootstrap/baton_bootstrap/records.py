@@ -32,12 +32,33 @@ class Departure(StrEnum):
     EXPIRED = "expired"
 
 
-class Worker(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts that hold for the life of one worker process.
+class Goal(StrEnum):
+    """How far a worker is to go with the weights of its assignment: keep what it serves; have the new ones at hand and
+    checked beside; take no new work, end what runs, and serve the new ones."""
 
-    `incarnation` is new on every start and compared whole; `epoch`, the unix time of the start in nanoseconds, orders
-    the incarnations of one `id`. `control` is the ZeroMQ endpoint of the handoff. `keys` are further names it answers
-    to in look-ups, such as the `host:port` by which a router calls a prefill worker's bootstrap. `detail` is opaque.
+    SERVE = "serve"
+    STAGE = "stage"
+    SWITCH = "switch"
+
+
+class Phase(StrEnum):
+    """Where a worker stands with its assignment."""
+
+    SERVING = "serving"
+    STAGING = "staging"
+    STAGED = "staged"
+    HOLDING = "holding"
+    SWITCHING = "switching"
+    FAILED = "failed"
+
+
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts that hold while one worker process serves one set of weights.
+
+    `incarnation` is new on every start and with other weights, and compared whole; `process` is new on every start
+    only. `epoch`, the unix time of the incarnation's begin in nanoseconds, orders the incarnations of one `id`.
+    `control` is the ZeroMQ endpoint of the handoff. `keys` are further names it answers to in look-ups, such as the
+    `host:port` by which a router calls a prefill worker's bootstrap. `detail` is opaque.
     """
 
     id: str
@@ -57,6 +78,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = ""
     max_total_tokens: int = 0
     detail: bytes = b""
+    process: str = ""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,11 +90,42 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     total_pages: int = 0
 
 
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is to serve. `revision` names the change in reports; `digest` is what the checkpoint `model` must
+    have, "" for whatever it is. `whole`: serve requests whole, whatever its own role. `share` weighs new traffic for
+    workers of its weights against that for others.
+    """
+
+    revision: str
+    model: str
+    model_revision: str = ""
+    digest: str = ""
+    goal: Goal = Goal.SERVE
+    whole: bool = False
+    share: int = 100
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a worker stands with the assignment of `revision`. `digest` is of what is staged; `done` and `total` are
+    bytes; `gap_seconds` is how long the last switch kept steps from running.
+    """
+
+    revision: str = ""
+    phase: Phase = Phase.SERVING
+    digest: str = ""
+    done: int = 0
+    total: int = 0
+    error: str = ""
+    gap_seconds: float = 0.0
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The changing part of an entry, as watchers see it."""
 
     state: State = State.STARTING
     load: Load = Load()
+    progress: Progress = Progress()
+    share: int = 100
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +138,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     load: Load = Load()
     tick: int = 0
     busy_seconds: float = 0.0
+    progress: Progress = Progress()
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ log, so what changed since any revision is read off the tail; nothing is queued 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import takewhile
@@ -14,15 +14,16 @@ from itertools import takewhile
 import msgspec
 
 from baton_bootstrap.errors import LeaseLost, Refused
-from baton_bootstrap.records import Beat, Delta, Departure, Entry, Snapshot, State, Status, Worker
+from baton_bootstrap.records import Assignment, Beat, Delta, Departure, Entry, Snapshot, State, Status, Worker
 
 MAX_NAME = 512
 MAX_KEYS = 16
 MAX_DETAIL = 64 * 1024
+MAX_PATH = 4096
 
 
 class Change(Enum):
-    """What a heartbeat changed for watchers: its load alone can wait a moment, its state cannot."""
+    """What a heartbeat changed for watchers: its load alone can wait a moment, everything else cannot."""
 
     NONE = 0
     LOAD = 1
@@ -74,6 +75,7 @@ class Registry:
         self._removed: dict[str, tuple[int, Departure]] = {}  # in order of revision
         self._forgotten = 0  # deltas from before this revision can no longer be told
         self._by_key: dict[str, dict[str, None]] = {}
+        self._assignments: Mapping[str, Assignment] = {}
 
     @property
     def warming(self) -> bool:
@@ -103,7 +105,7 @@ class Registry:
         self._sessions += 1
         self.revision += 1
         self._seats[worker.id] = _Seat(
-            entry=Entry(worker=worker, status=Status(state=beat.state, load=beat.load)),
+            entry=Entry(worker=worker, status=self._status(worker.id, beat, beat.state)),
             session=self._sessions,
             joined=self.revision,
             changed=self.revision,
@@ -127,7 +129,7 @@ class Registry:
         seat.tick = beat.tick
         seat.still_until = max(seat.still_until, now + beat.busy_seconds)
         state = State.STALLED if now >= seat.still_until else beat.state
-        return self._set_status(seat, Status(state=state, load=beat.load))
+        return self._set_status(seat, self._status(lease.worker_id, beat, state))
 
     def leave(self, lease: Lease, reason: Departure) -> bool:
         """Remove the worker if this lease still holds its entry; false when another session does, or none."""
@@ -144,8 +146,25 @@ class Registry:
             self._remove(worker_id, Departure.EXPIRED)
         for seat in list(self._seats.values()):
             if now >= seat.still_until:
-                self._set_status(seat, Status(state=State.STALLED, load=seat.entry.status.load))
+                self._set_status(seat, msgspec.structs.replace(seat.entry.status, state=State.STALLED))
         return expired
+
+    def assign(self, assignments: Mapping[str, Assignment]) -> None:
+        """Take over what workers are to serve, by id; workers that are not named have no assignment any more.
+
+        Raises `Refused` when a field is out of bounds.
+        """
+        for worker_id, assignment in assignments.items():
+            for field, text in msgspec.structs.asdict(assignment).items():
+                if isinstance(text, str) and len(text) > MAX_PATH:
+                    raise Refused(f"assignment.{field} of {worker_id!r} has {len(text)} characters; at most {MAX_PATH}")
+        self._assignments = dict(assignments)
+        for seat in list(self._seats.values()):
+            share = self._share(seat.entry.worker.id)
+            self._set_status(seat, msgspec.structs.replace(seat.entry.status, share=share))
+
+    def assignment(self, worker_id: str) -> Assignment | None:
+        return self._assignments.get(worker_id)
 
     def find(self, key: str) -> tuple[Entry, ...]:
         """Every live worker with this id or key, compared whole, newest epoch first."""
@@ -177,6 +196,13 @@ class Registry:
             removed={worker_id: reason for worker_id, (_, reason) in removed},
         )
 
+    def _status(self, worker_id: str, beat: Beat, state: State) -> Status:
+        return Status(state=state, load=beat.load, progress=beat.progress, share=self._share(worker_id))
+
+    def _share(self, worker_id: str) -> int:
+        assignment = self._assignments.get(worker_id)
+        return 100 if assignment is None else assignment.share
+
     def _held(self, lease: Lease) -> _Seat | None:
         seat = self._seats.get(lease.worker_id)
         return seat if seat is not None and seat.session == lease.session else None
@@ -190,7 +216,8 @@ class Registry:
         seat.entry = msgspec.structs.replace(seat.entry, status=status)
         seat.changed = self.revision
         self._seats[worker_id] = self._seats.pop(worker_id)
-        return Change.LOAD if status.state is before.state else Change.STATE
+        only_load = msgspec.structs.replace(before, load=status.load) == status
+        return Change.LOAD if only_load else Change.STATE
 
     def _remove(self, worker_id: str, reason: Departure) -> None:
         self._unseat(worker_id)

@@ -84,12 +84,12 @@ class RegistryService(RegistryServicer):
                 if request.WhichOneof("kind") == "leave":
                     reason = Departure.LEFT
                     break
-                if lease is None:
+                if lease is None or request.WhichOneof("kind") == "hello":
                     lease = self._enter(request)
                     yield self._accepted()
                 else:
                     self._renew(lease, request)
-                    yield pb.RegisterReply(ack=pb.BeatAck())
+                    yield self._ack(lease)
         except Refused as refusal:
             self._metrics.refusals.inc()
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
@@ -123,6 +123,19 @@ class RegistryService(RegistryServicer):
         entries = [codec.entry_to_wire(entry) for entry in self._registry.find(request.key)]
         return pb.LookupReply(entries=entries, warming=self._registry.warming)
 
+    async def Assign(  # noqa: N802  (named by the protocol)
+        self, request: pb.AssignRequest, context: Context
+    ) -> pb.AssignReply:
+        await self._admit(context)
+        try:
+            self._registry.assign(
+                {key: codec.assignment_from_wire(message) for key, message in request.assignments.items()}
+            )
+        except Refused as refusal:
+            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
+        self._pulse.fire()
+        return pb.AssignReply(instance=self._registry.instance)
+
     async def _admit(self, context: Context) -> None:
         metadata = dict(context.invocation_metadata() or ())
         header = metadata.get(HEADER)
@@ -140,7 +153,7 @@ class RegistryService(RegistryServicer):
 
     def _renew(self, lease: Lease, request: pb.RegisterRequest) -> None:
         if request.WhichOneof("kind") != "beat":
-            raise Refused("after its hello a registration sends beats and at last a leave")
+            raise Refused("after its hello a registration sends beats, further hellos and at last a leave")
         change = self._registry.beat(lease, codec.beat_from_wire(request.beat))
         if change is Change.STATE:
             self._pulse.fire()
@@ -154,6 +167,11 @@ class RegistryService(RegistryServicer):
                 instance=self._registry.instance, lease_seconds=lease, beat_seconds=lease / BEATS_PER_LEASE
             )
         )
+
+    def _ack(self, lease: Lease) -> pb.RegisterReply:
+        assignment = self._registry.assignment(lease.worker_id)
+        wire = None if assignment is None else codec.assignment_to_wire(assignment)
+        return pb.RegisterReply(ack=pb.BeatAck(assignment=wire))
 
     def _event_since(self, revision: int, quiet: float) -> tuple[pb.WatchEvent, int]:
         delta = self._registry.changes_since(revision)

@@ -22,16 +22,17 @@ from baton_serving.runtime.detokenizer import Detokenizer, DetokenizerState
 from baton_serving.runtime.intake import Intake
 from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput, TokenBatch
 from baton_serving.runtime.metrics import Metrics
+from baton_serving.runtime.served import ServedWeights
 from baton_serving.runtime.tokenizer_manager import RequestObserver, TokenizerManager
+from baton_serving.runtime.updater import Updater
 from baton_serving.sampling.validate import Limits
 
+WEIGHTS = ServedWeights("d1ge57", path="models/tiny")
 CONTEXT = 512
 VOCAB = 420
 OPTIONS = AppOptions(
     served_model_name="tiny",
-    model_path="models/tiny",
     tokenizer_path="models/tiny",
-    weight_digest="d1ge57",
     enable_cache_report=True,
 )
 
@@ -92,7 +93,7 @@ async def pipeline(
     to_scheduler: Push[SchedulerInput] = Push(context, addresses.scheduler)
     detokenizer = DetokenizerThread(addresses, stream_interval)
     scheduler = ScriptedScheduler(addresses, script)
-    manager = TokenizerManager(to_scheduler, inbox, observers)
+    manager = TokenizerManager(to_scheduler, inbox, observers, WEIGHTS)
     manager.start()
     await manager.control("ready")  # the scheduler's first state has come before this answer
     try:
@@ -122,7 +123,8 @@ async def api_world(
     """Everything, with a uvicorn server on a free port."""
     metrics = Metrics({"model": options.served_model_name})
     async with pipeline(script, stream_interval, (metrics, *observers)) as (scheduler, manager, detokenizer):
-        service = Service(manager, reads or intake(), options, metrics)
+        updater = Updater(manager, lambda weights, incarnation: None, lambda is_open: None)
+        service = Service(manager, reads or intake(), options, metrics, updater)
         listener = bind("127.0.0.1", 0)
         port = listener.getsockname()[1]
         server = http_server(create_app(service))

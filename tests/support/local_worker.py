@@ -66,7 +66,7 @@ class LocalWorker:
         self.rank = build_rank(config, 0, rendezvous)
         self.scheduler = Scheduler(scheduler_config(config), self.rank.loaded.kv_layout, self.rank.pool.pages)
         self._overlap = overlap
-        self._followers = followers
+        self.followers = followers
         self._in_flight: tuple[StepPlan, PendingStep] | None = None
         self._answers: dict[str, Answer] = {}
         self._added = 0
@@ -97,8 +97,8 @@ class LocalWorker:
         launched = None
         if plan is not None:
             plan = msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=StepPlan)  # what a follower would see
-            if self._followers is not None:
-                self._followers.launch(plan)
+            if self.followers is not None:
+                self.followers.launch(plan)
             launched = (plan, self.rank.executor.launch(plan))
             if not self._overlap:
                 self._book(*launched)
@@ -108,6 +108,13 @@ class LocalWorker:
         self._in_flight = launched
         self._take(self.scheduler.take_outputs())
         return plan
+
+    def book_in_flight(self) -> None:
+        """Book the step that is under way, if any, and launch none."""
+        if self._in_flight is not None:
+            self._book(*self._in_flight)
+        self._in_flight = None
+        self._take(self.scheduler.take_outputs())
 
     def run(self) -> None:
         """Turn until everything is answered, then check the books."""

@@ -18,6 +18,7 @@ from baton_serving.runtime.channels import Addresses
 from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.followers import Followers, follow
 from baton_serving.runtime.rank import build_rank
+from baton_serving.runtime.weights import RankWeights
 
 
 def _main(orders: Connection) -> None:
@@ -30,7 +31,7 @@ def _main(orders: Connection) -> None:
         except EOFError:
             return
         rank = build_rank(resolve_here(config_from_values(flags)), 1, addresses.rendezvous)
-        follow(rank.executor, 1, context, addresses, {}, lambda: None)
+        follow(rank.executor, 1, context, addresses, RankWeights(rank).handlers, lambda: None)
         rank.parallel.close()
         orders.send("left")
 

@@ -17,6 +17,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 BATON_TINY = Path(__file__).parents[2] / "examples" / "models" / "baton-tiny"
+BATON_TINY_V2 = BATON_TINY.with_name("baton-tiny-v2")
 PATIENCE = 60.0  # seconds; bounds a failing test, and says nothing about how fast things are
 
 

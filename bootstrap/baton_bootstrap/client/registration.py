@@ -15,7 +15,7 @@ import grpc.aio
 from baton_bootstrap.auth import credentials
 from baton_bootstrap.client.link import REPLY_TIMEOUT, Backoff, connect, parse_addresses
 from baton_bootstrap.errors import SetupError
-from baton_bootstrap.records import Beat, Worker
+from baton_bootstrap.records import Assignment, Beat, Worker
 from baton_bootstrap.tls import TlsFiles
 from baton_bootstrap.wire import codec
 from baton_bootstrap.wire.generated import registry_pb2 as pb
@@ -31,7 +31,8 @@ class RegistrationClient:
     """Holds a stream to each replica and sends `source()` as heartbeat: as often as the server asks, and on `poke`.
 
     A stream that breaks, or a server that falls silent, is replaced after a short pause; nothing else notices.
-    `source` is called on the loop and must not block.
+    `source` is called on the loop and must not block; `on_assignment` hears what any replica says this worker is to
+    serve, as often as it says so.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class RegistrationClient:
         *,
         token: str | None = None,
         tls: TlsFiles | None = None,
+        on_assignment: Callable[[Assignment], None] = lambda assignment: None,
     ) -> None:
         self.worker = worker
+        self._on_assignment = on_assignment
         self.refusals: dict[str, str] = {}  # what a replica that refuses this worker says
         self._addresses = parse_addresses(addresses)
         self._source = source
@@ -89,6 +92,11 @@ class RegistrationClient:
         for event in self._pokes.values():
             event.set()
 
+    def replace(self, worker: Worker) -> None:
+        """Be this worker from now on, at every replica, in one step; its `id` stays."""
+        self.worker = worker
+        self.poke()
+
     async def aclose(self) -> None:
         """Say goodbye to every replica, for at most a second, and end."""
         self._closing.set()
@@ -115,9 +123,9 @@ class RegistrationClient:
     async def _session(self, address: str, backoff: Backoff) -> None:
         async with connect(address, self._tls) as stub:
             call: Call = stub.Register(metadata=self._credentials)
-            hello = pb.Hello(worker=codec.worker_to_wire(self.worker), beat=codec.beat_to_wire(self._source()))
+            said = self.worker
             async with asyncio.timeout(REPLY_TIMEOUT):
-                await call.write(pb.RegisterRequest(hello=hello))
+                await call.write(self._hello(said))
                 reply = await call.read()
             if not isinstance(reply, pb.RegisterReply):
                 return
@@ -125,9 +133,13 @@ class RegistrationClient:
             self.refusals.pop(address, None)
             self._set_accepted(address, True)
             logger.info("registered %s with %s", self.worker.id, address)
-            await self._beats(address, call, reply.accepted)
+            await self._beats(address, call, reply.accepted, said)
 
-    async def _beats(self, address: str, call: Call, accepted: pb.Accepted) -> None:
+    def _hello(self, worker: Worker) -> pb.RegisterRequest:
+        hello = pb.Hello(worker=codec.worker_to_wire(worker), beat=codec.beat_to_wire(self._source()))
+        return pb.RegisterRequest(hello=hello)
+
+    async def _beats(self, address: str, call: Call, accepted: pb.Accepted, said: Worker) -> None:
         poke = self._pokes[address]
         while True:
             with contextlib.suppress(TimeoutError):
@@ -139,9 +151,16 @@ class RegistrationClient:
                     await call.done_writing()
                     await call.read()
                     return
-                await call.write(pb.RegisterRequest(beat=codec.beat_to_wire(self._source())))
-                if not isinstance(await call.read(), pb.RegisterReply):
+                if said is not self.worker:
+                    said = self.worker
+                    await call.write(self._hello(said))
+                else:
+                    await call.write(pb.RegisterRequest(beat=codec.beat_to_wire(self._source())))
+                reply = await call.read()
+                if not isinstance(reply, pb.RegisterReply):
                     return
+                if reply.ack.HasField("assignment"):
+                    self._on_assignment(codec.assignment_from_wire(reply.ack.assignment))
 
     def _set_accepted(self, address: str, accepted: bool) -> None:
         (self._accepted.add if accepted else self._accepted.discard)(address)

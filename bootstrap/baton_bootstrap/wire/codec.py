@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from baton_bootstrap.errors import Refused
 from baton_bootstrap.records import (
+    Assignment,
     Beat,
     Delta,
     Departure,
     Entry,
+    Goal,
     Load,
+    Phase,
+    Progress,
     Role,
     Snapshot,
     State,
@@ -31,6 +35,17 @@ _DEPARTURES = {
     Departure.BROKEN: pb.DEPARTURE_BROKEN,
     Departure.EXPIRED: pb.DEPARTURE_EXPIRED,
 }
+_GOALS = {Goal.SERVE: pb.GOAL_SERVE, Goal.STAGE: pb.GOAL_STAGE, Goal.SWITCH: pb.GOAL_SWITCH}
+_PHASES = {
+    Phase.SERVING: pb.PHASE_SERVING,
+    Phase.STAGING: pb.PHASE_STAGING,
+    Phase.STAGED: pb.PHASE_STAGED,
+    Phase.HOLDING: pb.PHASE_HOLDING,
+    Phase.SWITCHING: pb.PHASE_SWITCHING,
+    Phase.FAILED: pb.PHASE_FAILED,
+}
+_GOALS_BACK: dict[int, Goal] = {number: goal for goal, number in _GOALS.items()}
+_PHASES_BACK: dict[int, Phase] = {number: phase for phase, number in _PHASES.items()}
 _ROLES_BACK: dict[int, Role] = {number: role for role, number in _ROLES.items()}
 _STATES_BACK: dict[int, State] = {number: state for state, number in _STATES.items()}
 _DEPARTURES_BACK: dict[int, Departure] = {number: reason for reason, number in _DEPARTURES.items()}
@@ -55,6 +70,7 @@ def worker_to_wire(worker: Worker) -> pb.Worker:
         dtype=worker.dtype,
         max_total_tokens=worker.max_total_tokens,
         detail=worker.detail,
+        process=worker.process,
     )
 
 
@@ -80,6 +96,7 @@ def worker_from_wire(message: pb.Worker) -> Worker:
         dtype=message.dtype,
         max_total_tokens=message.max_total_tokens,
         detail=message.detail,
+        process=message.process,
     )
 
 
@@ -89,6 +106,7 @@ def beat_to_wire(beat: Beat) -> pb.Beat:
         load=_load_to_wire(beat.load),
         tick=beat.tick,
         busy_seconds=beat.busy_seconds,
+        progress=_progress_to_wire(beat.progress),
     )
 
 
@@ -99,15 +117,58 @@ def beat_from_wire(message: pb.Beat) -> Beat:
         raise Refused("beat.state is stalled; that is the server's verdict, report starting, ready or draining")
     if not 0 <= message.busy_seconds <= MAX_BUSY_SECONDS:
         raise Refused(f"beat.busy_seconds is {message.busy_seconds}; it must lie between 0 and {MAX_BUSY_SECONDS}")
-    return Beat(state=state, load=_load_from_wire(message.load), tick=message.tick, busy_seconds=message.busy_seconds)
+    return Beat(
+        state=state,
+        load=_load_from_wire(message.load),
+        tick=message.tick,
+        busy_seconds=message.busy_seconds,
+        progress=_progress_from_wire(message.progress),
+    )
 
 
 def status_to_wire(status: Status) -> pb.Status:
-    return pb.Status(state=_STATES[status.state], load=_load_to_wire(status.load))
+    return pb.Status(
+        state=_STATES[status.state],
+        load=_load_to_wire(status.load),
+        progress=_progress_to_wire(status.progress),
+        share=status.share,
+    )
 
 
 def status_from_wire(message: pb.Status) -> Status:
-    return Status(state=_state_from_wire(message.state), load=_load_from_wire(message.load))
+    return Status(
+        state=_state_from_wire(message.state),
+        load=_load_from_wire(message.load),
+        progress=_progress_from_wire(message.progress),
+        share=message.share,
+    )
+
+
+def assignment_to_wire(assignment: Assignment) -> pb.Assignment:
+    return pb.Assignment(
+        revision=assignment.revision,
+        model=assignment.model,
+        model_revision=assignment.model_revision,
+        digest=assignment.digest,
+        goal=_GOALS[assignment.goal],
+        whole=assignment.whole,
+        share=assignment.share,
+    )
+
+
+def assignment_from_wire(message: pb.Assignment) -> Assignment:
+    goal = _GOALS_BACK.get(message.goal)
+    if goal is None:
+        raise Refused(f"assignment.goal is {message.goal}; write one of {', '.join(_GOALS)}")
+    return Assignment(
+        revision=message.revision,
+        model=message.model,
+        model_revision=message.model_revision,
+        digest=message.digest,
+        goal=goal,
+        whole=message.whole,
+        share=message.share,
+    )
 
 
 def entry_to_wire(entry: Entry) -> pb.Entry:
@@ -181,4 +242,36 @@ def _load_from_wire(message: pb.Load) -> Load:
         queued_tokens=message.queued_tokens,
         free_pages=message.free_pages,
         total_pages=message.total_pages,
+    )
+
+
+def _progress_to_wire(progress: Progress) -> pb.Progress | None:
+    if progress == Progress():
+        return None
+    return pb.Progress(
+        revision=progress.revision,
+        phase=_PHASES[progress.phase],
+        digest=progress.digest,
+        done=progress.done,
+        total=progress.total,
+        error=progress.error,
+        gap_seconds=progress.gap_seconds,
+    )
+
+
+def _progress_from_wire(message: pb.Progress) -> Progress:
+    """A worker without an assignment sends none."""
+    if message.phase == pb.PHASE_UNSPECIFIED:
+        return Progress()
+    phase = _PHASES_BACK.get(message.phase)
+    if phase is None:
+        raise Refused(f"progress.phase is {message.phase}; write one of {', '.join(_PHASES)}")
+    return Progress(
+        revision=message.revision,
+        phase=phase,
+        digest=message.digest,
+        done=message.done,
+        total=message.total,
+        error=message.error,
+        gap_seconds=message.gap_seconds,
     )

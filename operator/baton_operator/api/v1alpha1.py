@@ -13,6 +13,7 @@ from pydantic import Field
 from baton_operator.api.endpoint import Gateway
 from baton_operator.api.fields import AbsolutePath, Label, Labels, Metadata, ObjectName, Part, Rule, Text
 from baton_operator.api.pods import ConfigMapKey, Pods, SecretKey, WorkerPods
+from baton_operator.api.rollout import Rollout
 from baton_operator.api.status import Status
 
 KIND = "InferenceService"
@@ -231,17 +232,6 @@ class Transfer(Part):
             cluster=True,
         ),
     )
-
-
-class Rollout(Part):
-    """How changes reach the workers. Local runs ignore it."""
-
-    progress_seconds: Annotated[int, Field(ge=30, le=86_400)] = 1800
-    """A worker that has not become ready after so long makes the service Degraded; loading must fit into it."""
-    drain_seconds: Annotated[int, Field(ge=5, le=3_600)] = 60
-    """How long a pod that is told to stop may take to end its open requests."""
-    paused: bool = False
-    """Leave the workers as they are, whatever else the manifest says; replicas and everything else still follow."""
 
 
 class Metrics(Part):

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from baton_serving import __version__
 from baton_serving.api.http.auth import ApiKeyMiddleware
 from baton_serving.api.http.problems import on_baton_error, on_fault, on_http_exception
-from baton_serving.api.native import control, info
+from baton_serving.api.native import control, info, weights
 from baton_serving.api.native.cache import cache_events
 from baton_serving.api.native.generate import generate
 from baton_serving.api.openai.chat import chat_completions
@@ -46,6 +46,15 @@ ROUTES: Final[tuple[tuple[str, str, Endpoint], ...]] = (
     ("POST", "/abort_request", control.abort_request),
     ("POST", "/baton/move", control.move),
     ("GET", cache_frames.PATH, cache_events),
+    ("POST", "/update_weights_from_disk", weights.update_from_disk),
+    ("POST", "/update_weights_from_tensor", weights.update_from_tensor),
+    ("POST", "/update_weights_from_distributed", weights.update_from_distributed),
+    ("POST", "/init_weights_update_group", weights.init_group),
+    ("POST", "/destroy_weights_update_group", weights.destroy_group),
+    ("POST", "/pause_generation", weights.pause),
+    ("POST", "/continue_generation", weights.resume),
+    ("POST", "/release_memory_occupation", weights.release_memory),
+    ("POST", "/resume_memory_occupation", weights.resume_memory),
     ("POST", "/tokenize", control.tokenize),
     ("POST", "/detokenize", control.detokenize),
 )

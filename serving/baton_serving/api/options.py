@@ -14,18 +14,14 @@ MAX_BODY_BYTES: Final = 32 * 1024 * 1024  # a million token ids in JSON take 7 M
 class AppOptions:
     """Facts and switches of one worker's API.
 
-    `weight_digest` is the content digest of what is served (`system_fingerprint`), `weight_version` a label for people.
     `server_args` are the flags in force, shown by `/server_info`. `stream_output` makes the native route stream
     disjoint pieces; else each event holds all text so far. `is_embedding`: it embeds and generates nothing.
     `tool_call_parser` names how the model spells tool calls (None: their text comes unparsed). `page_size` is in
-    tokens, `created` in unix time.
+    tokens, `created` in unix time. `memory_tags` name all memory that can be released here.
     """
 
     served_model_name: str
-    model_path: str
     tokenizer_path: str
-    weight_digest: str = ""
-    weight_version: str = "default"
     api_key: str | None = None
     enable_cache_report: bool = False
     stream_output: bool = False
@@ -34,4 +30,5 @@ class AppOptions:
     is_embedding: bool = False
     tool_call_parser: str | None = None
     page_size: int = 1
+    memory_tags: list[str] = field(default_factory=lambda: ["kv_cache"])
     created: int = field(default_factory=lambda: int(time.time()))

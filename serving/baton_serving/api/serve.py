@@ -25,6 +25,7 @@ from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.config.check import addresses, check
 from baton_serving.errors import ConfigError, InternalError, Unavailable
+from baton_serving.runtime.assigned import Assigned
 from baton_serving.runtime.bootstrap_access import tls_of
 from baton_serving.runtime.cache_feed import CacheFeed
 from baton_serving.runtime.crash_dump import CrashDump
@@ -36,8 +37,10 @@ from baton_serving.runtime.registration import Registration, worker_record
 from baton_serving.runtime.request_log import RequestLog
 from baton_serving.runtime.request_spans import RequestSpans
 from baton_serving.runtime.requests import Choice, GenerateRequest
+from baton_serving.runtime.served import ServedWeights
 from baton_serving.runtime.stages import Stages
 from baton_serving.runtime.tokenizer_manager import RequestObserver, TokenizerManager
+from baton_serving.runtime.updater import Updater
 from baton_serving.runtime.vocabulary import NO_VOCABULARY
 from baton_serving.runtime.worker import Worker, WorkerFacts, load_intake
 from baton_serving.sampling.params import SamplingParams
@@ -85,19 +88,28 @@ class _ApiProcess:
         self._grpc_port = 0
         self._intake, self._tokenizer = load_intake(facts)
         self._options = _app_options(self._config, facts)
-        labels = {
+        given = self._config.given
+        served = ServedWeights(facts.rank.weight_digest, given.api.weight_version, given.model.model_path)
+        self._labels = {
             "model": self._options.served_model_name,
-            "weight_digest": self._options.weight_digest,
-            "role": self._config.given.disaggregation.disaggregation_mode,
+            "weight_digest": served.digest,
+            "role": given.disaggregation.disaggregation_mode,
         }
-        self._metrics = Metrics(labels)
+        self._metrics = Metrics(self._labels)
         self._cache_feed = (
-            None
-            if self._config.given.optimization.disable_radix_cache
-            else CacheFeed(facts.rank.weight_digest, facts.rank.page_size)
+            None if given.optimization.disable_radix_cache else CacheFeed(served.digest, facts.rank.page_size)
         )
-        cache_changed = None if self._cache_feed is None else self._cache_feed.changed
-        self._manager = TokenizerManager(worker.to_scheduler, worker.inbox, self._observers(), cache_changed)
+        self._manager = TokenizerManager(
+            worker.to_scheduler,
+            worker.inbox,
+            self._observers(),
+            None if self._cache_feed is None else self._cache_feed.changed,
+            served,
+            given.memory.max_queued_requests,
+        )
+        self._updater = Updater(self._manager, self._weights_changed, self._opened)
+        self._registration: Registration | None = None
+        self._following: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
@@ -105,7 +117,7 @@ class _ApiProcess:
             self._loop.add_signal_handler(number, self._stopping.set)
         self._worker.watch(self._child_died_soon)
         self._manager.start()
-        service = Service(self._manager, self._intake, self._options, self._metrics, self._cache_feed)
+        service = Service(self._manager, self._intake, self._options, self._metrics, self._updater, self._cache_feed)
         tls = None if self._tls is None else self._tls.server
         server = http_server(create_app(service), self._config.log_level_http, tls)
         refreshing = asyncio.create_task(_refresh(self._tls))
@@ -115,11 +127,13 @@ class _ApiProcess:
             await _warm_up(self._manager)
             stages.over("the warm-up request")
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
-        registration = await self._register()
+        await self._register()
         self._announce()
         await asyncio.wait([asyncio.create_task(self._stopping.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
-        if registration is not None:
-            registration.drain()
+        if self._following is not None:
+            self._following.cancel()
+        if self._registration is not None:
+            self._registration.drain("stopping")
         self._manager.drain()
         await _drain(self._manager)
         if self._cache_feed is not None:
@@ -129,8 +143,8 @@ class _ApiProcess:
         refreshing.cancel()
         if grpc_server is not None:
             await grpc_server.stop()
-        if registration is not None:
-            await registration.close()
+        if self._registration is not None:
+            await self._registration.close()
         await self._manager.close()
         if self._tokenizer is not None:
             self._tokenizer.close()
@@ -163,14 +177,33 @@ class _ApiProcess:
         self._grpc_port = await server.start()
         return server
 
-    async def _register(self) -> Registration | None:
+    async def _register(self) -> None:
+        """Be found by others, and follow what is assigned."""
         if not self._config.bootstrap_addrs:
-            return None
+            return
         port = self._listener.getsockname()[1]
         record = worker_record(self._config, self._facts.identity, self._facts.rank, port)
-        registration = Registration(self._config, record, self._manager)
+        registration = Registration(self._config, record, self._manager, lambda news: assigned.hear(news))
+        assigned = Assigned(
+            self._updater,
+            registration.report,
+            lambda draining: registration.drain("assignment", draining),
+            registration.serve_whole,
+        )
         await registration.start()
-        return registration
+        self._registration = registration
+        self._following = asyncio.create_task(assigned.run())
+
+    def _weights_changed(self, weights: ServedWeights, incarnation: str) -> None:
+        self._labels["weight_digest"] = weights.digest
+        if self._cache_feed is not None:
+            self._cache_feed.rename(weights.digest)
+        if self._registration is not None:
+            self._registration.serve(weights.digest, incarnation)
+
+    def _opened(self, is_open: bool) -> None:
+        if self._registration is not None:
+            self._registration.drain("gate", not is_open)
 
     def _child_died_soon(self, name: str, exit_code: int | None) -> None:
         """From the watching thread."""
@@ -230,10 +263,7 @@ def _app_options(config: ResolvedConfig, facts: WorkerFacts) -> AppOptions:
     given = config.given
     return AppOptions(
         served_model_name=config.served_model_name,
-        model_path=given.model.model_path,
         tokenizer_path=config.tokenizer_path,
-        weight_digest=facts.rank.weight_digest,
-        weight_version=given.api.weight_version,
         api_key=given.api.api_key,
         enable_cache_report=given.api.enable_cache_report,
         stream_output=given.runtime.stream_output,
@@ -241,6 +271,7 @@ def _app_options(config: ResolvedConfig, facts: WorkerFacts) -> AppOptions:
         tool_call_parser=given.api.tool_call_parser,
         server_args=_server_args(config, facts),
         page_size=facts.rank.page_size,
+        memory_tags=["kv_cache", "weights"] if config.device == "cuda" else ["kv_cache"],
     )
 
 

@@ -12,6 +12,7 @@ from baton_serving.runtime.cache_feed import CacheFeed
 from baton_serving.runtime.intake import Intake
 from baton_serving.runtime.metrics import Metrics
 from baton_serving.runtime.tokenizer_manager import TokenizerManager
+from baton_serving.runtime.updater import Updater
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Service:
     intake: Intake
     options: AppOptions
     metrics: Metrics
+    updater: Updater
     cache_feed: CacheFeed | None = None
 
 

@@ -38,6 +38,7 @@ class Command:
 COMMANDS = {
     "serve": Command("baton_serving.cli.serve", "serve a model: one worker"),
     "up": Command("baton_serving.cli.up", "run an InferenceService as local processes"),
+    "rollout": Command("baton_serving.cli.rollout", "look at, and steer, how a change reaches a running service"),
     "validate": Command("baton_operator.cli.validate", "say what is wrong with a manifest"),
     "render": Command("baton_operator.cli.render", "show the Kubernetes objects that a manifest leads to"),
     "plan": Command("baton_operator.cli.plan", "show the steps and devices that a manifest, or a change of it, takes"),

@@ -1,4 +1,7 @@
-"""`baton up -f manifest.yaml`: run an InferenceService as local processes, until Ctrl-C."""
+"""`baton up -f manifest.yaml`: run an InferenceService as local processes, until Ctrl-C.
+
+Changes of the manifest are rolled out while it runs; `baton rollout` shows and steers them.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,14 @@ from rich.console import Console
 from rich.live import Live
 
 from baton_bootstrap.announce import announce
+from baton_operator.api import InferenceService
 from baton_serving import logs
 from baton_serving.errors import InternalError
+from baton_serving.local.control import Control
+from baton_serving.local.manifest_file import ManifestFile
 from baton_serving.local.plan import Plan
-from baton_serving.local.service import plan_manifest
+from baton_serving.local.rollout import LocalRollout
+from baton_serving.local.service import plan_manifest, read_manifest, this_machine
 from baton_serving.local.supervisor import Supervisor
 from baton_serving.local.table import service_table, state_of
 
@@ -35,31 +42,42 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Run until SIGINT or SIGTERM; returns the exit status: 1 when a process could not be kept."""
     logs.configure("up", "warning")
+    service = read_manifest(args.file)
     plan = plan_manifest(args.file, gateway_port=args.port, undivided=args.undivided)
     try:
-        asyncio.run(_serve(plan, args, Console(stderr=True)))
+        asyncio.run(_serve(plan, service, args, Console(stderr=True)))
     except InternalError as error:
         print(f"baton: {error.message}", file=sys.stderr)
         return 1
     return 0
 
 
-async def _serve(plan: Plan, args: Namespace, console: Console) -> None:
+async def _serve(plan: Plan, service: InferenceService, args: Namespace, console: Console) -> None:
     printer = _LinePrinter(console, [spec.name for spec in plan.processes], shown=args.verbose)
     supervisor = Supervisor(plan, on_line=printer, restart=not args.no_restart)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.stop)
+    rollout = LocalRollout(supervisor, plan.workers, service)
+    control = Control(plan.name, rollout)
+    await control.start()
+    manifest = ManifestFile(args.file, rollout, this_machine(), undivided=args.undivided)
     running = asyncio.create_task(supervisor.run())
-    showing = asyncio.create_task(_show(supervisor, console))
+    beside = [
+        asyncio.create_task(_show(supervisor, console)),
+        asyncio.create_task(rollout.run()),
+        asyncio.create_task(manifest.run()),
+    ]
     await supervisor.ready()
     if not supervisor.stopping:
         announce({"service": "up", "pid": os.getpid(), "http": supervisor.url}, args.ready_file)
     try:
         await running
     finally:
-        showing.cancel()
-        await asyncio.gather(showing, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        await control.close()
 
 
 async def _show(supervisor: Supervisor, console: Console) -> None:

@@ -65,6 +65,10 @@ def admin_app(core: Core, whole: Whole) -> FastAPI:
         """Every worker in view, as this process deals with it."""
         return _json([_worker(one) for one in core.router.fleet.endpoints.values()])
 
+    async def versions() -> Response:
+        """For each model the versions that can serve and their weights among new requests."""
+        return _json({name: dict(fleet.shares) for name, fleet in core.router.fleet.models.items()})
+
     for path, endpoint in (
         ("/health", health),
         ("/readiness", health),
@@ -73,6 +77,7 @@ def admin_app(core: Core, whole: Whole) -> FastAPI:
         ("/v1/models", models),
         ("/v1/models/{name:path}", model),
         ("/v1/baton/workers", workers),
+        ("/v1/baton/versions", versions),
         ("/v1/baton/explain/{request_id:path}", explain),
     ):
         app.add_api_route(path, endpoint, methods=["GET", "HEAD"], response_model=None)

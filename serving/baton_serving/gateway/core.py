@@ -193,6 +193,9 @@ class Core:
             _stand_still(endpoint, "it does not answer health checks")
 
     def _give_up(self, endpoint: Endpoint) -> None:
+        if endpoint.legs and self.router.fleet.lives_on(endpoint):  # its process ends what it began
+            self.loop.call_later(ABSENCE_LIMIT, self._give_up, endpoint)
+            return
         if not self.router.fleet.expire(endpoint):
             return
         log.info("worker gone", extra=fields(worker=endpoint.id, requests=len(endpoint.legs)))

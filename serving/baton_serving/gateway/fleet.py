@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -91,6 +92,7 @@ class ModelFleet:
     """The usable workers of one model, each list in order of ids.
 
     `partners` maps each prefill worker that has any to the decode workers that can take its KV; `paired` are those.
+    `shares` maps each version that can serve, by weight digest, to its weight among new requests.
     Lists that are equal are one tuple, and stay so until the fleet changes: what is worked out for one is kept.
     """
 
@@ -99,6 +101,12 @@ class ModelFleet:
     whole: tuple[Endpoint, ...]
     partners: Mapping[Endpoint, tuple[Endpoint, ...]]
     paired: tuple[Endpoint, ...] = ()
+    shares: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def uneven(self) -> bool:
+        """Whether versions have different shares, so that one is to be drawn for a request."""
+        return len(set(self.shares.values())) > 1
 
     @property
     def serves(self) -> bool:
@@ -138,6 +146,7 @@ def _model_fleet(roles: Mapping[Role, list[Endpoint]]) -> ModelFleet:
         whole=tuple(roles[Role.BOTH]),
         partners=partners,
         paired=tuple(partners),
+        shares={one.weight_digest: one.status.share for one in (*roles[Role.DECODE], *roles[Role.BOTH])},
     )
 
 
@@ -158,7 +167,7 @@ class Fleet:
             key = entry.worker.id, entry.worker.incarnation
             endpoint = known.pop(key, None) or _endpoint(entry, self._tls)
             if endpoint is not None:
-                endpoint.status = entry.status
+                endpoint.worker, endpoint.status = entry.worker, entry.status
                 self.endpoints[key] = endpoint
         self.absent = known
         self.regroup()
@@ -171,6 +180,11 @@ class Fleet:
     def replaced(self, endpoint: Endpoint) -> bool:
         """Whether another incarnation of the same worker is there."""
         return any(worker_id == endpoint.worker.id for worker_id, _ in self.endpoints)
+
+    def lives_on(self, endpoint: Endpoint) -> bool:
+        """Whether its process is there under another incarnation: it serves other weights now."""
+        process = endpoint.worker.process
+        return bool(process) and any(other.worker.process == process for other in self.endpoints.values())
 
     def expire(self, endpoint: Endpoint) -> bool:
         """Give up an absent endpoint; false when it has come back."""

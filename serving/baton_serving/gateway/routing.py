@@ -12,7 +12,7 @@ from baton_bootstrap.tls import Tls
 from baton_serving.errors import InvalidRequest, NotFound
 from baton_serving.gateway.breakers import Breakers
 from baton_serving.gateway.fleet import Endpoint, Fleet, ModelFleet, Route, fits
-from baton_serving.gateway.policies import ASK_MEMORY, POLICIES, prefix_keys
+from baton_serving.gateway.policies import ASK_MEMORY, POLICIES, prefix_keys, weighted
 from baton_serving.gateway.policies.memory import Memory
 from baton_serving.gateway.snapshot import Choice, NoMemory, Policy, RequestFacts, RoutingMemory, Snapshot
 
@@ -76,12 +76,23 @@ class Router:
     def route(self, facts: RequestFacts, avoid: frozenset[Endpoint], *, divided: bool = True) -> Decision | None:
         """Workers for one attempt, none of `avoid`; None when none is ready.
 
-        A pair of equal weights, else a worker that serves whole, else a decode or prefill worker alone. Raises
+        A pair of equal weights, else a worker that serves whole, else a decode or prefill worker alone. Where versions
+        have different shares one is drawn first; the others serve when it cannot. Raises
         `NotFound` for a model that no worker ever offered, `InvalidRequest` when none is named among several.
         """
         found = self.fleet.models.get(facts.model) or self._other_model(facts)
         if found is None:
             return None
+        if found.uneven and not facts.weights:
+            drawn = msgspec.structs.replace(facts, weights=weighted(found.shares, facts.number))
+            decision = self._route(found, drawn, avoid, divided=divided)
+            if decision is not None:
+                return decision
+        return self._route(found, facts, avoid, divided=divided)
+
+    def _route(
+        self, found: ModelFleet, facts: RequestFacts, avoid: frozenset[Endpoint], *, divided: bool
+    ) -> Decision | None:
         now = time.monotonic()
         picky = bool(avoid or self.workers or self.links or facts.weights)
         if divided and found.partners and not self._too_short(facts, found):

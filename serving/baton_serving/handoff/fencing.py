@@ -64,6 +64,13 @@ class Fencing:
         for rank in range(self._ranks):
             self._rim.command(rank, OpenEpoch(self.own_epoch))
 
+    def renew(self, weights: str, incarnation: str) -> None:
+        """Describe this worker anew, over the same engines, and have every peer meet it again."""
+        identity = {"weights": weights, "incarnation": incarnation}
+        self._blank = msgspec.structs.replace(self._blank, **identity)
+        mine = self._links.mine
+        self._links.renew(None if mine is None else msgspec.structs.replace(mine, **identity), incarnation)
+
     def opened(self, report: EpochOpened, now: float) -> None:
         if self.phase is not Phase.OPENING or report.epoch != self.own_epoch:
             return

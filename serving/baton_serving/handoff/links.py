@@ -141,6 +141,13 @@ class LinkTable:
                 self._introduce(link)
                 self._tell(link)
 
+    def renew(self, mine: PeerDescriptor | None, incarnation: str) -> None:
+        """Be another worker from now on: every link ends, and peers must meet this one anew."""
+        for link in self:
+            self.drop(link, "this worker serves other weights now")
+        self.incarnation = incarnation
+        self.mine = mine
+
     def receive(self, connection: int, frame: bytes, now: float) -> tuple[Link, Message] | None:
         """The message and its link when it is about transfers; everything else is dealt with here."""
         got = self._take(connection, frame, now)

@@ -111,6 +111,21 @@ class HandoffService:
         if busy > 0:
             self._ring()
 
+    def renew(self, weights: str, incarnation: str, timeout: float = 5.0) -> None:
+        """Serve other weights under another incarnation: no peer of before is a peer any more. No transfer may be open.
+
+        Returns once it is so (InternalError after `timeout` seconds).
+        """
+        done = threading.Event()
+
+        def renew(now: float) -> None:
+            self._core.fencing.renew(weights, incarnation)
+            done.set()
+
+        self._put(renew)
+        if not done.wait(timeout):
+            raise InternalError("the handoff service did not take the new weights over")
+
     def events(self) -> list[HandoffEvent]:
         """What happened since the last call, in order. Raises InternalError when the service or a rank's transfers
         have died: the worker cannot vouch for its pages any more and must stop."""

@@ -31,7 +31,7 @@ TORCH_DTYPES = {
 class KVPool:
     """`pages` usable pages (ids 1 to `pages`), zeroed, on `device`. On the CPU the memory is page-aligned.
 
-    `layer_kv` views stay valid for the life of the pool; none of its memory ever moves.
+    `layer_kv` views stay valid for the life of the pool; none of its memory ever moves, except on a GPU by `release`.
     """
 
     def __init__(self, shape: PageShape, groups: Sequence[KVGroup], pages: int, device: torch.device) -> None:
@@ -42,7 +42,8 @@ class KVPool:
         size = (pages + 1) * shape.page_bytes
         if device.type == "cpu":
             # Anonymous memory is aligned to the system's pages, zeroed, and touched only when written.
-            self._bytes = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+            self._mapping = mmap.mmap(-1, size)
+            self._bytes = torch.frombuffer(self._mapping, dtype=torch.uint8)
         else:
             self._bytes = torch.zeros(size, dtype=torch.uint8, device=device)
         self._blocks = self._bytes.view(pages + 1, shape.page_bytes)
@@ -57,6 +58,20 @@ class KVPool:
     @property
     def size_bytes(self) -> int:
         return self._bytes.numel()
+
+    def release(self) -> None:
+        """Give the memory back until `restore`; all KV is lost. Nothing may read or write pages meanwhile."""
+        if self.device.type == "cpu":
+            self._mapping.madvise(mmap.MADV_REMOVE)
+        else:
+            self._bytes.untyped_storage().resize_(0)
+            torch.cuda.empty_cache()
+
+    def restore(self) -> None:
+        """Have the memory again, zeroed."""
+        if self.device.type != "cpu":
+            self._bytes.untyped_storage().resize_(self.size_bytes)
+            self._bytes.zero_()
 
     def layer_kv(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of model layer `layer` as views `[pages + 1, kv_heads, page_size, k_dim or v_dim]`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from baton_operator.api import InferenceService
 from baton_operator.api.v1alpha1 import WorkerRole
+from baton_operator.planner.revision import wanted_revisions
 from baton_operator.worker_flags import role_flags
 from baton_serving.errors import ConfigError
 
@@ -54,12 +55,29 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class WorkerPlan:
+    """Workers of one version of a service: `spec` gives the process of the one with an index in its role.
+
+    `source` and `source_revision` name the checkpoint as a worker fetches it; `settings` is equal where nothing else
+    differs.
+    """
+
+    version: str
+    counts: Mapping[str, int]
+    source: str
+    source_revision: str
+    settings: str
+    spec: Callable[[str, int], ProcessSpec]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """All processes of a service, bootstrap servers first."""
+    """All processes of a service, bootstrap servers first. `workers` tells how to make more of its workers."""
 
     name: str
     model: str
     processes: tuple[ProcessSpec, ...]
+    workers: WorkerPlan
 
     def of(self, kind: Kind) -> tuple[ProcessSpec, ...]:
         return tuple(spec for spec in self.processes if spec.kind is kind)
@@ -84,11 +102,12 @@ def make_plan(
         ProcessSpec(f"bootstrap-{index}", Kind.BOOTSTRAP, _bootstrap_argv(spec.bootstrap.lease_seconds))
         for index in range(spec.bootstrap.replicas)
     ]
-    workers = list(_workers(service, folder, machine, undivided=undivided or spec.prefill.replicas == 0))
+    staff = plan_workers(service, folder, machine, undivided=undivided)
+    workers = [staff.spec(role, index) for role, count in staff.counts.items() for index in range(count)]
     listen = ("--host", HOST, "--port", PORT if port == 0 else str(port))
     argv = (*_BATON, "gateway", *listen, "--bootstrap-addr", BOOTSTRAP, *spec.gateway.flags())
     gateway = ProcessSpec("gateway", Kind.GATEWAY, argv)
-    return Plan(service.metadata.name, service.served_name, (*bootstraps, *workers, gateway))
+    return Plan(service.metadata.name, service.served_name, (*bootstraps, *workers, gateway), staff)
 
 
 def _bootstrap_argv(lease_seconds: int) -> tuple[str, ...]:
@@ -96,25 +115,37 @@ def _bootstrap_argv(lease_seconds: int) -> tuple[str, ...]:
     return (*_BATON, "bootstrap", *ports, "--lease", str(lease_seconds))
 
 
-def _workers(service: InferenceService, folder: Path, machine: Machine, *, undivided: bool) -> Iterator[ProcessSpec]:
+def plan_workers(service: InferenceService, folder: Path, machine: Machine, *, undivided: bool = False) -> WorkerPlan:
+    """How workers of `service` run; arguments as for `make_plan`. Raises ConfigError for what one machine cannot do."""
     spec = service.spec
-    roles = [("worker", spec.decode)] if undivided else [("prefill", spec.prefill), ("decode", spec.decode)]
-    count = sum(role.replicas for _, role in roles)
-    first_gpu = 0
-    for name, role in roles:
+    whole = undivided or spec.prefill.replicas == 0
+    roles = {"worker": spec.decode} if whole else {"prefill": spec.prefill, "decode": spec.decode}
+    counts = {name: role.replicas for name, role in roles.items()}
+    model = _model_flags(service, folder)
+
+    def worker(name: str, index: int) -> ProcessSpec:
+        role = roles[name]
         devices = _device_count(role)
-        for index in range(role.replicas):
-            literal = {variable.name: variable.value for variable in role.env if variable.value is not None}
-            env = {"BATON_WORKER_ID": f"{name}-{index}", **literal}
-            if machine.gpus:
-                env.setdefault("CUDA_VISIBLE_DEVICES", ",".join(_rotated(name, machine.gpus, first_gpu, devices)))
-                first_gpu += devices
-            env.setdefault("OMP_NUM_THREADS", str(max(1, machine.cores // max(1, count * devices))))
-            yield ProcessSpec(f"{name}-{index}", Kind.WORKER, _worker_argv(service, folder, name, role), env, role=name)
+        literal = {variable.name: variable.value for variable in role.env if variable.value is not None}
+        env = {"BATON_WORKER_ID": f"{name}-{index}", **literal}
+        if machine.gpus:
+            before = sum(
+                counts[other] * _device_count(roles[other]) for other in list(roles)[: list(roles).index(name)]
+            )
+            visible = _rotated(name, machine.gpus, before + index * devices, devices)
+            env.setdefault("CUDA_VISIBLE_DEVICES", ",".join(visible))
+        env.setdefault("OMP_NUM_THREADS", str(max(1, machine.cores // max(1, sum(counts.values()) * devices))))
+        argv = _worker_argv(service, model, name, role)
+        return ProcessSpec(f"{name}-{index}", Kind.WORKER, argv, env, role=name)
+
+    settings = repr([(worker(name, 0).argv[len(_BATON) + len(model) :], worker(name, 0).env) for name in roles])
+    named = dict(zip(model[::2], model[1::2], strict=True))
+    version = wanted_revisions(spec)[0].version
+    return WorkerPlan(version, counts, named["--model-path"], named.get("--revision", ""), settings, worker)
 
 
-def _worker_argv(service: InferenceService, folder: Path, name: str, role: WorkerRole) -> tuple[str, ...]:
-    argv = [*_BATON, "serve", *_model_flags(service, folder), "--host", HOST, "--port", "0"]
+def _worker_argv(service: InferenceService, model: list[str], name: str, role: WorkerRole) -> tuple[str, ...]:
+    argv = [*_BATON, "serve", *model, "--host", HOST, "--port", "0"]
     return (*argv, *role_flags(role, _MODES[name], service.spec.transfer, BOOTSTRAP), *role.extra_args)
 
 

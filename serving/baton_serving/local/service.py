@@ -12,10 +12,12 @@ from types import TracebackType
 from typing import Self
 
 from baton_bootstrap.client import View
-from baton_operator.api import load_manifest
+from baton_operator.api import InferenceService, load_manifest
 from baton_operator.errors import ManifestError
 from baton_serving.errors import BatonError, ConfigError, DeadlineExceeded
+from baton_serving.local.manifest_file import ManifestFile
 from baton_serving.local.plan import Machine, Plan, make_plan
+from baton_serving.local.rollout import LocalRollout, RolloutStatus
 from baton_serving.local.supervisor import Supervisor
 
 START_SECONDS = 300.0
@@ -31,13 +33,17 @@ def this_machine() -> Machine:
     return Machine(cores=len(os.sched_getaffinity(0)), gpus=gpus)
 
 
-def plan_manifest(path: Path, *, gateway_port: int | None = None, undivided: bool = False) -> Plan:
-    """The processes of the manifest at `path`. Raises ConfigError, also for what is wrong in the manifest."""
+def read_manifest(path: Path) -> InferenceService:
+    """The manifest at `path` (ConfigError)."""
     try:
-        service = load_manifest(path)
+        return load_manifest(path)
     except ManifestError as error:
         raise ConfigError(str(error)) from error
-    return make_plan(service, path.parent, this_machine(), gateway_port=gateway_port, undivided=undivided)
+
+
+def plan_manifest(path: Path, *, gateway_port: int | None = None, undivided: bool = False) -> Plan:
+    """The processes of the manifest at `path`. Raises ConfigError, also for what is wrong in the manifest."""
+    return make_plan(read_manifest(path), path.parent, this_machine(), gateway_port=gateway_port, undivided=undivided)
 
 
 class LocalService:
@@ -56,7 +62,11 @@ class LocalService:
         restart: bool = True,
         on_line: Callable[[str, str], None] = lambda name, line: None,
     ) -> None:
+        self._service = read_manifest(manifest)
+        self._manifest = manifest
+        self._undivided = undivided
         self.plan = plan_manifest(manifest, gateway_port=gateway_port, undivided=undivided)
+        self.rollout: LocalRollout
         self._restart = restart
         self._on_line = on_line
         self._loop = asyncio.new_event_loop()
@@ -113,6 +123,14 @@ class LocalService:
         """Return once the view of the workers fulfils `condition`. Raises TimeoutError."""
         asyncio.run_coroutine_threadsafe(self._until(condition), self._loop).result(timeout)
 
+    def rollout_status(self) -> RolloutStatus:
+        """How the manifest's latest change is coming on."""
+
+        async def look() -> RolloutStatus:
+            return self.rollout.status()
+
+        return asyncio.run_coroutine_threadsafe(look(), self._loop).result()
+
     async def _until(self, condition: Callable[[View], bool]) -> None:
         while not condition(self._supervisor.view):
             await self._supervisor.changed()
@@ -129,7 +147,15 @@ class LocalService:
 
     async def _serve(self) -> None:
         self._supervisor = Supervisor(self.plan, on_line=self._on_line, restart=self._restart)
+        self.rollout = LocalRollout(self._supervisor, self.plan.workers, self._service)
+        manifest = ManifestFile(self._manifest, self.rollout, this_machine(), undivided=self._undivided)
         running = asyncio.create_task(self._supervisor.run())
+        beside = [asyncio.create_task(self.rollout.run()), asyncio.create_task(manifest.run())]
         await self._supervisor.ready()
         self._started.set()
-        await running
+        try:
+            await running
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)

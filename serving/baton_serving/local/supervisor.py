@@ -35,6 +35,16 @@ class Slot:
     facts: Announcement = field(default_factory=dict)
     starts: int = 0
     last_status: int | None = None
+    leaving: bool = False
+    keeper: asyncio.Task[None] | None = None
+    later: bool = False  # added while the service ran: its failure to start is somebody's news, not the service's end
+
+    @property
+    def refused(self) -> str:
+        """What its process said when it last ended without ever being ready, or ""."""
+        if not self.later or self.facts or self.last_status is None or self.child is None:
+            return ""
+        return "; ".join(list(self.child.last_lines)[-3:]) or f"exit status {self.last_status}"
 
 
 class Supervisor:
@@ -89,10 +99,10 @@ class Supervisor:
 
     async def run(self) -> None:
         """Keep everything running. Raises ConfigError or InternalError when a process cannot be kept at all."""
-        keepers = [asyncio.create_task(self._keep(slot)) for slot in self.slots.values()]
-        keepers.append(asyncio.create_task(self._follow()))
-        for keeper in keepers:
-            keeper.add_done_callback(self._keeper_ended)
+        for slot in self.slots.values():
+            self._employ(slot)
+        following = asyncio.create_task(self._follow())
+        following.add_done_callback(self._keeper_ended)
         try:
             await self._stopping.wait()
         finally:
@@ -100,11 +110,31 @@ class Supervisor:
             if self._watch is not None:
                 await self._watch.aclose()
             await self._stop_children()
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            tasks = [following, *(slot.keeper for slot in self.slots.values() if slot.keeper is not None)]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         if self._failure is not None:
             raise self._failure
+
+    def add(self, spec: ProcessSpec) -> None:
+        """Start one more worker, and keep it running. It may fail to start: see `Slot.refused`."""
+        slot = self.slots[spec.name] = Slot(spec, later=True)
+        self._employ(slot)
+        self._tell()
+
+    def remove(self, name: str) -> None:
+        """Ask a worker to end its open requests and then itself; its slot goes with it."""
+        slot = self.slots[name]
+        if not slot.leaving:
+            slot.leaving = True
+            if slot.child is not None:
+                slot.child.signal(signal.SIGTERM)
+            self._tell()
+
+    def _employ(self, slot: Slot) -> None:
+        slot.keeper = asyncio.create_task(self._keep(slot))
+        slot.keeper.add_done_callback(self._keeper_ended)
 
     def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
         if not keeper.cancelled() and keeper.exception() is not None and not self.stopping:
@@ -112,7 +142,7 @@ class Supervisor:
             self.stop()
 
     async def _keep(self, slot: Slot) -> None:
-        """Start the process of `slot`, and again whenever it ends, until it does so while stopping."""
+        """Start the process of `slot`, and again whenever it ends, until it does so while stopping or leaving."""
         loop = asyncio.get_running_loop()
         pause = FIRST_PAUSE
         while not self.stopping:
@@ -120,9 +150,12 @@ class Supervisor:
                 await self._bootstraps_known()
             started = loop.time()
             slot.last_status = await self._run_once(slot)
-            if self.stopping:
+            if slot.leaving:
+                self.slots.pop(slot.spec.name, None)
+                self._tell()
+            if self.stopping or slot.leaving:
                 return
-            if not slot.facts or not self._restart:
+            if (not slot.facts and not slot.later) or not self._restart:
                 raise _death(slot)
             pause = FIRST_PAUSE if loop.time() - started > SETTLED else pause
             log.warning(
@@ -131,6 +164,9 @@ class Supervisor:
             )
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
+            if slot.leaving:
+                self.slots.pop(slot.spec.name, None)
+                return
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _run_once(self, slot: Slot) -> int:

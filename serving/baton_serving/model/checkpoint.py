@@ -64,16 +64,12 @@ class SafetensorsCheckpoint:
         return self._home[name].raw(name)
 
 
-class TorchCheckpoint:
-    """One or several files written by `torch.save`, tensors only (unpickled with `weights_only`)."""
+class MemoryCheckpoint:
+    """Tensors that are in memory already; `origin` names them in messages."""
 
-    def __init__(self, files: Iterable[Path], use_mmap: bool) -> None:
-        self._tensors: dict[str, torch.Tensor] = {}
-        self._files: dict[str, Path] = {}
-        for path in files:
-            for name, tensor in _load_torch(path, use_mmap).items():
-                self._tensors[name] = tensor
-                self._files[name] = path
+    def __init__(self, tensors: Mapping[str, torch.Tensor], origin: str = "memory") -> None:
+        self._tensors = dict(tensors)
+        self._origin = Path(origin)
 
     def names(self) -> frozenset[str]:
         return frozenset(self._tensors)
@@ -82,7 +78,7 @@ class TorchCheckpoint:
         return self._tensors[name].narrow(dim, start, stop - start)
 
     def file(self, name: str) -> Path:
-        return self._files[name]
+        return self._origin
 
     def header(self, name: str) -> tuple[str, tuple[int, ...]]:
         tensor = self._tensors[name]
@@ -90,6 +86,22 @@ class TorchCheckpoint:
 
     def raw(self, name: str) -> memoryview:
         return self._tensors[name].detach().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+class TorchCheckpoint(MemoryCheckpoint):
+    """One or several files written by `torch.save`, tensors only (unpickled with `weights_only`)."""
+
+    def __init__(self, files: Iterable[Path], use_mmap: bool) -> None:
+        tensors: dict[str, torch.Tensor] = {}
+        self._files: dict[str, Path] = {}
+        for path in files:
+            for name, tensor in _load_torch(path, use_mmap).items():
+                tensors[name] = tensor
+                self._files[name] = path
+        super().__init__(tensors)
+
+    def file(self, name: str) -> Path:
+        return self._files[name]
 
 
 class DummyCheckpoint:

@@ -32,19 +32,37 @@ TOKENIZER_FILES = (
 _VOLATILE_KEYS = frozenset({"_name_or_path", "transformers_version", "use_cache"})
 
 
-def content_digest(
-    checkpoint: Checkpoint, config: Mapping[str, Any], tokenizer_path: Path, chat_template: str | None = None
-) -> bytes:
-    """The root, 32 bytes. `config` is config.json after overrides; `chat_template` replaces the tokenizer's own."""
-    leaves = {f"tensor/{name}": digest for name, digest in _tensor_leaves(checkpoint).items()}
+def setting_leaves(
+    config: Mapping[str, Any], tokenizer_path: Path, chat_template: str | None = None
+) -> dict[str, bytes]:
+    """Everything but the tensors, by name. `config` is config.json after overrides; `chat_template` replaces the
+    tokenizer's own."""
     stable = {key: value for key, value in config.items() if key not in _VOLATILE_KEYS}
-    leaves["config"] = _leaf("config", json.dumps(stable, sort_keys=True).encode())
+    leaves = {"config": _leaf("config", json.dumps(stable, sort_keys=True).encode())}
     for name in TOKENIZER_FILES:
         file = tokenizer_path / name
         if file.is_file():
             leaves[f"file/{name}"] = _leaf(name, file.read_bytes())
     if chat_template is not None:
         leaves["chat_template"] = _leaf("chat_template", chat_template.encode())
+    return leaves
+
+
+def tensor_leaves(checkpoint: Checkpoint, threads: int = 8) -> dict[str, bytes]:
+    """The tensors' leaves by name."""
+
+    def hash_tensor(name: str) -> bytes:
+        dtype, shape = checkpoint.header(name)
+        return _leaf(name, checkpoint.raw(name), f"{dtype}{list(shape)}")
+
+    names = sorted(checkpoint.names())
+    # hashlib releases the interpreter lock, so threads hash in parallel.
+    with ThreadPoolExecutor(max_workers=min(threads, os.cpu_count() or 1)) as pool:
+        return {f"tensor/{name}": leaf for name, leaf in zip(names, pool.map(hash_tensor, names), strict=True)}
+
+
+def root_of(leaves: Mapping[str, bytes]) -> bytes:
+    """The content digest: the root over tensors' and settings' leaves sorted by name, 32 bytes."""
     return merkle_root([leaves[name] for name in sorted(leaves)])
 
 
@@ -63,14 +81,3 @@ def _leaf(name: str, content: bytes | memoryview, header: str = "") -> bytes:
     digest = hashlib.sha256(b"\x00" + f"{name}\x00{header}\x00".encode())
     digest.update(content)
     return digest.digest()
-
-
-def _tensor_leaves(checkpoint: Checkpoint) -> dict[str, bytes]:
-    def hash_tensor(name: str) -> bytes:
-        dtype, shape = checkpoint.header(name)
-        return _leaf(name, checkpoint.raw(name), f"{dtype}{list(shape)}")
-
-    names = sorted(checkpoint.names())
-    # hashlib releases the interpreter lock, so threads hash in parallel.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(names, pool.map(hash_tensor, names), strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from baton_serving.model.attention import AttentionHeads
 from baton_serving.model.checkpoint import Checkpoint, DummyCheckpoint, open_checkpoint
 from baton_serving.model.config import decoder_config, read_config_json
 from baton_serving.model.decoder import Decoder, Kernels
-from baton_serving.model.digest import content_digest
+from baton_serving.model.digest import root_of, tensor_leaves
 from baton_serving.model.options import MODEL_IMPLS, LoadedModel, ModelInfo, ModelOptions
 from baton_serving.model.parallel import shard
 from baton_serving.model.placement import placements
@@ -40,11 +40,14 @@ def load_model(options: ModelOptions) -> LoadedModel:
         loaded, checkpoint = load_fallback(options, values, origin)
     else:
         loaded, checkpoint = _load_decoder(options, values, origin)
-    eos = dict.fromkeys([*loaded.info.eos_token_ids, *_generation_eos(options.path)])
+    leaves: dict[str, bytes] = {}
+    if options.parallel.tp_rank == 0:
+        leaves = {**tensor_leaves(checkpoint), **options.setting_leaves(values)}
     return replace(
         loaded,
-        info=replace(loaded.info, eos_token_ids=tuple(eos)),
-        digest=_shared_digest(checkpoint, values, options),
+        info=replace(loaded.info, eos_token_ids=end_tokens(loaded.info.eos_token_ids, options.path)),
+        digest=_shared_digest(leaves, options),
+        leaves=leaves,
     )
 
 
@@ -74,22 +77,21 @@ def _load_decoder(options: ModelOptions, values: Mapping[str, Any], origin: str)
     return loaded, checkpoint
 
 
-def _generation_eos(path: Path) -> list[int]:
-    """End-of-sequence ids of generation_config.json, where instruct models name their end of turn."""
+def end_tokens(own: Sequence[int], path: Path) -> tuple[int, ...]:
+    """`own` end-of-sequence ids, and those of generation_config.json, where instruct models name their end of turn."""
     file = path / "generation_config.json"
     if not file.is_file():
-        return []
+        return tuple(own)
     try:
         eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{file}: cannot be read as a JSON object: {error}") from error
-    return [] if eos is None else [int(token) for token in (eos if isinstance(eos, list) else [eos])]
+    found = [] if eos is None else [int(token) for token in (eos if isinstance(eos, list) else [eos])]
+    return tuple(dict.fromkeys([*own, *found]))
 
 
-def _shared_digest(checkpoint: Checkpoint, values: Mapping[str, Any], options: ModelOptions) -> str:
+def _shared_digest(leaves: Mapping[str, bytes], options: ModelOptions) -> str:
     state = options.parallel
-    root = bytes(32)
-    if state.tp_rank == 0:
-        root = content_digest(checkpoint, values, options.tokenizer_path or options.path, options.chat_template)
+    root = root_of(leaves) if state.tp_rank == 0 else bytes(32)
     shared = torch.tensor(list(root), dtype=torch.uint8, device=options.device)
     return bytes(state.broadcast(shared).tolist()).hex()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from baton_serving.errors import ConfigError
 from baton_serving.kv.layout import KVGroup, KVLayout
 from baton_serving.model.attention import AttentionHeads
 from baton_serving.model.decoder import CausalModel
+from baton_serving.model.digest import setting_leaves
 from baton_serving.model.parallel import ParallelState
 
 DTYPES = {
@@ -49,6 +51,10 @@ class ModelOptions:
     tokenizer_path: Path | None = None
     chat_template: str | None = None
     parallel: ParallelState = field(default_factory=ParallelState)
+
+    def setting_leaves(self, config: Mapping[str, Any]) -> dict[str, bytes]:
+        """What the digest covers besides tensors, for this `config` (config.json after overrides)."""
+        return setting_leaves(config, self.tokenizer_path or self.path, self.chat_template)
 
     def resolve_dtype(self, own: str | None) -> torch.dtype:
         """The model's dtype, given the checkpoint's `own` (ConfigError for an unknown one)."""
@@ -89,7 +95,7 @@ class ModelInfo:
 class LoadedModel:
     """A model on its device. `kv_layout` is of the whole model; `heads` is what an AttentionPlanner needs.
 
-    `digest` is the content digest in hex, the same on every rank.
+    `digest` is the content digest in hex, the same on every rank; `leaves`, on rank 0 alone, is what it is the root of.
     """
 
     model: CausalModel
@@ -97,3 +103,4 @@ class LoadedModel:
     heads: AttentionHeads
     kv_layout: KVLayout
     digest: str
+    leaves: Mapping[str, bytes] = field(default_factory=dict)

@@ -22,7 +22,7 @@ def place_weights(
     ConfigError names the tensor, and its file or the checkpoint's `path`, when one is missing, has another shape than
     config.json asks for, or has no place in the model.
     """
-    names = _match_names(plan, checkpoint, model.config, path)
+    names = match_names(plan, checkpoint, model.config, path)
     filled: dict[str, nn.Parameter] = {}
     for placement in plan:
         name = names[placement.source]
@@ -46,18 +46,22 @@ def _materialize(model: nn.Module, name: str, device: torch.device) -> nn.Parame
     return parameter
 
 
-def _match_names(
-    plan: tuple[Placement, ...], checkpoint: Checkpoint, config: DecoderConfig, path: Path
+def match_names(
+    plan: tuple[Placement, ...], checkpoint: Checkpoint, config: DecoderConfig, path: Path, *, partial: bool = False
 ) -> dict[str, str]:
-    """Tensor name as planned -> name in the checkpoint, which may hold the decoder inside a multimodal model."""
+    """Tensor name as planned -> name in the checkpoint, which may hold the decoder inside a multimodal model.
+
+    ConfigError for a tensor that has no place, and unless `partial` for one that is missing.
+    """
     present = checkpoint.names()
     names: dict[str, str] = {}
     for source in {placement.source: None for placement in plan}:
         candidates = (source, f"language_model.{source}", source.replace("model.", "model.language_model.", 1))
         match = next((name for name in candidates if name in present), None)
-        if match is None:
+        if match is not None:
+            names[source] = match
+        elif not partial:
             raise ConfigError(f"{path}: tensor {source!r} is missing from the checkpoint")
-        names[source] = match
     extra = sorted(name for name in present - set(names.values()) if not _ignorable(name, config))
     if extra:
         raise ConfigError(

@@ -95,6 +95,10 @@ class CacheFeed:
 
     # The tree
 
+    def rename(self, namespace: str) -> None:
+        """Other weights are served from now on: prompts that come have other blocks."""
+        self._namespace = namespace
+
     def changed(self, stored: Sequence[int], removed: Sequence[int]) -> None:
         """Blocks that left the tree and blocks that entered it."""
         self._blocks.difference_update(removed)

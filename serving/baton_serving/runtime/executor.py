@@ -146,10 +146,20 @@ class Executor:
         self._state = SamplingState(options.max_slots, options.vocab_size, pool.device)
         self._sampler = Sampler(self._state, processors)
         self._graphs: DecodeGraphs | None = None
+        self._graph_sizes: Sequence[int] = ()
+
+    def drop_graphs(self) -> None:
+        """Forget the CUDA graphs: memory that they point to is about to go."""
+        self._graphs = None
+
+    def capture_again(self) -> None:
+        """Capture what `drop_graphs` dropped."""
+        self.capture(self._graph_sizes)
 
     @torch.inference_mode()
     def capture(self, sizes: Sequence[int]) -> None:
         """Have decode steps replayed from CUDA graphs of these batch sizes, where model and attention allow it."""
+        self._graph_sizes = sizes
         if sizes and self._model.capturable and self._attention.decode_capturable:
             self._graphs = DecodeGraphs(
                 self._model,

@@ -10,7 +10,7 @@ from typing import Any
 
 import zmq
 
-from baton_serving.errors import InternalError
+from baton_serving.errors import BatonError, InternalError
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.commands import AnyCommand, Call, Launch, Report, Stop
 from baton_serving.runtime.executor import Executor
@@ -35,11 +35,19 @@ class Followers:
 
     def call(self, method: str, args: dict[str, Any]) -> list[Any]:
         """Run `method` on every follower and wait for the answers, in rank order (InternalError if one failed)."""
-        if self._reports is None:
-            return []
+        self.tell(method, args)
+        return self.collect(method)
+
+    def tell(self, method: str, args: dict[str, Any]) -> None:
+        """Have every follower run `method`; `collect` waits for it."""
         self._calls += 1
         for push in self._pushes:
             push.send(Call(self._calls, method, args))
+
+    def collect(self, method: str) -> list[Any]:
+        """Answers to the last `tell`, in rank order (InternalError if one failed or does not come)."""
+        if self._reports is None:
+            return []
         answers: dict[int, Any] = {}
         while len(answers) < len(self._pushes):
             if not self._reports.socket.poll(self._timeout_ms):
@@ -90,5 +98,7 @@ def follow(
 def _answer(handlers: Handlers, call: int, tp_rank: int, method: str, args: dict[str, Any]) -> Report:
     try:
         return Report(call, tp_rank, handlers[method](**args))
+    except BatonError as error:
+        return Report(call, tp_rank, error=error.message)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         return Report(call, tp_rank, error=f"{type(error).__name__}: {error}")

@@ -117,6 +117,11 @@ class HandoffBridge:
         """Requests that wait for their sender or for pages here."""
         return sum(not receiving.reserved for receiving in self._receiving.values())
 
+    @property
+    def quiet(self) -> bool:
+        """No request is on its way here or from here."""
+        return not (self._sending or self._receiving)
+
     def stats(self) -> dict[str, float]:
         """Counters and gauges of the handoff, for `/metrics`."""
         stats = self._service.stats()

@@ -99,6 +99,19 @@ class LoopExtension(Protocol):
         ...
 
 
+class LoopUpdates(Protocol):
+    """What changes the weights between two steps."""
+
+    @property
+    def paused(self) -> bool:
+        """No step may be launched."""
+        ...
+
+    def poll(self) -> None:
+        """Go on with what takes more than one turn."""
+        ...
+
+
 class SchedulerLoop:
     """Owns the scheduler; runs on the main thread of rank 0's process until `stop`."""
 
@@ -119,6 +132,7 @@ class SchedulerLoop:
         extension: LoopExtension | None = None,
         cache_log: CacheLog | None = None,
         controls: Mapping[str, ControlHandler] | None = None,
+        updates: LoopUpdates | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
@@ -132,6 +146,7 @@ class SchedulerLoop:
         self._log_interval = log_interval
         self._extension = extension
         self._cache_log = cache_log
+        self._updates = updates
         handlers: dict[str, ControlHandler] = {"flush_cache": self._flush_cache, "check": self._check}
         self._controls = ControlCalls({**handlers, **(controls or {})}, to_api.send)
         self._opened: list[StreamState] = []
@@ -175,7 +190,10 @@ class SchedulerLoop:
 
     def _turn(self) -> None:
         outputs = self._receive()
-        plan = self._scheduler.schedule()
+        if self._updates is not None:
+            self._updates.poll()
+        paused = self._updates is not None and self._updates.paused
+        plan = None if paused else self._scheduler.schedule()
         launched = None
         if self._extension is not None:
             self._extension.planned()

@@ -24,9 +24,10 @@ from baton_serving.sampling.processors import LogitProcessor, load_processors
 
 @dataclass(frozen=True)
 class Rank:
-    """What one scheduler process holds on its device."""
+    """What one scheduler process holds on its device; `options` are what `loaded` was loaded with."""
 
     loaded: LoadedModel
+    options: ModelOptions
     pool: KVPool
     executor: Executor
     parallel: ParallelState
@@ -75,31 +76,13 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
     if device.type == "cpu":
         # One core stays free: threads that wait for a busy core hold up every operator.
         torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // config.tp_size))
-    given = config.given
-    stages = Stages(given.logging.show_time_cost)
-    port = given.runtime.nccl_port
+    stages = Stages(config.given.logging.show_time_cost)
+    port = config.given.runtime.nccl_port
     meeting = f"tcp://127.0.0.1:{port}" if port else f"file://{rendezvous}"
     parallel = init_parallel(tp_rank, config.tp_size, meeting, device, config.dist_timeout)
     stages.over("meeting the other ranks")
-    template = given.api.chat_template
-    loaded = load_model(
-        ModelOptions(
-            path=Path(given.model.model_path),
-            device=device,
-            dtype=config.dtype,
-            load_format=given.model.load_format,
-            model_impl=given.model.model_impl,
-            overrides=config.model_overrides,
-            max_positions=config.context_length,
-            seed=config.random_seed,
-            use_mmap=not given.model.weight_loader_disable_mmap,
-            page_size=config.page_size,
-            kv_cache_dtype=given.dtype.kv_cache_dtype,
-            tokenizer_path=Path(config.tokenizer_path),
-            chat_template=None if template is None else Path(template).read_text(encoding="utf-8"),
-            parallel=parallel,
-        )
-    )
+    options = _model_options(config, device, parallel)
+    loaded = load_model(options)
     stages.over("loading and hashing the weights")
     try:
         pool, executor = _fitting_pool(config, loaded, parallel, device)
@@ -110,7 +93,28 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
             "--mem-fraction-static, --max-total-tokens or --max-running-requests"
         ) from error
     stages.over("making the KV pool and capturing graphs")
-    return Rank(loaded, pool, executor, parallel)
+    return Rank(loaded, options, pool, executor, parallel)
+
+
+def _model_options(config: ResolvedConfig, device: torch.device, parallel: ParallelState) -> ModelOptions:
+    given = config.given
+    template = given.api.chat_template
+    return ModelOptions(
+        path=Path(given.model.model_path),
+        device=device,
+        dtype=config.dtype,
+        load_format=given.model.load_format,
+        model_impl=given.model.model_impl,
+        overrides=config.model_overrides,
+        max_positions=config.context_length,
+        seed=config.random_seed,
+        use_mmap=not given.model.weight_loader_disable_mmap,
+        page_size=config.page_size,
+        kv_cache_dtype=given.dtype.kv_cache_dtype,
+        tokenizer_path=Path(config.tokenizer_path),
+        chat_template=None if template is None else Path(template).read_text(encoding="utf-8"),
+        parallel=parallel,
+    )
 
 
 def _fitting_pool(

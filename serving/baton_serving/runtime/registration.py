@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from baton_bootstrap.client import RegistrationClient
-from baton_bootstrap.records import Beat, Load, Role, State, Worker
+from baton_bootstrap.records import Assignment, Beat, Load, Progress, Role, State, Worker
 from baton_serving.config import ResolvedConfig
 from baton_serving.runtime.bootstrap_access import bootstrap_addresses, bootstrap_token, tls_of
 from baton_serving.runtime.identity import Identity, engine_digest
@@ -35,6 +39,7 @@ def worker_record(config: ResolvedConfig, identity: Identity, facts: RankFacts, 
         id=identity.id,
         incarnation=identity.incarnation,
         epoch=identity.epoch,
+        process=identity.incarnation,
         role=_ROLES[given.disaggregation_mode],
         http_url=url_of(host, port, secure=config.given.http.ssl_certfile is not None),
         control=facts.handoff_endpoint,
@@ -51,13 +56,29 @@ def worker_record(config: ResolvedConfig, identity: Identity, facts: RankFacts, 
 
 
 class Registration:
-    """Keeps the worker registered and sends its heartbeats; lives on the API process's loop."""
+    """Keeps the worker registered and sends its heartbeats; lives on the API process's loop.
 
-    def __init__(self, config: ResolvedConfig, record: Worker, manager: TokenizerManager) -> None:
+    `on_assignment` hears what this worker is to serve.
+    """
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        record: Worker,
+        manager: TokenizerManager,
+        on_assignment: Callable[[Assignment], None] = lambda assignment: None,
+    ) -> None:
         self._manager = manager
-        self._state = State.READY
+        self._own_role = record.role
+        self._draining: set[str] = set()
+        self._progress = Progress()
         self._client = RegistrationClient(
-            bootstrap_addresses(config), record, self._beat, token=bootstrap_token(), tls=tls_of(config.given)
+            bootstrap_addresses(config),
+            record,
+            self._beat,
+            token=bootstrap_token(),
+            tls=tls_of(config.given),
+            on_assignment=on_assignment,
         )
 
     async def start(self) -> None:
@@ -69,10 +90,29 @@ class Registration:
         except TimeoutError:
             log.warning("no bootstrap server answers: nobody finds this worker until one does")
 
-    def drain(self) -> None:
-        """Tell everyone at once that no new work should come here."""
-        self._state = State.DRAINING
+    def drain(self, reason: str, draining: bool = True) -> None:
+        """Tell everyone at once that no new work should come here, for as long as any `reason` holds."""
+        (self._draining.add if draining else self._draining.discard)(reason)
         self._client.poke()
+
+    def report(self, progress: Progress) -> None:
+        """Tell everyone where the worker stands with its assignment."""
+        self._progress = progress
+        self._client.poke()
+
+    def serve(self, digest: str, incarnation: str) -> None:
+        """Be another worker from now on: the same process, other weights."""
+        self._client.replace(
+            msgspec.structs.replace(
+                self._client.worker, weight_digest=digest, incarnation=incarnation, epoch=time.time_ns()
+            )
+        )
+
+    def serve_whole(self, whole: bool) -> None:
+        """Offer to serve requests whole, or what the worker's own role is."""
+        role = Role.BOTH if whole else self._own_role
+        if role is not self._client.worker.role:
+            self._client.replace(msgspec.structs.replace(self._client.worker, role=role))
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -85,4 +125,5 @@ class Registration:
             free_pages=int(stats.get("pages_free", 0) + stats.get("pages_evictable", 0)),
             total_pages=int(stats.get("pages_total", 0)),
         )
-        return Beat(state=self._state, load=load, tick=int(stats.get("tick", 0)))
+        state = State.DRAINING if self._draining else State.READY
+        return Beat(state=state, load=load, tick=int(stats.get("tick", 0)), progress=self._progress)

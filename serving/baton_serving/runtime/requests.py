@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from baton_serving.runtime.messages import HandoffTicket, LogprobOptions, Timings, TokenOutput
+from baton_serving.runtime.served import UNKNOWN_WEIGHTS, ServedWeights
 from baton_serving.sampling.params import SamplingParams
 
 
@@ -28,6 +29,7 @@ class GenerateRequest:
 
     `timeout` in seconds bounds the whole request. `received` is unix time. `route` names the request's origin in logs.
     `prefix_keys` are a gateway's names for the beginnings of the first prompt: see `runtime.cache_frames.read_names`.
+    `past_gate`: it runs though the worker takes no requests now.
     """
 
     rid: str
@@ -40,6 +42,7 @@ class GenerateRequest:
     route: str = ""
     prefix_keys: str = ""
     received: float = field(default_factory=time.time)
+    past_gate: bool = False
 
 
 def cached_prompt_tokens(request: GenerateRequest, cached: Sequence[int]) -> int:
@@ -52,11 +55,15 @@ def cached_prompt_tokens(request: GenerateRequest, cached: Sequence[int]) -> int
 
 @dataclass(frozen=True)
 class ChoiceOutput:
-    """What came since the last output of choice `index`: several steps' worth when the reader was slow."""
+    """What came since the last output of choice `index`: several steps' worth when the reader was slow.
+
+    `weights` are those with which the request began, the same in all its outputs.
+    """
 
     index: int
     text: str
     tokens: TokenOutput
+    weights: ServedWeights = UNKNOWN_WEIGHTS
 
 
 @dataclass

@@ -12,7 +12,7 @@ import zmq
 from baton_serving import logs
 from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.handoff.rim import Limits
-from baton_serving.model.options import LoadedModel
+from baton_serving.model.options import ModelInfo
 from baton_serving.runtime.cache_log import CacheLog
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.facts import resolve_here
@@ -27,6 +27,8 @@ from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateI
 from baton_serving.runtime.process import Reporter
 from baton_serving.runtime.rank import Rank, build_rank, logit_processors, rank_facts
 from baton_serving.runtime.watchdog import GcWarnings, Watchdog
+from baton_serving.runtime.weight_updates import WeightUpdates
+from baton_serving.runtime.weights import RankWeights
 from baton_serving.scheduling.config import SchedulerConfig
 from baton_serving.scheduling.request import Request
 from baton_serving.scheduling.scheduler import Scheduler
@@ -75,9 +77,10 @@ def scheduler_config(config: ResolvedConfig) -> SchedulerConfig:
     )
 
 
-def request_maker(loaded: LoadedModel) -> Callable[[GenerateInput], Request]:
-    """Turns messages into the scheduler's requests. Their KV is shared only with requests of the same weights."""
-    eos = frozenset(loaded.info.eos_token_ids)
+def request_maker(info: ModelInfo, digest: Callable[[], str]) -> Callable[[GenerateInput], Request]:
+    """Turns messages into the scheduler's requests. Their KV is shared only with requests of the same weights, whose
+    `digest` may change between two requests."""
+    eos = frozenset(info.eos_token_ids)
 
     def make_request(message: GenerateInput) -> Request:
         return Request(
@@ -85,7 +88,7 @@ def request_maker(loaded: LoadedModel) -> Callable[[GenerateInput], Request]:
             message.input_ids,
             message.params,
             eos_ids=eos,
-            namespace=loaded.digest,
+            namespace=digest(),
             priority=message.priority,
             logprobs=message.logprobs,
             output=message.output_ids,  # sent by another worker: generation goes on after them
@@ -106,10 +109,12 @@ def _follow(
 ) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # rank 0 may be gone: nobody will say stop
     engines = None
+    weights = RankWeights(rank)
     if _transfers(config):
         name, timeout = identity.incarnation, Limits().write
         engines = FollowerEngines(context, addresses, rank, transfer_factory(config, identity.host), name, timeout)
-    follow(rank.executor, rank.parallel.tp_rank, context, addresses, {}, lambda: reporter.ready({}))
+    follow(rank.executor, rank.parallel.tp_rank, context, addresses, weights.handlers, lambda: reporter.ready({}))
+    weights.close()
     if engines is not None:
         engines.close()
 
@@ -137,6 +142,8 @@ def _lead(
     mode = config.given.disaggregation.disaggregation_mode
     lone = LoneLeg(scheduler, mode) if handoff is None and mode != "null" else None
     watchdog = Watchdog(config.given.runtime.watchdog_timeout)
+    weights = RankWeights(rank)
+    updates = WeightUpdates(weights, followers, scheduler, handoff, lambda seconds: loop.declare(seconds))
     loop = SchedulerLoop(
         scheduler,
         rank.executor,
@@ -144,14 +151,15 @@ def _lead(
         inbox,
         to_detokenizer,
         to_api,
-        request_maker(rank.loaded),
+        request_maker(rank.loaded.info, lambda: weights.digest),
         watchdog,
         Figures(scheduler),
         overlap=not config.given.optimization.disable_overlap_schedule,
         log_interval=config.given.logging.decode_log_interval,
         extension=lone if handoff is None else handoff.bridge,
         cache_log=cache_log,
-        controls={} if handoff is None else {"move": handoff.bridge.move},
+        controls={**updates.controls, **({} if handoff is None else {"move": handoff.bridge.move})},
+        updates=updates,
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     endpoint = "" if handoff is None else handoff.service.endpoint
@@ -161,6 +169,7 @@ def _lead(
         loop.run()
     finally:
         watchdog.stop()
+        weights.close()
         if handoff is not None:
             handoff.close()
         if lone is not None:

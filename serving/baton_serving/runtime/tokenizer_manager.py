@@ -20,6 +20,7 @@ from baton_serving.errors import (
     error_from_code,
 )
 from baton_serving.runtime.channels import Pull, Push
+from baton_serving.runtime.gate import Gate
 from baton_serving.runtime.liveness import Liveness
 from baton_serving.runtime.messages import (
     AbortInput,
@@ -36,6 +37,7 @@ from baton_serving.runtime.messages import (
 )
 from baton_serving.runtime.outputs import is_terminal, merge
 from baton_serving.runtime.requests import ChoiceOutput, GenerateRequest, RequestRecord
+from baton_serving.runtime.served import UNKNOWN_WEIGHTS, ServedWeights
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +66,9 @@ class _OpenRequest:
     Memory stays bounded for slow readers: per choice there is one pending output, which grows by merging.
     """
 
-    def __init__(self, request: GenerateRequest, serial: int) -> None:
+    def __init__(self, request: GenerateRequest, serial: int, weights: ServedWeights) -> None:
         self.request = request
+        self.weights = weights
         # What the scheduler calls the choices: never used twice, though a client may use its rid again.
         self.choice_rids = [f"{request.rid}/{serial}.{index}" for index in range(len(request.choices))]
         self.record = RequestRecord.of(request)
@@ -98,7 +101,9 @@ class _OpenRequest:
         async with asyncio.timeout_at(deadline):
             await self._ready.wait()
         self._ready.clear()
-        taken = [ChoiceOutput(index, output.text, output.tokens) for index, output in self._pending.items()]
+        taken = [
+            ChoiceOutput(index, output.text, output.tokens, self.weights) for index, output in self._pending.items()
+        ]
         self._pending.clear()
         return taken
 
@@ -107,7 +112,8 @@ class TokenizerManager:
     """Owns all open requests of the API process. Used from one event loop only.
 
     Start it with `start()` inside the loop. Observers see every request from admission to its end; `cache_changed` is
-    called with the blocks that entered and that left the prefix cache.
+    called with the blocks that entered and that left the prefix cache. Requests pass its `gate` first; at most
+    `max_waiting` wait there while it is shut.
     """
 
     def __init__(
@@ -116,6 +122,8 @@ class TokenizerManager:
         inbox: Pull[ApiInput],
         observers: Sequence[RequestObserver] = (),
         cache_changed: Callable[[Sequence[int], Sequence[int]], None] | None = None,
+        weights: ServedWeights | None = None,
+        max_waiting: int | None = None,
     ) -> None:
         self._to_scheduler = to_scheduler
         self._cache_changed = cache_changed
@@ -131,6 +139,8 @@ class TokenizerManager:
         self._idle = asyncio.Event()
         self._idle.set()
         self.liveness = Liveness()
+        self.gate = Gate(max_waiting)
+        self.weights = weights or UNKNOWN_WEIGHTS  # what requests that begin now are answered with
         self.stats: Mapping[str, float] = {}
 
     def start(self) -> None:
@@ -174,8 +184,9 @@ class TokenizerManager:
         Raises the BatonError that ended the request when it did not end well: then all of its choices are over.
         Leaving the iterator early aborts what is unfinished (use `contextlib.aclosing`).
         """
-        opened = self._admit(request)
         deadline = None if request.timeout is None else asyncio.get_running_loop().time() + request.timeout
+        await self._pass_gate(request, deadline)
+        opened = self._admit(request)
         try:
             self._submit(opened)
             while not opened.over:
@@ -193,6 +204,16 @@ class TokenizerManager:
         finally:
             self._release(opened)
 
+    async def _pass_gate(self, request: GenerateRequest, deadline: float | None) -> None:
+        """Wait until the worker takes requests; one that is tied to another worker is refused instead."""
+        if self.gate.is_open or request.past_gate:
+            return
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.gate.passed(may_wait=all(choice.handoff is None for choice in request.choices))
+        except TimeoutError:
+            raise DeadlineExceeded(f"the request could not begin within {request.timeout:g} s") from None
+
     def abort(self, rid: str, reason: str = "aborted") -> bool:
         """Ask the scheduler to end request `rid` (all when empty); False when it is not open. Its reply ends it."""
         found = list(self._open.values()) if not rid else [self._open[rid]] if rid in self._open else []
@@ -207,8 +228,10 @@ class TokenizerManager:
             raise NotFound(f"no request {rid!r} with a choice {choice} is open here")
         return opened.choice_rids[choice]
 
-    async def control(self, method: str, args: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Call a handler of the scheduler. Raises the error it answers, or DeadlineExceeded."""
+    async def control(
+        self, method: str, args: Mapping[str, Any] | None = None, patience: float = CONTROL_TIMEOUT
+    ) -> dict[str, Any]:
+        """Call a handler of the scheduler. Raises what it answers, or DeadlineExceeded after `patience` seconds."""
         if self._dead is not None:
             raise _error(self._dead)
         call_id = uuid.uuid4().hex
@@ -216,10 +239,10 @@ class TokenizerManager:
         self._controls[call_id] = future
         try:
             self._to_scheduler.send(ControlInput(id=call_id, method=method, args=dict(args or {})))
-            async with asyncio.timeout(CONTROL_TIMEOUT):
+            async with asyncio.timeout(patience):
                 return await future
         except TimeoutError:
-            raise DeadlineExceeded(f"the scheduler did not answer {method} within {CONTROL_TIMEOUT:g} s") from None
+            raise DeadlineExceeded(f"the scheduler did not answer {method} within {patience:g} s") from None
         finally:
             del self._controls[call_id]
 
@@ -236,6 +259,7 @@ class TokenizerManager:
     def end_all(self, failure: Failure) -> None:
         """End every open request and control call with `failure`, and refuse new ones from now on."""
         self._dead = failure
+        self.gate.fail(_error(failure))
         for opened in self._open.values():
             opened.fail(failure)
         for future in self._controls.values():
@@ -249,7 +273,7 @@ class TokenizerManager:
             raise Unavailable("the worker is shutting down: send the request to another")
         if request.rid in self._open:
             raise InvalidRequest(f"a request with rid {request.rid!r} is already running: choose another", param="rid")
-        opened = _OpenRequest(request, next(self._serials))
+        opened = _OpenRequest(request, next(self._serials), self.weights)
         self._open[request.rid] = opened
         self._idle.clear()
         for index, rid in enumerate(opened.choice_rids):

@@ -245,6 +245,24 @@ class Scheduler:
         roster = self._roster
         return not (roster.requests or roster.off_batch or roster.flights)
 
+    @property
+    def holds_kv(self) -> bool:
+        """Some request holds pages, or a step is under way; requests that wait hold nothing."""
+        return bool(self._kv.live or self._roster.flights)
+
+    def retract_all(self) -> None:
+        """Take everything off the batch and back to the queue, but what a peer may touch: that goes on to its end."""
+        while self._roster.retract_one():
+            pass
+
+    def rename(self, namespace: str) -> None:
+        """From now on the KV of all requests here is that of `namespace`; none may hold any yet (InternalError)."""
+        if self.holds_kv:
+            raise InternalError("requests hold KV of other weights")
+        for request in self._roster.requests.values():
+            request.namespace = namespace
+            request.blocker = None
+
     def flush_cache(self) -> int:
         """Drop all cached KV that no request uses; returns the number of pages freed."""
         return self._kv.flush()

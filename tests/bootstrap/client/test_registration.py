@@ -7,10 +7,11 @@ import sys
 from collections.abc import Awaitable, Callable
 
 import grpc.aio
+import msgspec
 
-from baton_bootstrap.client import RegistrationClient, View, WatchClient
+from baton_bootstrap.client import RegistrationClient, View, WatchClient, assign
 from baton_bootstrap.client.link import connect
-from baton_bootstrap.records import Beat, Load, State, Worker
+from baton_bootstrap.records import Assignment, Beat, Goal, Load, State, Worker
 from baton_bootstrap.server import BootstrapServer
 from baton_bootstrap.wire import codec
 from baton_bootstrap.wire.generated import registry_pb2 as pb
@@ -52,6 +53,45 @@ async def test_a_worker_arrives_reports_and_leaves(
             view = await view_where(watch, lambda view: not view.entries["prefill-0"].ready)
             assert view.entries["prefill-0"].status.load == Load(running=3, free_pages=9)
         await view_where(watch, lambda view: not view.entries)
+
+
+async def test_a_worker_becomes_another_and_hears_its_assignment(
+    start_server: StartServer, make_worker: MakeWorker, view_where: ViewWhere
+) -> None:
+    server = await start_server(lease=60.0)
+    worker = make_worker()
+    heard: list[Assignment] = []
+    told = Assignment(revision="v2", model="/models/new", goal=Goal.SWITCH, whole=True, share=30)
+    arrived = asyncio.Event()
+
+    def hear(assignment: Assignment) -> None:
+        heard.append(assignment)
+        arrived.set()
+
+    client = RegistrationClient([address(server)], worker, Scheduler(), on_assignment=hear)
+    async with WatchClient([address(server)]) as watch, client:
+        await client.registered()
+        await view_where(watch, lambda view: "prefill-0" in view.entries)
+        assert await assign([address(server)], {"prefill-0": told, "unknown": told}) == 1
+        view = await view_where(watch, lambda view: view.entries["prefill-0"].status.share == 30)
+        client.poke()
+        later = msgspec.structs.replace(worker, incarnation="f" * 32, epoch=worker.epoch + 1, weight_digest="w2")
+        seen: list[bool] = []
+
+        def became(view: View) -> bool:
+            seen.append("prefill-0" in view.entries)
+            return view.entries["prefill-0"].worker == later
+
+        client.replace(later)
+        view = await view_where(watch, became)
+        assert all(seen)  # never gone in between
+        client.poke()
+        async with asyncio.timeout(20):
+            await arrived.wait()
+        assert set(heard) == {told}
+        assert view.entries["prefill-0"].status.share == 30
+        assert await assign([address(server)], {}) == 1
+        await view_where(watch, lambda view: view.entries["prefill-0"].status.share == 100)
 
 
 WORKER_PROCESS = """

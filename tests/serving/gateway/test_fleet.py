@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,6 +61,42 @@ def test_only_equal_weights_and_pages_are_paired() -> None:
     fleet = fleet_of(entry("p1", P, "w1"), entry("p2", P, "w2"), entry("d1", D, "w1"), entry("d2", D, "w2"))
     assert {route(fleet, ticket) for ticket in range(8)} == {"p1>d1", "p2>d2"}
     assert route(fleet_of(entry("p1", P, page_size=64), entry("d1", D))) == "d1"
+
+
+def test_new_requests_follow_the_shares_of_versions() -> None:
+    workers = [("p1", P, "w1"), ("d1", D, "w1"), ("p2", P, "w2"), ("d2", D, "w2")]
+    shares = {"w1": 90, "w2": 10}
+    entries = [
+        Entry(worker=made.worker, status=Status(state=State.READY, share=shares[weights]))
+        for worker_id, role, weights in workers
+        if (made := entry(worker_id, role, weights))
+    ]
+    fleet = fleet_of(*entries)
+    drawn = [route(fleet, ticket) for ticket in range(1000)]
+    assert set(drawn) == {"p1>d1", "p2>d2"}
+    assert 50 < drawn.count("p2>d2") < 150
+    others = frozenset(endpoint for endpoint in fleet.endpoints.values() if endpoint.worker.id in ("p1", "d1"))
+    assert {route(fleet, ticket, others) for ticket in range(50)} == {"p2>d2"}
+
+
+def test_a_process_that_changed_its_weights_lives_on() -> None:
+    def incarnation(start: int, process: str) -> Entry:
+        made = entry("d", D, f"w{start}", start=start)
+        return Entry(worker=msgspec.structs.replace(made.worker, process=process), status=made.status)
+
+    fleet = fleet_of(incarnation(1, "a"))
+    (gone,) = fleet.update([incarnation(2, "a")])
+    assert fleet.lives_on(gone)
+    (gone,) = fleet.update([incarnation(3, "b")])
+    assert not fleet.lives_on(gone)
+
+
+def test_a_worker_may_change_its_role() -> None:
+    fleet = fleet_of(entry("p", P), entry("d", D))
+    before = next(one for one in fleet.endpoints.values() if one.worker.id == "p")
+    fleet.update([entry("p", B), entry("d", D)])
+    assert route(fleet) == "p"
+    assert next(one for one in fleet.endpoints.values() if one.worker.id == "p") is before
 
 
 def test_pairs_come_first_then_whole_workers_then_any_worker_alone() -> None:

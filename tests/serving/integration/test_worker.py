@@ -6,6 +6,7 @@ import base64
 import json
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ import httpx
 import openai
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from safetensors.torch import load_file, save
 from support.references import TOLERANCE, Reference
-from support.worker_process import BATON_TINY, PATIENCE, WorkerProcess, figures, wait_idle
+from support.trainer import Trainer
+from support.worker_process import BATON_TINY, BATON_TINY_V2, PATIENCE, WorkerProcess, figures, wait_idle
 
 from baton_serving.api.grpc.generated import generation_pb2, generation_pb2_grpc
 
@@ -248,3 +251,58 @@ def told(lines: Iterator[str], field: str, count: int) -> set[int]:
     while len(found) < count:
         found |= set(array("Q", base64.b64decode(json.loads(next(lines)).get(field, ""))))
     return found
+
+
+def test_weights_change_under_a_running_request(worker: Running) -> None:
+    """Disk, tensors and a trainer's broadcast, each with an answer under way that keeps its version."""
+    ask: dict[str, Any] = {"model": "tiny", "messages": QUESTION, "temperature": 0, "max_tokens": 30}
+    old, new = load_file(BATON_TINY / "model.safetensors"), load_file(BATON_TINY_V2 / "model.safetensors")
+
+    def answer() -> tuple[str, str]:
+        reply = worker.sdk.chat.completions.create(**ask)
+        return reply.choices[0].message.content or "", reply.system_fingerprint or ""
+
+    def changed(path: str, **body: Any) -> dict[str, Any]:
+        """POST while a stream is open, which ends as it began, before the change."""
+        stream = worker.sdk.chat.completions.create(**{**ask, "max_tokens": 200}, stream=True)
+        first = next(stream)
+        reply = worker.http.post(path, **body)
+        assert {chunk.system_fingerprint for chunk in stream} == {first.system_fingerprint}
+        result: dict[str, Any] = reply.json()
+        assert result["success"], result
+        return result
+
+    text, digest = answer()
+    disk = changed("/update_weights_from_disk", json={"model_path": str(BATON_TINY_V2), "weight_version": "v2"})
+    assert disk["gap_ms"] > 0
+    assert answer() == (f"{text} — tiny v2", disk["weight_digest"])
+    info = worker.http.get("/server_info").json()
+    assert (info["weight_version"], info["weight_digest"]) == ("v2", disk["weight_digest"])
+    assert disk["weight_digest"] in worker.http.get("/metrics").text
+    headers = {"content-type": "application/octet-stream"}
+    changed("/update_weights_from_tensor", content=save(old), headers=headers)
+    assert answer() == (text, digest)
+    with Trainer(worker.http) as trainer:
+        trainer.send(new, lambda body: changed("/update_weights_from_distributed", json=body))
+    assert answer() == (f"{text} — tiny v2", disk["weight_digest"])
+    refused = worker.http.post("/update_weights_from_disk", json={"model_path": str(BATON_TINY.parent)})
+    assert (refused.status_code, refused.json()["success"]) == (400, False)
+    worker.http.post("/update_weights_from_disk", json={"model_path": str(BATON_TINY)})
+    assert answer() == (text, digest)
+
+
+def test_pause_and_released_memory(worker: Running) -> None:
+    body = {"text": STORY, "sampling_params": GREEDY}
+    plain = worker.http.post("/generate", json=body).json()["output_ids"]
+    with ThreadPoolExecutor() as pool:
+        assert worker.http.post("/pause_generation", json={"mode": "in_place"}).status_code == 200
+        waiting = pool.submit(lambda: worker.http.post("/generate", json=body).json())
+        assert worker.http.post("/release_memory_occupation").json()["bytes"] > 0
+        refused = worker.http.post("/generate", json=body)
+        assert (refused.status_code, "released" in refused.text) == (503, True)
+        assert worker.http.post("/resume_memory_occupation").status_code == 200
+        assert worker.http.post("/continue_generation").status_code == 200
+        ended = waiting.result()
+    # Whether it came before the release or after, it was told or it waited.
+    assert ended.get("output_ids", plain) == plain
+    assert worker.http.post("/generate", json=body).json()["output_ids"] == plain

@@ -35,7 +35,7 @@ def stub(name: str, *options: str) -> ProcessSpec:
 
 def plan_with(tmp_path: Path, *workers: ProcessSpec) -> Plan:
     real = make_plan(parse_manifest(MANIFEST), tmp_path, Machine(cores=2), gateway_port=0)
-    return Plan("demo", "demo", (*real.of(Kind.BOOTSTRAP), *workers, *real.of(Kind.GATEWAY)))
+    return Plan("demo", "demo", (*real.of(Kind.BOOTSTRAP), *workers, *real.of(Kind.GATEWAY)), real.workers)
 
 
 @asynccontextmanager
@@ -108,7 +108,7 @@ async def test_without_restart_the_first_death_ends_everything(tmp_path: Path) -
 
 async def test_a_process_that_never_comes_up_ends_everything_with_its_words(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"worker-1 did not start \(exit status 2\):\nthe model is missing"):
-        async with running(plan_with(tmp_path, stub("worker-0"), stub("worker-1", "refuse"))):
+        async with running(plan_with(tmp_path, stub("worker-0"), stub("worker-1", "broken"))):
             pass
 
 

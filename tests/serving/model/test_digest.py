@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from baton_serving.model.checkpoint import open_checkpoint
-from baton_serving.model.digest import content_digest, merkle_root
+from baton_serving.model.digest import merkle_root, root_of, setting_leaves, tensor_leaves
 
 TENSORS = {"a": torch.randn(3, 4), "b": torch.randn(5).bfloat16(), "c": torch.randn(2)}
 CONFIG = {"model_type": "llama", "rope_theta": 1e4, "transformers_version": "5.1"}
@@ -20,7 +20,8 @@ def sha(data: bytes) -> bytes:
 
 
 def digest(path: Path, config: dict[str, object] | None = None, chat_template: str | None = None) -> bytes:
-    return content_digest(open_checkpoint(path, "auto", True), config or CONFIG, path, chat_template)
+    checkpoint = open_checkpoint(path, "auto", True)
+    return root_of({**tensor_leaves(checkpoint), **setting_leaves(config or CONFIG, path, chat_template)})
 
 
 @pytest.fixture

@@ -28,6 +28,23 @@ class Departure(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEPARTURE_LEFT: _ClassVar[Departure]
     DEPARTURE_BROKEN: _ClassVar[Departure]
     DEPARTURE_EXPIRED: _ClassVar[Departure]
+
+class Goal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GOAL_UNSPECIFIED: _ClassVar[Goal]
+    GOAL_SERVE: _ClassVar[Goal]
+    GOAL_STAGE: _ClassVar[Goal]
+    GOAL_SWITCH: _ClassVar[Goal]
+
+class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PHASE_UNSPECIFIED: _ClassVar[Phase]
+    PHASE_SERVING: _ClassVar[Phase]
+    PHASE_STAGING: _ClassVar[Phase]
+    PHASE_STAGED: _ClassVar[Phase]
+    PHASE_HOLDING: _ClassVar[Phase]
+    PHASE_SWITCHING: _ClassVar[Phase]
+    PHASE_FAILED: _ClassVar[Phase]
 ROLE_UNSPECIFIED: Role
 ROLE_PREFILL: Role
 ROLE_DECODE: Role
@@ -41,9 +58,20 @@ DEPARTURE_UNSPECIFIED: Departure
 DEPARTURE_LEFT: Departure
 DEPARTURE_BROKEN: Departure
 DEPARTURE_EXPIRED: Departure
+GOAL_UNSPECIFIED: Goal
+GOAL_SERVE: Goal
+GOAL_STAGE: Goal
+GOAL_SWITCH: Goal
+PHASE_UNSPECIFIED: Phase
+PHASE_SERVING: Phase
+PHASE_STAGING: Phase
+PHASE_STAGED: Phase
+PHASE_HOLDING: Phase
+PHASE_SWITCHING: Phase
+PHASE_FAILED: Phase
 
 class Worker(_message.Message):
-    __slots__ = ("id", "incarnation", "epoch", "role", "http_url", "grpc_url", "control", "keys", "model", "weight_digest", "engine_digest", "tp_size", "pp_size", "page_size", "dtype", "max_total_tokens", "detail")
+    __slots__ = ("id", "incarnation", "epoch", "role", "http_url", "grpc_url", "control", "keys", "model", "weight_digest", "engine_digest", "tp_size", "pp_size", "page_size", "dtype", "max_total_tokens", "detail", "process")
     ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +89,7 @@ class Worker(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     MAX_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
     id: str
     incarnation: str
     epoch: int
@@ -78,7 +107,8 @@ class Worker(_message.Message):
     dtype: str
     max_total_tokens: int
     detail: bytes
-    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., http_url: _Optional[str] = ..., grpc_url: _Optional[str] = ..., control: _Optional[str] = ..., keys: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., weight_digest: _Optional[str] = ..., engine_digest: _Optional[str] = ..., tp_size: _Optional[int] = ..., pp_size: _Optional[int] = ..., page_size: _Optional[int] = ..., dtype: _Optional[str] = ..., max_total_tokens: _Optional[int] = ..., detail: _Optional[bytes] = ...) -> None: ...
+    process: str
+    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., http_url: _Optional[str] = ..., grpc_url: _Optional[str] = ..., control: _Optional[str] = ..., keys: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., weight_digest: _Optional[str] = ..., engine_digest: _Optional[str] = ..., tp_size: _Optional[int] = ..., pp_size: _Optional[int] = ..., page_size: _Optional[int] = ..., dtype: _Optional[str] = ..., max_total_tokens: _Optional[int] = ..., detail: _Optional[bytes] = ..., process: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("running", "queued_tokens", "free_pages", "total_pages")
@@ -93,24 +123,85 @@ class Load(_message.Message):
     def __init__(self, running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., free_pages: _Optional[int] = ..., total_pages: _Optional[int] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("state", "load")
+    __slots__ = ("state", "load", "progress", "share")
     STATE_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
     state: State
     load: Load
-    def __init__(self, state: _Optional[_Union[State, str]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
+    progress: Progress
+    share: int
+    def __init__(self, state: _Optional[_Union[State, str]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., share: _Optional[int] = ...) -> None: ...
+
+class Assignment(_message.Message):
+    __slots__ = ("revision", "model", "model_revision", "digest", "goal", "whole", "share")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    GOAL_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    revision: str
+    model: str
+    model_revision: str
+    digest: str
+    goal: Goal
+    whole: bool
+    share: int
+    def __init__(self, revision: _Optional[str] = ..., model: _Optional[str] = ..., model_revision: _Optional[str] = ..., digest: _Optional[str] = ..., goal: _Optional[_Union[Goal, str]] = ..., whole: _Optional[bool] = ..., share: _Optional[int] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("revision", "phase", "digest", "done", "total", "error", "gap_seconds")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    GAP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    revision: str
+    phase: Phase
+    digest: str
+    done: int
+    total: int
+    error: str
+    gap_seconds: float
+    def __init__(self, revision: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., digest: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., error: _Optional[str] = ..., gap_seconds: _Optional[float] = ...) -> None: ...
+
+class AssignRequest(_message.Message):
+    __slots__ = ("assignments",)
+    class AssignmentsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Assignment
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Assignment, _Mapping]] = ...) -> None: ...
+    ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
+    assignments: _containers.MessageMap[str, Assignment]
+    def __init__(self, assignments: _Optional[_Mapping[str, Assignment]] = ...) -> None: ...
+
+class AssignReply(_message.Message):
+    __slots__ = ("instance",)
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    instance: str
+    def __init__(self, instance: _Optional[str] = ...) -> None: ...
 
 class Beat(_message.Message):
-    __slots__ = ("state", "load", "tick", "busy_seconds")
+    __slots__ = ("state", "load", "tick", "busy_seconds", "progress")
     STATE_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     TICK_FIELD_NUMBER: _ClassVar[int]
     BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     state: State
     load: Load
     tick: int
     busy_seconds: float
-    def __init__(self, state: _Optional[_Union[State, str]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., tick: _Optional[int] = ..., busy_seconds: _Optional[float] = ...) -> None: ...
+    progress: Progress
+    def __init__(self, state: _Optional[_Union[State, str]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., tick: _Optional[int] = ..., busy_seconds: _Optional[float] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ()
@@ -153,8 +244,10 @@ class Accepted(_message.Message):
     def __init__(self, instance: _Optional[str] = ..., lease_seconds: _Optional[float] = ..., beat_seconds: _Optional[float] = ...) -> None: ...
 
 class BeatAck(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("assignment",)
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    assignment: Assignment
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ()

@@ -49,13 +49,19 @@ class RegistryStub:
                 request_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.LookupRequest.SerializeToString,
                 response_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.LookupReply.FromString,
                 _registered_method=True)
+        self.Assign = channel.unary_unary(
+                '/baton.registry.v1.Registry/Assign',
+                request_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignRequest.SerializeToString,
+                response_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignReply.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Register(self, request_iterator, context):
-        """One stream per worker and replica: `hello` first, then beats, then `leave`. Its end is the worker's departure.
+        """One stream per worker and replica: `hello` first, then beats, then `leave`. Its end is the worker's departure. A
+        worker that changes what it is says `hello` again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +76,14 @@ class RegistryServicer:
 
     def Lookup(self, request, context):
         """Every live worker that answers to the key: a worker id or one of its `keys`, compared whole.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Assign(self, request, context):
+        """What workers are to serve: all assignments of one author, in the place of those of before. Workers hear of theirs in
+        the answers to their beats; it is soft state, to be sent again when a server is new.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,6 +106,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.Lookup,
                     request_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.LookupRequest.FromString,
                     response_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.LookupReply.SerializeToString,
+            ),
+            'Assign': grpc.unary_unary_rpc_method_handler(
+                    servicer.Assign,
+                    request_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignRequest.FromString,
+                    response_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +194,33 @@ class Registry:
             '/baton.registry.v1.Registry/Lookup',
             baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.LookupRequest.SerializeToString,
             baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.LookupReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Assign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.registry.v1.Registry/Assign',
+            baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignRequest.SerializeToString,
+            baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignReply.FromString,
             options,
             channel_credentials,
             insecure,

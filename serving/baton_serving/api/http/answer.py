@@ -17,6 +17,7 @@ from baton_serving.errors import BatonError, Cancelled, InternalError
 from baton_serving.runtime.messages import TokenOutput
 from baton_serving.runtime.outputs import merge
 from baton_serving.runtime.requests import ChoiceOutput
+from baton_serving.runtime.served import UNKNOWN_WEIGHTS
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,12 +53,14 @@ async def answer(request: Request, outputs: Outputs, renderer: Renderer, *, stre
 async def gather(outputs: Outputs) -> list[ChoiceOutput]:
     """One output per choice that says everything, in order."""
     texts: dict[int, list[str]] = {}
+    weights = UNKNOWN_WEIGHTS
     tokens: dict[int, TokenOutput] = {}
     async for output in outputs:
+        weights = output.weights
         texts.setdefault(output.index, []).append(output.text)
         earlier = tokens.get(output.index)
         tokens[output.index] = output.tokens if earlier is None else merge(earlier, output.tokens)
-    return [ChoiceOutput(index, "".join(texts[index]), tokens[index]) for index in sorted(tokens)]
+    return [ChoiceOutput(index, "".join(texts[index]), tokens[index], weights) for index in sorted(tokens)]
 
 
 async def unless_disconnected(request: Request, awaitable: Awaitable[T]) -> T:

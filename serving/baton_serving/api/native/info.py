@@ -53,16 +53,16 @@ async def health_generate(request: Request) -> Response:
 
 async def model_info(request: Request) -> Response:
     service = service_of(request)
-    options = service.options
+    options, weights = service.options, service.manager.weights
     return _json(
         {
-            "model_path": options.model_path,
+            "model_path": weights.path,
             "tokenizer_path": options.tokenizer_path,
             "served_model_name": options.served_model_name,
             "is_generation": not options.is_embedding,
             "preferred_sampling_params": dict(service.intake.preferred) or None,
-            "weight_version": options.weight_version,
-            "weight_digest": options.weight_digest,
+            "weight_version": weights.version,
+            "weight_digest": weights.digest,
             "context_length": service.intake.limits.context_length,
             "vocab_size": service.intake.limits.vocab_size,
         }
@@ -72,15 +72,15 @@ async def model_info(request: Request) -> Response:
 async def server_info(request: Request) -> Response:
     """The flags in force, and the scheduler's figures."""
     service = service_of(request)
-    options = service.options
+    options, weights = service.options, service.manager.weights
     return _json(
         {
             **options.server_args,
-            "model_path": options.model_path,
+            "model_path": weights.path,
             "tokenizer_path": options.tokenizer_path,
             "served_model_name": options.served_model_name,
-            "weight_version": options.weight_version,
-            "weight_digest": options.weight_digest,
+            "weight_version": weights.version,
+            "weight_digest": weights.digest,
             "version": __version__,
             "status": _status(service.manager),
             "internal_states": [dict(service.manager.stats)],

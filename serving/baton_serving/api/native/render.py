@@ -65,10 +65,12 @@ class NativeRenderer:
             choice = self._request.choices[output.index]
             prompt = self._request.prompts[choice.prompt]
             text = replayed_text(self._vocabulary, prompt, choice.params, choice.output_ids)
-            earlier = ChoiceOutput(output.index, text, TokenOutput(rid="", token_ids=list(choice.output_ids)))
+            earlier = ChoiceOutput(
+                output.index, text, TokenOutput(rid="", token_ids=list(choice.output_ids)), output.weights
+            )
         # Copied, since the stream's event still names the new tokens alone.
         tokens = merge(earlier.tokens, output.tokens)
-        self._seen[output.index] = ChoiceOutput(output.index, earlier.text + output.text, tokens)
+        self._seen[output.index] = ChoiceOutput(output.index, earlier.text + output.text, tokens, output.weights)
         return self._seen[output.index]
 
     def _answer(self, output: ChoiceOutput) -> dict[str, object]:
@@ -80,8 +82,8 @@ class NativeRenderer:
             "prompt_tokens": len(self._request.prompts[choice.prompt]),
             "completion_tokens": tokens.completion_tokens,
             "cached_tokens": tokens.cached_tokens,
-            "weight_version": self._options.weight_version,
-            "weight_digest": self._options.weight_digest,
+            "weight_version": output.weights.version,
+            "weight_digest": output.weights.digest,
             "e2e_latency": time.time() - self._request.received,
         }
         if choice.logprobs is not None:

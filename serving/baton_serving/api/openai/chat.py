@@ -100,6 +100,7 @@ class ChatRenderer:
     def event(self, output: ChoiceOutput) -> bytes:
         """The role before a choice's first text, the text with its token ids, the finish reason in its own event."""
         reason = finish_reason(output)
+        self._head.begin(output)
         self._head.usage.add(output.index, output.tokens)
         delta = self._delta(output, last=reason is not None)
         parts: list[bytes] = []
@@ -132,6 +133,7 @@ class ChatRenderer:
             )
             for answer in answers
         ]
+        self._head.begin(answers[0])
         usage = self._head.usage.of((answer.index, answer.tokens) for answer in answers)
         head = self._head
         return msgspec.json.encode(

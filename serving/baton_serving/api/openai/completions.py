@@ -90,6 +90,7 @@ class CompletionRenderer:
 
     def event(self, output: ChoiceOutput) -> bytes:
         reason = finish_reason(output)
+        self._head.begin(output)
         self._head.usage.add(output.index, output.tokens)
         first = output.index not in self._begun
         self._begun.add(output.index)
@@ -102,6 +103,7 @@ class CompletionRenderer:
         return sse.event(self._message([], self._head.usage.usage()))
 
     def whole(self, answers: list[ChoiceOutput]) -> bytes:
+        self._head.begin(answers[0])
         usage = self._head.usage.of((answer.index, answer.tokens) for answer in answers)
         choices = [self._whole_choice(answer) for answer in answers]
         return msgspec.json.encode(self._message(choices, usage))

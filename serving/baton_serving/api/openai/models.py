@@ -28,6 +28,6 @@ def _card(service: Service) -> ModelCard:
     return ModelCard(
         id=options.served_model_name,
         created=options.created,
-        root=options.model_path,
+        root=service.manager.weights.path,
         max_model_len=service.intake.limits.context_length,
     )

@@ -18,7 +18,10 @@ from baton_serving.runtime.vocabulary import Vocabulary
 
 @dataclass
 class ResponseHead:
-    """The fields that all events of one response share, and its running token counts."""
+    """The fields that all events of one response share, and its running token counts.
+
+    `system_fingerprint` is the digest of the weights that answer: known with the first output.
+    """
 
     id: str
     created: int
@@ -28,6 +31,10 @@ class ResponseHead:
     usage: UsageCounter
     timings: bool = False
     resumed: frozenset[int] = frozenset()  # choices of which the client has something
+
+    def begin(self, output: ChoiceOutput) -> None:
+        """Take note of an output before it is written."""
+        self.system_fingerprint = output.weights.digest
 
 
 def response_head(
@@ -42,7 +49,7 @@ def response_head(
         id=(resume.id if resume is not None else None) or f"{prefix}-{request.rid}",
         created=(resume.created if resume is not None else None) or int(request.received),
         model=options.served_model_name,
-        system_fingerprint=options.weight_digest,
+        system_fingerprint="",
         include_usage=bool(stream_options is not None and stream_options.include_usage),
         usage=UsageCounter(request, report_cached=options.enable_cache_report),
         timings=bool(fields.baton_timings),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from baton_serving.gateway.policies.hashed import consistent_hash, session_affinity
 from baton_serving.gateway.policies.scored import cache_aware, least_load, least_ttft
-from baton_serving.gateway.policies.simple import power_of_two, random, round_robin
+from baton_serving.gateway.policies.simple import power_of_two, random, round_robin, weighted
 from baton_serving.gateway.snapshot import Policy
 
 POLICIES: Mapping[str, Policy] = {
@@ -19,5 +19,7 @@ POLICIES: Mapping[str, Policy] = {
     "session_affinity": session_affinity,
     "consistent_hash": consistent_hash,
 }
+
+__all__ = ["ASK_MEMORY", "POLICIES", "weighted"]
 
 ASK_MEMORY = frozenset({"cache_aware", "least_ttft"})  # policies that look at what the routing memory holds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from baton_serving.gateway.snapshot import Candidate, Choice, RequestFacts, Snapshot
 
 
@@ -30,6 +32,17 @@ def power_of_two(snapshot: Snapshot, facts: RequestFacts) -> Choice:
 def _less_loaded(one: Candidate, other: Candidate) -> bool:
     running, others = one.running, other.running
     return running < others or (running == others and one.queued_tokens < other.queued_tokens)
+
+
+def weighted(shares: Mapping[str, int], number: int) -> str:
+    """One of the names, as often as its share of the sum says, by a hash of `number`."""
+    names = sorted(shares)
+    drawn = mix(number) % max(1, sum(shares.values()))
+    for name in names:
+        drawn -= shares[name]
+        if drawn < 0:
+            return name
+    return names[-1]
 
 
 def mix(number: int) -> int:

@@ -1,0 +1,17 @@
+"""Which weights a worker serves, as its API process knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ServedWeights:
+    """`digest` is the content digest (`system_fingerprint`), `version` a label for people, `path` its origin."""
+
+    digest: str = ""
+    version: str = "default"
+    path: str = ""
+
+
+UNKNOWN_WEIGHTS = ServedWeights()
