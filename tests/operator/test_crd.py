@@ -151,6 +151,8 @@ SPECS: list[dict[str, Any]] = [
         "prefill": {"placement": {"resourceClaims": [{"name": "n", "template": "t"}]}},
     },
     {"model": HF, "transfer": {"protocol": "nvlink"}},
+    {"model": HF, "rollout": {"maxSurge": {"prefill": 0}}},
+    {"model": HF, "rollout": {"maxSurge": {"decode": 0}, "maxUnavailable": {"decode": 1}}},
     *(
         {"model": HF, "decode": {"extraArgs": [word]}}
         for word in (

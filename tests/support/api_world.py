@@ -93,7 +93,7 @@ async def pipeline(
     to_scheduler: Push[SchedulerInput] = Push(context, addresses.scheduler)
     detokenizer = DetokenizerThread(addresses, stream_interval)
     scheduler = ScriptedScheduler(addresses, script)
-    manager = TokenizerManager(to_scheduler, inbox, observers, WEIGHTS)
+    manager = TokenizerManager(to_scheduler, inbox, observers, weights=WEIGHTS)
     manager.start()
     await manager.control("ready")  # the scheduler's first state has come before this answer
     try:

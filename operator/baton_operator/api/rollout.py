@@ -11,12 +11,21 @@ from baton_operator.api.fields import Part, Rule
 Few = Annotated[int, Field(ge=0, le=1_000)]
 
 
-class Extra(Part):
-    """Workers by role."""
+class MaxSurge(Part):
+    """Workers beside the wanted number, by role."""
 
-    prefill: Few
+    prefill: Few = 1
     """Prefill workers."""
-    decode: Few
+    decode: Few = 1
+    """Decode workers."""
+
+
+class MaxUnavailable(Part):
+    """Workers below the wanted number, by role."""
+
+    prefill: Few = 0
+    """Prefill workers."""
+    decode: Few = 0
     """Decode workers."""
 
 
@@ -51,9 +60,9 @@ class Rollout(Part):
     InPlace: running workers change their weights, a pair of prefill and decode at a time. With a single pair, decode
     serves whole while prefill changes, and then the other way round. It takes no further devices.
     """
-    max_surge: Extra = Extra(prefill=1, decode=1)
+    max_surge: MaxSurge = MaxSurge()
     """Workers that may run beside the wanted number while a change is under way."""
-    max_unavailable: Extra = Extra(prefill=0, decode=0)
+    max_unavailable: MaxUnavailable = MaxUnavailable()
     """Workers that may be missing from the wanted number while a change is under way."""
     canary_percent: Annotated[int, Field(ge=1, le=100)] = 100
     """Part of the workers, and of new requests, after which a change waits to be promoted; at 100 it never waits."""

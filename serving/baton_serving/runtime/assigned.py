@@ -16,7 +16,7 @@ from baton_bootstrap.records import Assignment, Goal, Phase, Progress
 from baton_serving.errors import BatonError, Unavailable
 from baton_serving.logs import fields
 from baton_serving.runtime.updater import Updater
-from baton_serving.runtime.weights import WeightSource
+from baton_serving.runtime.weight_source import WeightSource
 
 log = logging.getLogger(__name__)
 

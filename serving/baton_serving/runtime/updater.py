@@ -22,7 +22,7 @@ from baton_serving.logs import fields
 from baton_serving.runtime.requests import Choice, GenerateRequest
 from baton_serving.runtime.served import ServedWeights
 from baton_serving.runtime.tokenizer_manager import TokenizerManager
-from baton_serving.runtime.weights import WeightSource
+from baton_serving.runtime.weight_source import WeightSource
 from baton_serving.sampling.params import SamplingParams
 
 log = logging.getLogger(__name__)

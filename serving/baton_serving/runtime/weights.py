@@ -20,27 +20,7 @@ from baton_serving.model.staged import StagedWeights, put_in_place, stage_checkp
 from baton_serving.model.weight_group import WeightGroup
 from baton_serving.runtime.locate import local_checkpoint
 from baton_serving.runtime.rank import Rank
-
-
-class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
-    """A whole tensor by its Hugging Face name."""
-
-    name: str
-    dtype: str
-    shape: list[int]
-
-
-class WeightSource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where new weights come from: the checkpoint `path` (a folder, or a name on the hub in `revision`), some tensors
-    in the safetensors `file`, or `tensors` broadcast by rank 0 of `group`.
-    """
-
-    path: str = ""
-    revision: str | None = None
-    load_format: str = "auto"
-    file: str = ""
-    group: str = ""
-    tensors: list[TensorSpec] = []
+from baton_serving.runtime.weight_source import WeightSource
 
 
 class StagingState(msgspec.Struct, kw_only=True):

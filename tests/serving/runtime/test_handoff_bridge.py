@@ -67,7 +67,7 @@ class Side:
         self.service.start()
         registry[name] = PeerAddress(self.service.endpoint, f"{name}-1")
         self.bridge = HandoffBridge(self.service, self.worker.scheduler, mode, self._wake, self._incarnation)
-        self._make = request_maker(rank.loaded)
+        self._make = request_maker(rank.loaded.info, lambda: rank.loaded.digest)
 
     def _command(self, rank: int, command: RankCommand) -> None:
         self.transfer.submit(command)

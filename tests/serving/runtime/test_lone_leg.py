@@ -24,7 +24,7 @@ class Driver:
     def __init__(self, mode: str) -> None:
         self.worker = LocalWorker(BATON_TINY, chunked_prefill_size=32, max_total_tokens=400)
         self.leg = LoneLeg(self.worker.scheduler, mode)
-        self.make = request_maker(self.worker.rank.loaded)
+        self.make = request_maker(self.worker.rank.loaded.info, lambda: self.worker.rank.loaded.digest)
         self.widest = 0  # tokens of a row of any step
 
     def ask(self, rid: str, tokens: int, new: int = 6, logprobs: LogprobOptions | None = None) -> Answer:

@@ -20,7 +20,7 @@ from baton_serving.runtime.messages import Failure, GenerateInput, HandoffTicket
 from baton_serving.runtime.requests import Choice, ChoiceOutput, GenerateRequest
 from baton_serving.runtime.tokenizer_manager import TokenizerManager
 from baton_serving.runtime.updater import Updater
-from baton_serving.runtime.weights import WeightSource
+from baton_serving.runtime.weight_source import WeightSource
 from baton_serving.sampling.params import SamplingParams
 
 NEW = WeightSource(path="models/new")

@@ -26,7 +26,7 @@ from baton_serving.api.protocol.weights import (
 from baton_serving.api.state import Service, service_of
 from baton_serving.errors import BatonError, Cancelled, InternalError, InvalidRequest, TooLarge
 from baton_serving.runtime.updater import Mode, Switched
-from baton_serving.runtime.weights import TensorSpec, WeightSource
+from baton_serving.runtime.weight_source import TensorSpec, WeightSource
 
 T = TypeVar("T")
 
