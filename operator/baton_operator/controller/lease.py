@@ -15,7 +15,7 @@ from typing import Final
 
 from baton_operator.controller.api_server import ApiServer
 from baton_operator.controller.resources import LEASES
-from baton_operator.errors import ApiError, Conflict, NotFound, NotLeading, Unreachable
+from baton_operator.errors import ApiError, NotFound, NotLeading, Unreachable
 from baton_operator.planner.objects import Object, int_at, map_at, text_at
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Lease:
         began = time.monotonic()
         try:
             taken = await self._take(api)
-        except (Conflict, Unreachable) as error:
+        except (ApiError, Unreachable) as error:  # an API server that has just started forbids everything for a moment
             log.warning("the lease cannot be renewed now: %s", error)
             return False
         if taken:
