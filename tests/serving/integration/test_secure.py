@@ -50,5 +50,7 @@ def test_a_divided_request_with_everything_closed(processes: BatonProcesses, tmp
         assert client.post("/v1/chat/completions", json=body).status_code == 401
         answer = client.post("/v1/chat/completions", json=body, headers={"authorization": "Bearer sk-1"})
         assert answer.text.endswith("data: [DONE]\n\n")
-        assert ">" in answer.headers["x-baton-route"]
+        path = f"/v1/baton/explain/{answer.headers['x-request-id']}"
+        told = client.get(path, headers={"authorization": "Bearer sk-1"}).json()
+        assert ">" in answer.headers["x-baton-route"], told
     assert gateway.stop() == 0
