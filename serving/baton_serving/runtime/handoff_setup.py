@@ -4,58 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import zmq
 
-from baton_bootstrap.auth import read_token
 from baton_bootstrap.client import BootstrapThread
 from baton_bootstrap.errors import BootstrapError
 from baton_serving.config import ResolvedConfig
-from baton_serving.errors import ConfigError
 from baton_serving.handoff.backends.base import BackendFactory
 from baton_serving.handoff.backends.registry import BackendOptions, backend_factory
 from baton_serving.handoff.layout import PROTOCOL_VERSION, PeerDescriptor, rank_slice
 from baton_serving.handoff.ranks import RankCommand, RankReport
 from baton_serving.handoff.rim import Limits, PeerAddress
 from baton_serving.handoff.service import HandoffService
+from baton_serving.runtime.bootstrap_access import bootstrap_addresses, bootstrap_token
 from baton_serving.runtime.channels import Addresses
 from baton_serving.runtime.handoff_bridge import HandoffBridge
 from baton_serving.runtime.handoff_ranks import FollowerTransfers, rank_transfer
 from baton_serving.runtime.identity import Identity, engine_digest
 from baton_serving.runtime.rank import Rank
+from baton_serving.runtime.reachable import host_port
 from baton_serving.scheduling.scheduler import Scheduler
 
-TOKEN_VARIABLE = "BATON_TOKEN_FILE"  # set by a deployment: the secret that a service's own parts share
 
-
-def transfer_factory(config: ResolvedConfig) -> BackendFactory:
-    """Makes this rank's transfer engines (ConfigError when the backend is not for separate processes)."""
+def transfer_factory(config: ResolvedConfig, host: str) -> BackendFactory:
+    """Makes this rank's transfer engines, which peers reach at `host`."""
     given = config.given.disaggregation
-    if given.disaggregation_transfer_backend == "fake":
-        raise ConfigError(
-            "--disaggregation-transfer-backend fake moves pages within one process, for tests; use mooncake or nixl"
-        )
     options = BackendOptions(
-        host=config.given.http.host,
+        host=host,
         protocol=config.transfer_protocol,
         devices=given.disaggregation_ib_device or "",
         cuda=config.device == "cuda",
     )
     return backend_factory(given.disaggregation_transfer_backend, options)
-
-
-def bootstrap_token() -> str | None:
-    """The secret for the bootstrap server, if the deployment has one (ConfigError when it cannot be read)."""
-    path = os.environ.get(TOKEN_VARIABLE)
-    try:
-        return read_token(Path(path) if path else None)
-    except BootstrapError as error:
-        raise ConfigError(str(error)) from error
-
-
-def bootstrap_addresses(config: ResolvedConfig) -> list[str]:
-    return [f"{host}:{port}" for host, port in config.bootstrap_addrs]
 
 
 class Handoff:
@@ -70,8 +50,8 @@ class Handoff:
         context: zmq.Context[zmq.Socket[bytes]],
         addresses: Addresses,
     ) -> None:
-        limits = Limits()
-        factory = transfer_factory(config)
+        limits, given = Limits(), config.given.disaggregation
+        factory = transfer_factory(config, identity.host)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._bootstrap = BootstrapThread(bootstrap_addresses(config), token=bootstrap_token())
         self.service = HandoffService(
@@ -79,20 +59,22 @@ class Handoff:
             self._command,
             self._resolve,
             lambda: os.eventfd_write(self._wake_fd, 1),
-            bind=f"tcp://{config.given.http.host}:0",
+            bind=f"tcp://{host_port(identity.host, 0)}",
             limits=limits,
-            verify=config.given.disaggregation.disaggregation_verify,
+            verify=given.disaggregation_verify,
+            receiver_tp=given.disaggregation_decode_tp,
         )
         report: Callable[[RankReport], None] = self.service.report
         self._followers = FollowerTransfers(context, addresses, report)
         self._local = rank_transfer(rank, factory, report, identity.incarnation, limits.write)
         self.service.start()
-        mode = config.given.disaggregation.disaggregation_mode
-        self.bridge = HandoffBridge(self.service, scheduler, mode, self._wake_fd)
+        mode = given.disaggregation_mode
+        self.bridge = HandoffBridge(self.service, scheduler, mode, self._wake_fd, self._incarnation)
 
     def close(self) -> None:
-        self.service.close()
+        # Engines first: the end of the control connections tells peers that nothing is written any more.
         self._local.close()
+        self.service.close()
         self._followers.close()
         self._bootstrap.close()
         os.close(self._wake_fd)
@@ -110,6 +92,13 @@ class Handoff:
         except BootstrapError:
             return None
         return PeerAddress(worker.control, worker.incarnation) if worker.control else None
+
+    def _incarnation(self, worker: str) -> str:
+        """Which start of the worker of that name the registry knows as alive; empty when there is none."""
+        try:
+            return self._bootstrap.view.find(worker).worker.incarnation
+        except BootstrapError:
+            return ""
 
 
 def _descriptor(config: ResolvedConfig, identity: Identity, rank: Rank) -> PeerDescriptor:

@@ -10,19 +10,21 @@ from collections.abc import Callable
 import zmq
 
 from baton_serving import logs
-from baton_serving.config import ResolvedConfig
+from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.handoff.rim import Limits
 from baton_serving.model.options import LoadedModel
 from baton_serving.runtime.channels import Addresses, Pull, Push
+from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers, follow
 from baton_serving.runtime.handoff_ranks import FollowerEngines
 from baton_serving.runtime.handoff_setup import Handoff, transfer_factory
 from baton_serving.runtime.identity import Identity
+from baton_serving.runtime.lone_leg import LoneLeg
 from baton_serving.runtime.loop import SchedulerLoop
 from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput
 from baton_serving.runtime.process import Reporter
-from baton_serving.runtime.rank import Rank, build_rank, rank_facts
+from baton_serving.runtime.rank import Rank, build_rank, logit_processors, rank_facts
 from baton_serving.runtime.watchdog import GcWarnings, Watchdog
 from baton_serving.scheduling.config import SchedulerConfig
 from baton_serving.scheduling.request import Request
@@ -31,11 +33,18 @@ from baton_serving.scheduling.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 
-def rank_main(
-    config: ResolvedConfig, identity: Identity, tp_rank: int, addresses: Addresses, reporter: Reporter
-) -> None:
-    """Entry point of a rank's process; returns when told to stop."""
-    logs.configure(f"rank{tp_rank}", config.given.logging.log_level, config.log_level_http)
+def rank_main(given: ServerConfig, identity: Identity, tp_rank: int, addresses: Addresses, reporter: Reporter) -> None:
+    """Entry point of a rank's process; returns when told to stop.
+
+    Rank 0 decides what the configuration leaves open and tells the parent, which passes it to the other ranks.
+    """
+    logs.configure(f"rank{tp_rank}", given.logging.log_level, given.logging.log_level_http or "warning")
+    config: ResolvedConfig
+    if tp_rank == 0:
+        config = resolve_here(given)
+        reporter.tell(config)
+    else:
+        config = reporter.hear()
     rank = build_rank(config, tp_rank, addresses.rendezvous)
     gc_warnings = GcWarnings(config.given.logging.gc_warning_threshold_secs)
     gc_warnings.install()
@@ -97,16 +106,17 @@ def _follow(
 ) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # rank 0 may be gone: nobody will say stop
     engines = None
-    if _disaggregated(config):
+    if _transfers(config):
         name, timeout = identity.incarnation, Limits().write
-        engines = FollowerEngines(context, addresses, rank, transfer_factory(config), name, timeout)
+        engines = FollowerEngines(context, addresses, rank, transfer_factory(config, identity.host), name, timeout)
     follow(rank.executor, rank.parallel.tp_rank, context, addresses, {}, lambda: reporter.ready({}))
     if engines is not None:
         engines.close()
 
 
-def _disaggregated(config: ResolvedConfig) -> bool:
-    return config.given.disaggregation.disaggregation_mode != "null"
+def _transfers(config: ResolvedConfig) -> bool:
+    given = config.given.disaggregation
+    return given.disaggregation_mode != "null" and given.disaggregation_transfer_backend != "fake"
 
 
 def _lead(
@@ -122,9 +132,9 @@ def _lead(
     to_api: Push[ApiInput] = Push(context, addresses.api)
     followers = Followers(context, addresses, config.dist_timeout)
     scheduler = Scheduler(scheduler_config(config), rank.loaded.kv_layout, rank.pool.pages)
-    handoff = None
-    if _disaggregated(config):
-        handoff = Handoff(config, identity, rank, scheduler, context, addresses)
+    handoff = Handoff(config, identity, rank, scheduler, context, addresses) if _transfers(config) else None
+    mode = config.given.disaggregation.disaggregation_mode
+    lone = LoneLeg(scheduler, mode) if handoff is None and mode != "null" else None
     watchdog = Watchdog(config.given.runtime.watchdog_timeout)
     loop = SchedulerLoop(
         scheduler,
@@ -138,12 +148,12 @@ def _lead(
         Figures(scheduler),
         overlap=not config.given.optimization.disable_overlap_schedule,
         log_interval=config.given.logging.decode_log_interval,
-        extension=None if handoff is None else handoff.bridge,
+        extension=lone if handoff is None else handoff.bridge,
         controls={} if handoff is None else {"move": handoff.bridge.move},
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     endpoint = "" if handoff is None else handoff.service.endpoint
-    reporter.ready(rank_facts(rank, endpoint).to_plain())
+    reporter.ready(rank_facts(rank, logit_processors(config), endpoint).to_plain())
     watchdog.start()
     try:
         loop.run()
@@ -151,6 +161,8 @@ def _lead(
         watchdog.stop()
         if handoff is not None:
             handoff.close()
+        if lone is not None:
+            lone.close()
         followers.stop()
         to_detokenizer.close(linger_ms=200)
         to_api.close(linger_ms=200)
