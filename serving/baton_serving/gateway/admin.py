@@ -97,6 +97,7 @@ def _worker(endpoint: Endpoint) -> dict[str, object]:
         "weights": endpoint.weight_digest,
         "state": endpoint.status.state,
         "responsive": endpoint.responsive,
+        "url": endpoint.worker.http_url,
         "running": endpoint.running,
         "queued_tokens": endpoint.queued_tokens,
     }

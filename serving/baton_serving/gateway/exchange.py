@@ -215,7 +215,7 @@ class Exchange:
         self._tries += 1
         record.attempts.append((core.now(), decision))
         resume = None if self._progress is None else self._progress.resume(ask.choices())
-        body = self._outgoing.body(len(record.attempts), route.prefill, resume)
+        body = self._outgoing.body(len(record.attempts), route.prefill, route.decode, resume)
         tokens = decision.uncached
         decode = self.decode = Leg(route.decode, "decode", self, 0 if route.prefill else tokens)
         if route.prefill is not None:
@@ -374,7 +374,7 @@ class Exchange:
             return
         assert self._progress is not None
         resume = {**self._progress.resume(1), "output_ids": [handover.told]}
-        body = self._outgoing.body(handover.attempt, decode.endpoint, resume, handover.transfer_id)
+        body = self._outgoing.body(handover.attempt, decode.endpoint, target, resume, handover.transfer_id)
         decision = self._core.router.moved(self._decision, target)
         self.record.attempts.append((self._core.now(), decision))
         self.taker = Leg(target, "taker", self, 0)

@@ -27,9 +27,16 @@ class Outgoing:
         return self._names.transfer_id(self._ask.number, attempt)
 
     def body(
-        self, attempt: int, peer: Endpoint | None, resume: dict[str, object] | None, transfer_id: str = ""
+        self,
+        attempt: int,
+        peer: Endpoint | None,
+        receiver: Endpoint,
+        resume: dict[str, object] | None,
+        transfer_id: str = "",
     ) -> bytes:
-        """What both legs of an attempt get. `peer` has the pages, or will have; `resume` is what the client has."""
+        """What both legs of an attempt get. `peer` has the pages, or will have, and `receiver` takes them over; `resume`
+        is what the client has.
+        """
         if not self._generates:
             return self._ask.body
         if self._standing is None:
@@ -38,7 +45,12 @@ class Outgoing:
         self.rid = additions["rid"] = self._ask.rid if attempt == 1 else f"{self._ask.rid}.{attempt}"
         if peer is not None:
             transfer_id = transfer_id or self.transfer_id(attempt)
-            additions["baton_handoff"] = {"transfer_id": transfer_id, "peer": peer.id, "attempt": attempt - 1}
+            additions["baton_handoff"] = {
+                "transfer_id": transfer_id,
+                "peer": peer.id,
+                "attempt": attempt - 1,
+                "receiver": receiver.id,
+            }
         elif "baton_handoff" in additions:
             additions["baton_handoff"] = None
         if resume is not None:

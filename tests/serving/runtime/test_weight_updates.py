@@ -19,8 +19,8 @@ from baton_serving.errors import InvalidRequest, Unavailable
 from baton_serving.runtime.channels import Addresses
 from baton_serving.runtime.control_calls import Later
 from baton_serving.runtime.followers import Followers
-from baton_serving.runtime.weight_updates import WeightUpdates
 from baton_serving.runtime.weight_source import WeightSource
+from baton_serving.runtime.weight_updates import WeightUpdates
 from baton_serving.runtime.weights import RankWeights
 from baton_serving.sampling.params import SamplingParams
 
