@@ -34,8 +34,9 @@ class Outgoing:
         resume: dict[str, object] | None,
         transfer_id: str = "",
     ) -> bytes:
-        """What both legs of an attempt get. `peer` has the pages, or will have, and `receiver` takes them over; `resume`
-        is what the client has.
+        """What both legs of an attempt get. `peer` has the pages, or will have, and `receiver` takes them over.
+
+        `resume` is what the client has.
         """
         if not self._generates:
             return self._ask.body
