@@ -84,7 +84,10 @@ async def test_ids_logprobs_handoff_and_resumption() -> None:
         assert [entry.token_id for entry in response.prompt_logprobs] == [6, 7]
         assert [(c.token_id, c.logprob) for c in response.logprobs[0].chosen] == [(9, -0.09)]
         message = world.scheduler.received[0]
-        assert (message.handoff, message.priority) == (HandoffTicket(transfer_id="t", peer="w", attempt=1, receiver="d"), 4)
+        assert (message.handoff, message.priority) == (
+            HandoffTicket(transfer_id="t", peer="w", attempt=1, receiver="d"),
+            4,
+        )
 
 
 @pytest.mark.parametrize(
