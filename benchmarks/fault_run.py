@@ -469,6 +469,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # and with it the workers
     with tempfile.TemporaryDirectory() as folder, progress_bar(console) as progress:
         tallies = asyncio.run(run(args, Path(folder), progress))
     console.print(_report(tallies, args))

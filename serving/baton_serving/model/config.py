@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, PretrainedConfig
-
 from baton_serving.errors import ConfigError
 from baton_serving.model.rope import RopeConfig, read_rope
+from baton_serving.model.text_config import (
+    FULL,
+    SLIDING,
+    Gemma3Text,
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+    TextConfig,
+    read_text_config,
+)
 
 
 @dataclass(frozen=True)
@@ -65,23 +73,27 @@ _ACTIVATIONS = {
 }
 
 
-def _llama(config: PretrainedConfig) -> dict[str, Any]:
-    return {"qkv_bias": config.attention_bias, "output_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
+def _features(config: TextConfig) -> dict[str, Any]:
+    """The fields of DecoderConfig in which the architectures differ."""
+    match config:
+        case Llama():
+            return {
+                "qkv_bias": config.attention_bias,
+                "output_bias": config.attention_bias,
+                "mlp_bias": config.mlp_bias,
+            }
+        case Qwen3():
+            return {"qkv_bias": config.attention_bias, "output_bias": config.attention_bias, "qk_norm": True}
+        case Qwen2():
+            return {"qkv_bias": True}
+        case Mistral():
+            return {"windows": (config.sliding_window,) * config.num_hidden_layers}
+        case Gemma3Text():
+            return _gemma3(config)
+    raise AssertionError(config)
 
 
-def _qwen2(config: PretrainedConfig) -> dict[str, Any]:
-    return {"qkv_bias": True}
-
-
-def _qwen3(config: PretrainedConfig) -> dict[str, Any]:
-    return {"qkv_bias": config.attention_bias, "output_bias": config.attention_bias, "qk_norm": True}
-
-
-def _mistral(config: PretrainedConfig) -> dict[str, Any]:
-    return {"windows": (config.sliding_window,) * config.num_hidden_layers}
-
-
-def _gemma3(config: PretrainedConfig) -> dict[str, Any]:
+def _gemma3(config: Gemma3Text) -> dict[str, Any]:
     if config.use_bidirectional_attention:
         raise ConfigError("Gemma3 with use_bidirectional_attention is an encoder: it can't generate text")
     return {
@@ -98,14 +110,14 @@ def _gemma3(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-_ARCHITECTURES: Mapping[str, Callable[[PretrainedConfig], dict[str, Any]]] = MappingProxyType(
+_ARCHITECTURES: Mapping[str, type[TextConfig]] = MappingProxyType(
     {
-        "LlamaForCausalLM": _llama,
-        "Qwen2ForCausalLM": _qwen2,
-        "Qwen3ForCausalLM": _qwen3,
-        "MistralForCausalLM": _mistral,
-        "Gemma3ForCausalLM": _gemma3,
-        "Gemma3ForConditionalGeneration": _gemma3,
+        "LlamaForCausalLM": Llama,
+        "Qwen2ForCausalLM": Qwen2,
+        "Qwen3ForCausalLM": Qwen3,
+        "MistralForCausalLM": Mistral,
+        "Gemma3ForCausalLM": Gemma3Text,
+        "Gemma3ForConditionalGeneration": Gemma3Text,
     }
 )
 
@@ -122,20 +134,6 @@ def read_config_json(path: Path, overrides: Mapping[str, object] | None = None) 
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: must be a JSON object, not {type(values).__name__}")
     return _merge(values, overrides or {})
-
-
-def parse_config(values: Mapping[str, Any], origin: str) -> PretrainedConfig:
-    """The transformers config of config.json's `values`; `origin` names them in a ConfigError."""
-    model_type = values.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ConfigError(
-            f"{origin}: transformers knows no model_type {model_type!r}; check it or upgrade transformers"
-        )
-    try:
-        config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(dict(values))
-    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{origin}: transformers refuses it: {' '.join(str(error).split())}") from error
-    return config
 
 
 def supports(architecture: str) -> bool:
@@ -169,44 +167,39 @@ def decoder_config(values: Mapping[str, Any], origin: str, max_positions: int | 
         raise ConfigError(
             f"{origin}: weights quantised with {method!r} are not supported; use the model's plain weights"
         )
-    full = parse_config(values, origin)
-    config: PretrainedConfig = full.get_text_config(decoder=True)
-    fields = _common(config, origin, max_positions)
-    fields |= _ARCHITECTURES[architecture](config)
-    fields["tie_embeddings"] = full.tie_word_embeddings
-    result = DecoderConfig(architecture=architecture, **fields)
+    config = read_text_config(values, _ARCHITECTURES[architecture], origin)
+    result = DecoderConfig(architecture=architecture, **(_common(config, origin, max_positions) | _features(config)))
     if result.q_heads % result.kv_heads:
         raise ConfigError(f"{origin}: {result.q_heads} query heads are not a multiple of {result.kv_heads} kv-heads")
     return result
 
 
-def _common(config: PretrainedConfig, origin: str, max_positions: int | None) -> dict[str, Any]:
-    layers = config.num_hidden_layers
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
-    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+def _common(config: TextConfig, origin: str, max_positions: int | None) -> dict[str, Any]:
+    kinds = config.kinds()
+    unknown = sorted(set(kinds) - {FULL, SLIDING})
     if unknown:
         raise ConfigError(f"{origin}: layer type {unknown[0]!r} is not supported; try --model-impl transformers")
-    window = getattr(config, "sliding_window", None)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    positions = max_positions or config.max_position_embeddings
-    ropes = {kind: read_rope(config, kind, head_dim, positions, origin) for kind in set(kinds)}
+    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    trained = config.max_position_embeddings
+    positions = max_positions or trained
+    ropes = {kind: read_rope(config.rope(kind), head_dim, trained, positions, origin) for kind in set(kinds)}
     eos = config.eos_token_id
-    dtype = getattr(config, "dtype", None)
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "q_heads": config.num_attention_heads,
-        "kv_heads": config.num_key_value_heads,
+        "kv_heads": config.num_key_value_heads or config.num_attention_heads,
         "head_dim": head_dim,
-        "activation": _activation(getattr(config, "hidden_act", "silu")),
+        "activation": _activation(config.hidden_act),
         "norm_eps": config.rms_norm_eps,
-        "windows": tuple(window if kind == "sliding_attention" else None for kind in kinds),
+        "windows": tuple(config.sliding_window if kind == SLIDING else None for kind in kinds),
         "ropes": tuple(ropes[kind] for kind in kinds),
         "max_positions": positions,
         "attention_scale": head_dim**-0.5,
+        "tie_embeddings": config.tie_word_embeddings,
         "eos_token_ids": tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
-        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "dtype": config.dtype or config.torch_dtype,
     }
 
 

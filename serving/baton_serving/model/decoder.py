@@ -51,6 +51,16 @@ class Kernels:
         self.linear = LINEAR.select(device, dtype, choice)
 
 
+class Embedding(nn.Embedding):
+    """An embedding on the meta device whose rows the loader fills."""
+
+    def __init__(self, rows: int, dim: int, dtype: torch.dtype) -> None:
+        super().__init__(rows, dim, dtype=dtype, device="meta")
+
+    def reset_parameters(self) -> None:
+        """Nothing: torch's own loads torch's compiler to draw random meta tensors, which takes seconds."""
+
+
 class Linear(nn.Linear):
     def __init__(self, inputs: int, outputs: int, bias: bool, kernels: Kernels, dtype: torch.dtype) -> None:
         super().__init__(inputs, outputs, bias=bias, dtype=dtype, device="meta")
@@ -167,7 +177,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.kernels = kernels
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device="meta")
+        self.embed = Embedding(config.vocab_size, config.hidden_size, dtype)
         self.layers = nn.ModuleList(DecoderLayer(i, config, kernels, dtype) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config, kernels, dtype)
         self.lm_head: nn.Linear | None = None

@@ -18,7 +18,7 @@ from torch.nn import functional
 from baton_serving.errors import ConfigError
 from baton_serving.kv.layout import head_range
 from baton_serving.model.config import DecoderConfig
-from baton_serving.model.decoder import Decoder, DecoderLayer
+from baton_serving.model.decoder import Decoder, DecoderLayer, Embedding
 
 
 @dataclass(frozen=True)
@@ -151,11 +151,11 @@ class RowParallelLinear(nn.Linear):
         return total if self.bias is None else total.add_(self.bias)
 
 
-class VocabParallelEmbedding(nn.Embedding):
+class VocabParallelEmbedding(Embedding):
     """A rank's `rows` rows of `whole`; tokens of other ranks' rows contribute zero to the sum."""
 
-    def __init__(self, whole: nn.Embedding, rows: int, state: ParallelState) -> None:
-        super().__init__(rows, whole.embedding_dim, dtype=whole.weight.dtype, device="meta")
+    def __init__(self, whole: Embedding, rows: int, state: ParallelState) -> None:
+        super().__init__(rows, whole.embedding_dim, whole.weight.dtype)
         self.state = state
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-from transformers import PretrainedConfig
 
 from baton_serving.errors import ConfigError
 
@@ -32,11 +31,10 @@ class RopeConfig:
     parameters: tuple[tuple[str, float | bool], ...] = ()
 
 
-def read_rope(config: PretrainedConfig, layer_kind: str, head_dim: int, max_positions: int, origin: str) -> RopeConfig:
-    """The rotary embedding of layers of `layer_kind` ("full_attention", "sliding_attention") in `config`."""
-    given: Mapping[str, object] = config.rope_parameters or {}
-    if isinstance(given.get(layer_kind), Mapping):
-        given = given[layer_kind]  # type: ignore[assignment]
+def read_rope(
+    given: Mapping[str, object], head_dim: int, model_positions: int, max_positions: int, origin: str
+) -> RopeConfig:
+    """The rotary embedding that `rope_parameters` describe; the model has `model_positions` positions (ConfigError)."""
     kind = str(given.get("rope_type", "default"))
     if kind not in _SCALINGS:
         raise ConfigError(
@@ -45,7 +43,7 @@ def read_rope(config: PretrainedConfig, layer_kind: str, head_dim: int, max_posi
         )
     known = ("rope_theta", "rope_type", "type", "partial_rotary_factor")
     parameters = {key: value for key, value in given.items() if key not in known and isinstance(value, int | float)}
-    trained = parameters.pop("original_max_position_embeddings", None) or config.max_position_embeddings
+    trained = parameters.pop("original_max_position_embeddings", None) or model_positions
     missing = _SCALINGS[kind].needs - parameters.keys()
     if missing:
         raise ConfigError(f"{origin}: rope type {kind!r} needs `{min(missing)}` in rope_parameters")

@@ -23,7 +23,7 @@ from baton_serving.kv.layout import group_layers
 from baton_serving.model.attention import AttentionHeads, StepAttention
 from baton_serving.model.batch import ForwardBatch
 from baton_serving.model.checkpoint import Checkpoint, DummyCheckpoint, open_checkpoint
-from baton_serving.model.config import architecture_of, parse_config
+from baton_serving.model.config import architecture_of
 from baton_serving.model.options import LoadedModel, ModelInfo, ModelOptions
 from baton_serving.model.transformers_attention import (
     INTERFACE,
@@ -33,6 +33,7 @@ from baton_serving.model.transformers_attention import (
     PagedStep,
     register_interface,
 )
+from baton_serving.model.transformers_config import parse_config
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 

@@ -13,7 +13,6 @@ from baton_serving.model.config import (
     DecoderConfig,
     architecture_of,
     decoder_config,
-    parse_config,
     read_config_json,
     supports,
 )
@@ -55,6 +54,8 @@ def _decoder_facts(config: DecoderConfig) -> ModelFacts:
 
 def _other_facts(values: Mapping[str, Any], origin: str, path: Path) -> ModelFacts:
     """For the transformers fallback: what every decoder's config says, and the size of its files."""
+    from baton_serving.model.transformers_config import parse_config  # seconds to import; our decoder never needs it
+
     text = parse_config(values, origin).get_text_config(decoder=True)
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads

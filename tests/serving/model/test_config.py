@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,19 @@ from support.tiny_models import tiny_config
 
 from baton_serving.errors import ConfigError
 from baton_serving.model.config import DecoderConfig, decoder_config, read_config_json
+from baton_serving.model.transformers_config import parse_config
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+}
 
 
 def values_of(kind: str, **changes: Any) -> dict[str, Any]:
-    architectures = {
-        "llama": "LlamaForCausalLM",
-        "qwen2": "Qwen2ForCausalLM",
-        "qwen3": "Qwen3ForCausalLM",
-        "mistral": "MistralForCausalLM",
-        "gemma3": "Gemma3ForCausalLM",
-    }
-    return {**tiny_config(kind).to_dict(), "architectures": [architectures[kind]], **changes}
+    return {**tiny_config(kind).to_dict(), "architectures": [ARCHITECTURES[kind]], **changes}
 
 
 def describe(kind: str, **changes: Any) -> DecoderConfig:
@@ -83,6 +86,56 @@ def test_gemma3_inside_a_multimodal_config() -> None:
     assert config.architecture == "Gemma3ForConditionalGeneration"
 
 
+SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+SPARSE: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
+    "llama, older names": {
+        "model_type": "llama",
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 8,
+        "rope_theta": 500000.0,
+        "rope_scaling": {"type": "linear", "factor": 8.0},
+        "torch_dtype": "bfloat16",
+        "eos_token_id": [1, 2],
+    },
+    "llama 3": {
+        "model_type": "llama",
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        "dtype": "float16",
+    },
+    "qwen2": {"model_type": "qwen2"},
+    "qwen2, sliding": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 100},
+    "qwen3": {"model_type": "qwen3", "rope_theta": 1000000, "rope_scaling": SCALED},
+    "qwen3, told where it slides": {
+        "model_type": "qwen3",
+        "num_hidden_layers": 2,
+        "use_sliding_window": True,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"full_attention": SCALED, "sliding_attention": {"rope_type": "default"}},
+    },
+    "mistral": {"model_type": "mistral"},
+    "mistral, no window": {"model_type": "mistral", "sliding_window": None, "head_dim": 160},
+    "gemma3": {"model_type": "gemma3_text"},
+    "gemma3, older names": {
+        "model_type": "gemma3_text",
+        "rope_theta": 900000.0,
+        "rope_local_base_freq": 9000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window_pattern": 2,
+    },
+    "gemma3 with vision": {"model_type": "gemma3", "text_config": {"num_hidden_layers": 7}},
+}
+
+
+@pytest.mark.parametrize("values", SPARSE.values(), ids=SPARSE.keys())
+def test_what_a_file_leaves_out_is_filled_in_as_transformers_does(values: dict[str, Any]) -> None:
+    kind = values["model_type"].removesuffix("_text")
+    architecture = "Gemma3ForConditionalGeneration" if values["model_type"] == "gemma3" else ARCHITECTURES[kind]
+    written_out = parse_config(copy.deepcopy(values), "config.json").to_dict()
+    named = {"architectures": [architecture]}
+    assert decoder_config({**values, **named}, "c") == decoder_config({**written_out, **named}, "c")
+
+
 def test_context_length_can_be_overridden() -> None:
     config = decoder_config(values_of("llama"), "config.json", max_positions=256)
     assert config.max_positions == 256
@@ -97,12 +150,15 @@ def test_context_length_can_be_overridden() -> None:
             "architecture OlmoForCausalLM is not supported .*--model-impl transformers",
         ),
         ({"architectures": []}, "`architectures` is missing"),
-        ({"model_type": "never_heard_of"}, "knows no model_type 'never_heard_of'"),
-        ({"model_type": None}, "knows no model_type None"),
+        ({"model_type": "qwen2"}, "model_type 'qwen2' does not go with its architecture; it must be 'llama'"),
+        ({"model_type": None}, "model_type None does not go with"),
         ({"quantization_config": {"quant_method": "awq"}}, "weights quantised with 'awq' are not supported"),
         ({"hidden_act": "relu6"}, "[Aa]ctivation 'relu6' is not supported"),
         ({"num_attention_heads": 3, "head_dim": 16, "hidden_size": 48}, "3 query heads are not a multiple of 2"),
-        ({"hidden_size": "wide"}, "transformers refuses it"),
+        ({"hidden_size": "wide"}, r"config.json: Expected `int`, got `str` - at `\$.hidden_size`"),
+        ({"num_hidden_layers": 0}, r"Expected `int` >= 1 - at `\$.num_hidden_layers`"),
+        ({"hidden_size": 65, "head_dim": None}, "`hidden_size` 65 is not a multiple of `num_attention_heads` 4"),
+        ({"layer_types": ["full_attention"]}, "`layer_types` has 1 entries for 3 layers"),
         ({"layer_types": ["chunked_attention"] * 3}, "layer type 'chunked_attention' is not supported"),
     ],
 )

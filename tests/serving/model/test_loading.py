@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,17 @@ def test_what_is_known_about_a_model(path: Path) -> None:
     assert (loaded.kv_layout.page_size, loaded.kv_layout.kv_heads, loaded.kv_layout.k_dim) == (32, 2, 16)
     assert (loaded.heads.q_heads, loaded.heads.scale) == (4, 0.25)
     assert len(bytes.fromhex(loaded.digest)) == 32
+
+
+def test_loading_imports_neither_transformers_nor_torchs_compiler(path: Path) -> None:
+    """Each takes longer to import than all the rest of a worker's start together."""
+    code = (
+        "import sys, torch; from pathlib import Path; from baton_serving.model.loading import ModelOptions, load_model;"
+        "load_model(ModelOptions(Path(sys.argv[1]), torch.device('cpu')));"
+        "print([name for name in ('transformers', 'torch._dynamo') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
 
 
 def test_reading_without_mmap_gives_the_same(path: Path, expected: torch.Tensor) -> None:

@@ -51,7 +51,7 @@ def config_with(rope: dict[str, Any], **fields: Any) -> LlamaConfig:
 
 
 def read(config: LlamaConfig, positions: int = POSITIONS) -> RopeConfig:
-    return read_rope(config, "full_attention", 64, positions, "config.json")
+    return read_rope(config.rope_parameters or {}, 64, POSITIONS, positions, "config.json")
 
 
 @pytest.mark.parametrize("rope", SCALINGS.values(), ids=SCALINGS.keys())
@@ -81,18 +81,6 @@ def test_partial_rotation() -> None:
     rope = read(config_with({"rope_type": "default", "partial_rotary_factor": 0.5}))
     assert rope.rotary_dim == 32
     assert len(frequencies(rope)[0]) == 16
-
-
-def test_each_kind_of_layer_may_have_its_own() -> None:
-    config = config_with({"rope_type": "default"})
-    config.rope_parameters = {
-        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-    }
-    full = read_rope(config, "full_attention", 64, POSITIONS, "c")
-    sliding = read_rope(config, "sliding_attention", 64, POSITIONS, "c")
-    assert (full.kind, full.theta, dict(full.parameters)) == ("linear", 1e6, {"factor": 8.0})
-    assert (sliding.kind, sliding.theta) == ("default", 1e4)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,26 @@
-"""Keys and certificates of a worker, read from what its flags name."""
+"""Keys and certificates of a worker, read from what its flags name, and how its handoff ends."""
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import zmq
+from support.local_worker import LocalWorker
 
 from baton_serving.config import config_from_values
 from baton_serving.errors import ConfigError
 from baton_serving.handoff.control import ControlSockets, CurveKeys
 from baton_serving.handoff.rim import PeerAddress
 from baton_serving.runtime.bootstrap_access import tls_of
-from baton_serving.runtime.handoff_setup import curve_keys
+from baton_serving.runtime.channels import Addresses
+from baton_serving.runtime.facts import resolve_here
+from baton_serving.runtime.handoff_setup import Handoff, curve_keys
+from baton_serving.runtime.identity import Identity
+
+BATON_TINY = Path(__file__).parents[3] / "examples" / "models" / "baton-tiny"
 
 
 def reached(server: CurveKeys, client: CurveKeys | None) -> bool:
@@ -57,3 +65,46 @@ def test_certificate_and_key_belong_together() -> None:
     with pytest.raises(ConfigError, match="belong together"):
         tls_of(config_from_values({"model_path": "m", "ssl_certfile": "c"}))
     assert tls_of(config_from_values({"model_path": "m"})) is None
+
+
+def answers(endpoint: str) -> bool:
+    address = urlsplit(endpoint)
+    try:
+        socket.create_connection((address.hostname, address.port or 0), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_the_control_connection_ends_after_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end is a peer's proof that nothing is written or read any more."""
+    worker = LocalWorker(BATON_TINY, max_total_tokens=2000)
+    config = resolve_here(
+        config_from_values(
+            {
+                "model_path": str(BATON_TINY),
+                "device": "cpu",
+                "disaggregation_mode": "decode",
+                "disaggregation_transfer_backend": "mooncake",
+                "disaggregation_bootstrap_addr": "127.0.0.1:9",
+            }
+        )
+    )
+    with zmq.Context() as context:
+        addresses = Addresses.create(1)
+        identity = Identity.fresh("127.0.0.1", 1)
+        handoff = Handoff(config, identity, worker.rank, worker.scheduler, context, addresses)
+        endpoint = handoff.service.endpoint
+        close_engines = handoff._local.close
+        seen: list[bool] = []
+
+        def closing() -> None:
+            close_engines()
+            seen.append(answers(endpoint))
+
+        monkeypatch.setattr(handoff._local, "close", closing)
+        assert answers(endpoint)
+        handoff.close()
+        addresses.remove()
+    assert seen == [True]
+    assert not answers(endpoint)

@@ -44,7 +44,7 @@ def common_of(request: pb.GenerateRequest) -> CommonFields:
     return CommonFields(
         rid=request.rid or None,
         priority=request.priority,
-        baton_handoff=HandoffFields(handoff.transfer_id, handoff.peer, handoff.attempt)
+        baton_handoff=HandoffFields(handoff.transfer_id, handoff.peer, handoff.attempt, handoff.receiver)
         if request.HasField("handoff")
         else None,
         baton_resume=ResumeFields([list(tokens.ids) for tokens in resume]) if resume else None,

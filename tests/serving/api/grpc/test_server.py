@@ -75,7 +75,7 @@ async def test_ids_logprobs_handoff_and_resumption() -> None:
         request = pb.GenerateRequest(
             input_ids=pb.TokenIds(ids=[5, 6, 7]),
             logprobs=pb.LogprobOptions(start=1, top=2, token_ids=[9]),
-            handoff=pb.Handoff(transfer_id="t", peer="w", attempt=1),
+            handoff=pb.Handoff(transfer_id="t", peer="w", attempt=1, receiver="d"),
             resume=[pb.TokenIds(ids=TOKENS[:2])],
             priority=4,
         )
@@ -84,7 +84,10 @@ async def test_ids_logprobs_handoff_and_resumption() -> None:
         assert [entry.token_id for entry in response.prompt_logprobs] == [6, 7]
         assert [(c.token_id, c.logprob) for c in response.logprobs[0].chosen] == [(9, -0.09)]
         message = world.scheduler.received[0]
-        assert (message.handoff, message.priority) == (HandoffTicket(transfer_id="t", peer="w", attempt=1), 4)
+        assert (message.handoff, message.priority) == (
+            HandoffTicket(transfer_id="t", peer="w", attempt=1, receiver="d"),
+            4,
+        )
 
 
 @pytest.mark.parametrize(

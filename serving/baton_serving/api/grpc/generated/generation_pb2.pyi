@@ -68,14 +68,16 @@ class LogprobOptions(_message.Message):
     def __init__(self, start: _Optional[int] = ..., top: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Handoff(_message.Message):
-    __slots__ = ("transfer_id", "peer", "attempt")
+    __slots__ = ("transfer_id", "peer", "attempt", "receiver")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     peer: str
     attempt: int
-    def __init__(self, transfer_id: _Optional[str] = ..., peer: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+    receiver: str
+    def __init__(self, transfer_id: _Optional[str] = ..., peer: _Optional[str] = ..., attempt: _Optional[int] = ..., receiver: _Optional[str] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("rid", "text", "input_ids", "sampling_params", "logprobs", "priority", "handoff", "resume", "stream")
