@@ -5,7 +5,7 @@ worker's executor as the scheduler orders them: the next one is launched before 
 that decode steps read is random. Ceilings are measured in the same run: a copy within the device, counting bytes read
 and written, and a square bfloat16 product of random numbers. Floors are 16.4 GB of weights plus the batch's KV over the
 copy rate (decode), and the FLOPs of projections, causal attention and the last rows' head over the product's rate
-(prefill).
+(prefill); with `--tp`, one of that many parts of each.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -133,12 +134,11 @@ def prefill_floor(batch: int, length: int, product: float) -> float:
     return batch * (length * TOKEN_FLOPS + attention + HEAD_FLOPS) / product
 
 
-def build(extra: dict[str, object], folder: Path) -> Rank:
+def build(extra: dict[str, object], folder: Path, tp_rank: int = 0) -> Rank:
     """The rank with a pool full of random numbers."""
-    (folder / "config.json").write_text(json.dumps(QWEN3_8B))
     values = {"model_path": str(folder), "load_format": "dummy", "device": "cuda", "random_seed": 1}
     values |= {"chunked_prefill_size": 16384, "max_total_tokens": 560_000, "context_length": 16384, **extra}
-    rank = build_rank(resolve_here(config_from_values(values)), 0, str(folder / "ranks"))
+    rank = build_rank(resolve_here(config_from_values(values)), tp_rank, str(folder / "ranks"))
     for layer in range(36):
         for side in rank.pool.layer_kv(layer):
             side.normal_()
@@ -171,33 +171,67 @@ def _prefill_once(runner: Runner, length: int, _: int) -> float:
 
 def main() -> None:
     """Measure, print a table, and write all figures where `--json` says."""
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(QWEN3_8B))
+        context = multiprocessing.get_context("spawn")
+        others = [
+            context.Process(target=measure, args=(arguments, Path(folder), rank), daemon=True)
+            for rank in range(1, arguments.tp)
+        ]
+        for process in others:
+            process.start()
+        measure(arguments, Path(folder), 0)
+        for process in others:
+            process.join()
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write all figures here as well")
     parser.add_argument("--quick", action="store_true", help="a few sizes, one run each")
     parser.add_argument("--profile", action="store_true", help="show where decode steps of 1 and 64 rows spend time")
     parser.add_argument("--sampled", action="store_true", help="temperature 1 and top-p 0.95 rather than greedy")
     parser.add_argument("--flag", action="append", default=[], metavar="NAME=VALUE", help="a worker flag to set")
-    arguments = parser.parse_args()
+    parser.add_argument("--tp", type=int, default=1, help="GPUs to split the model over")
+    return parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace, folder: Path, tp_rank: int) -> None:
+    """What one rank does: all launch the same steps, the first one speaks."""
     begin = time.perf_counter()
-    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+    torch.manual_seed(7)  # all ranks order the same steps
+    torch.cuda.set_device(tp_rank)
+    params = SamplingParams(temperature=1.0, top_p=0.95) if arguments.sampled else SamplingParams(temperature=0.0)
+    extra: dict[str, object] = {"tp_size": arguments.tp, **dict(flag.split("=", 1) for flag in arguments.flag)}
+    with torch.inference_mode():
         copy, product = measure_ceilings()
-        print(f"{torch.cuda.get_device_name()}: copy {copy / 1e12:.3f} TB/s, product {product / 1e12:.1f} TFLOP/s")
-        rank = build(dict(flag.split("=", 1) for flag in arguments.flag), Path(folder))
-        print(f"ready after {time.perf_counter() - begin:.1f} s; {rank.pool.pages} pages", flush=True)
-        params = SamplingParams(temperature=1.0, top_p=0.95) if arguments.sampled else SamplingParams(temperature=0.0)
+        torch.cuda.empty_cache()
+        rank = build(extra, folder, tp_rank)
+        torch.manual_seed(8)
         runner = Runner(rank, params)
-        rows = list(_measure(runner, copy, product, arguments.quick))
+        speak = print if tp_rank == 0 else _silent
+        speak(f"{torch.cuda.get_device_name()}: copy {copy / 1e12:.3f} TB/s, product {product / 1e12:.1f} TFLOP/s")
+        speak(f"ready after {time.perf_counter() - begin:.1f} s; {rank.pool.pages} pages", flush=True)
+        rows = list(_measure(runner, arguments.tp * copy, arguments.tp * product, arguments.quick, speak))
         profiles = _profiles(runner) if arguments.profile else {}
     for what, kernels in profiles.items():
-        print(f"\nkernels of {what}: {sum(row[2] for row in kernels):.0f} µs")
+        speak(f"\nkernels of {what}: {sum(row[2] for row in kernels):.0f} µs")
         for name, count, micros in kernels:
-            print(f"{micros:9.1f} µs  {count:4d} x  {name}")
-    if arguments.json:
+            speak(f"{micros:9.1f} µs  {count:4d} x  {name}")
+    if arguments.json and tp_rank == 0:
         figures = {"copy": copy, "product": product, "rows": rows, "profiles": profiles}
         arguments.json.write_text(json.dumps(figures, indent=1))
+    rank.parallel.close()
 
 
-def _measure(runner: Runner, copy: float, product: float, quick: bool) -> Sequence[dict[str, object]]:
+def _silent(*_: object, **__: object) -> None:
+    pass
+
+
+def _measure(
+    runner: Runner, copy: float, product: float, quick: bool, speak: Callable[..., None]
+) -> Sequence[dict[str, object]]:
     rows: list[dict[str, object]] = []
 
     def note(what: str, found: list[float], floor: float) -> None:
@@ -206,7 +240,7 @@ def _measure(runner: Runner, copy: float, product: float, quick: bool) -> Sequen
             {"what": what, "ms": [1000 * x for x in found], "floor_ms": 1000 * floor, "of_floor": floor / middle}
         )
         spread = f"{1000 * min(found):.2f}-{1000 * max(found):.2f}"
-        print(
+        speak(
             f"{what:28s} {1000 * middle:8.2f} ms ({spread})  floor {1000 * floor:7.2f}  {floor / middle:.3f}",
             flush=True,
         )

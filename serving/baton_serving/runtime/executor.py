@@ -40,14 +40,15 @@ class ExecutorOptions:
 
 @dataclass(frozen=True)
 class _Fetch:
-    """Device tensors of one step and their copies on the host, complete once `event` has passed (None: already)."""
+    """Device tensors of one step and their copies on the host. Once `event` has passed (None: already) these are
+    complete, and so is all else that the step did: a peer may be sent the pages it wrote."""
 
     host: list[torch.Tensor]
     event: torch.cuda.Event | None
 
     @classmethod
-    def of(cls, tensors: list[torch.Tensor]) -> _Fetch:
-        if not tensors or tensors[0].device.type == "cpu":
+    def of(cls, tensors: list[torch.Tensor], device: torch.device) -> _Fetch:
+        if device.type == "cpu":
             return cls(tensors, None)
         host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
         for target, source in zip(host, tensors, strict=True):
@@ -76,7 +77,9 @@ class _Outcome:
 class PendingStep:
     """A launched step; `result` may be asked for once."""
 
-    def __init__(self, plan: StepPlan, outcome: _Outcome | None, prompts: Measured | None) -> None:
+    def __init__(
+        self, plan: StepPlan, outcome: _Outcome | None, prompts: Measured | None, device: torch.device
+    ) -> None:
         self._plan = plan
         self._outcome = outcome
         self._prompts = prompts
@@ -89,7 +92,7 @@ class PendingStep:
                 tensors.append(outcome.measured.packed)
         if prompts is not None:
             tensors.append(prompts.packed)
-        self._fetch = _Fetch.of(tensors)
+        self._fetch = _Fetch.of(tensors, device)
 
     def result(self) -> StepResult:
         """Wait for the device and bring the step's outcome to the host."""
@@ -156,8 +159,10 @@ class Executor:
         self._pool.copy_pages(plan.copies)
         self._tables.write(plan.page_writes)
         self._state.set_up(plan.setups)
+        outcome: _Outcome | None = None
         if self._graphs is not None and plan.rows <= self._graphs.largest and all(plan.sample) and not any(plan.extend):
-            return PendingStep(plan, self._decode(plan, self._graphs.launch(plan.slots, plan.starts)), None)
+            outcome = self._decode(plan, self._graphs.launch(plan.slots, plan.starts))
+            return PendingStep(plan, outcome, None, self._device)
         slots = _upload(plan.slots, self._device)
         rows = tuple(row for row in range(plan.rows) if plan.sample[row])
         spans = _prompt_spans(plan)
@@ -168,20 +173,22 @@ class Executor:
             asked = [span.asked for span in spans for _ in span.indices]
             targets = _upload([target for span in spans for target in span.targets], self._device)
             prompts = measure_prompts(self._model.logits, hidden[len(rows) :], targets, asked)
-        outcome = None
         if rows:
             sampled_slots = [plan.slots[row] for row in rows]
             logits = self._model.logits(hidden[: len(rows)])
             outcome = self._sample(
                 plan, rows, logits, _upload(sampled_slots, self._device), self._state.plan(sampled_slots)
             )
-        return PendingStep(plan, outcome, prompts)
+        return PendingStep(plan, outcome, prompts, self._device)
 
     def _decode(self, plan: StepPlan, step: GraphStep) -> _Outcome:
-        """Sample a step that a graph ran up to its logits, by a graph as well if one will do."""
+        """Sample a step that a graph ran up to its logits, by a graph as well if one will do.
+
+        Graphs hold nobody else's code: equal logits give equal tokens on every rank, and nothing is broadcast.
+        """
         rows = tuple(range(plan.rows))
         sampling = self._state.plan(plan.slots)
-        tokens = step.sample(sampling.features) if self._parallel.tp_size == 1 else None
+        tokens = step.sample(sampling.features)
         if tokens is None:
             return self._sample(plan, rows, step.logits, step.slots, sampling)
         return self._outcome(plan, rows, step.logits, Sampled(tokens))
