@@ -2,11 +2,16 @@
 
     python benchmarks/fault_run.py --model-path examples/models/baton-tiny
 
-Starts a bootstrap server, two prefill and two decode workers, and an undivided worker whose greedy answers are the
-truth. Then it sends 500 requests at concurrency 8, each to a pair of its choice and, when a leg fails, to another pair
-(at most `--attempts` in all), while a random worker is killed (SIGKILL, children too) every few seconds and started
-again at its address. Prints what failed, what was tried again, which answers were wrong, which pages leaked, and how
-long after a kill the client went on, and would have gone on by the decode worker's word alone. Exit status 1 when an
+Starts a bootstrap server, a gateway, `--workers` prefill and as many decode workers, and an undivided worker whose
+greedy answers are the truth. Then it sends 500 requests at concurrency 8 while a random worker is killed (SIGKILL,
+children too) every few seconds and started again at its address: once with a client that chooses pairs itself and goes
+to another pair when a leg fails, once through the gateway, whose retries the client never sees. A kill waits while only
+one worker of a kind is up, so restarts bound the pace; the real one is printed.
+
+`--fault stop` stops a worker (SIGSTOP) for longer than its lease instead, and lets it go on.
+
+Prints what failed, what was tried again, which answers were wrong, which pages leaked, how long after a fault the
+client went on, how long the survivors kept pages in quarantine, and how long requests took. Exit status 1 when an
 answer was wrong, a request failed, or a page leaked.
 """
 
@@ -20,6 +25,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,7 +46,9 @@ from baton_serving.bench.arguments import count, progress_bar
 
 TIE = 2e-4  # greedy answers may part where the two likeliest tokens are closer than this
 SETTLE_SECONDS = 30.0
-HELD = ("kv_pages_in_use", "kv_pages_quarantined", "handoff_source_pages_quarantined", "requests_reserved")
+SAMPLE_SECONDS = 0.25  # as often as workers report
+QUARANTINE = ("kv_pages_quarantined", "handoff_source_pages_quarantined")
+HELD = ("kv_pages_in_use", "requests_reserved", *QUARANTINE)
 
 Body = dict[str, Any]
 
@@ -63,8 +71,9 @@ class Worker:
     folder: Path
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
-    killed: float = 0.0  # when, by the monotonic clock
+    killed: float = 0.0  # when it was killed or stopped, by the monotonic clock
     ready: bool = False
+    restarts: list[float] = field(default_factory=list)  # seconds that each took
 
     @property
     def url(self) -> str:
@@ -74,6 +83,7 @@ class Worker:
         """Start, and return what it announces once it serves."""
         announced = self.folder / f"{self.name}.json"
         announced.unlink(missing_ok=True)
+        begun = time.monotonic()
         self.process = self._spawn("--port", str(self.port), "--announce-file", str(announced))
         while not announced.exists():
             if self.process.poll() is not None:
@@ -81,6 +91,8 @@ class Worker:
             await asyncio.sleep(0.05)
         facts: dict[str, Any] = json.loads(announced.read_text())
         self.port = int(facts.get("http_port", 0))
+        if self.killed:
+            self.restarts.append(time.monotonic() - begun)
         self.ready = True
         return facts
 
@@ -93,14 +105,28 @@ class Worker:
         with self._log.open("ab") as log:
             return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
 
+    def signal(self, number: signal.Signals) -> None:
+        """To it and its children."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+
     def kill(self) -> None:
         """End it and its children at once."""
         self.ready = False
         self.killed = time.monotonic()
+        self.signal(signal.SIGKILL)
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+    async def pause(self, seconds: float) -> None:
+        """Stop it and its children for a while."""
+        self.ready = False
+        self.killed = time.monotonic()
+        self.signal(signal.SIGSTOP)
+        await asyncio.sleep(seconds)
+        self.signal(signal.SIGCONT)
+        self.ready = True
 
 
 @dataclass
@@ -110,20 +136,30 @@ class Tally:
     failed: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     retried: int = 0
-    kills: int = 0
+    faults: list[float] = field(default_factory=list)  # when, by the monotonic clock
     survivor: list[float] = field(default_factory=list)  # seconds from a prefill's death to the decode leg's error
-    client: list[float] = field(default_factory=list)  # seconds from a kill to the client's next step
+    client: list[float] = field(default_factory=list)  # seconds from a fault to the client's or gateway's next step
+    quarantine: list[float] = field(default_factory=list)  # seconds from a fault to a survivor's empty quarantine
+    latency: list[float] = field(default_factory=list)  # seconds of each request, retries included
+    seconds: float = 0.0
+    held: dict[str, float] = field(default_factory=dict)  # pages that leaked
 
 
 class Run:
-    """The fleet under load. Pairs are drawn among the workers that are up."""
+    """The fleet under load, with pairs drawn among the workers that are up, or behind `gateway`."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, prefills: list[Worker], decodes: list[Worker], seed: int
+        self,
+        session: aiohttp.ClientSession,
+        prefills: list[Worker],
+        decodes: list[Worker],
+        seed: int,
+        gateway: Worker | None = None,
     ) -> None:
         self._session = session
         self._prefills = prefills
         self._decodes = decodes
+        self._gateway = gateway
         self._draw = random.Random(seed)
         self.tally = Tally()
 
@@ -134,10 +170,10 @@ class Run:
     async def ask(self, number: int, body: Body, truth: Body, attempts: int) -> None:
         """One request until it is answered or out of attempts."""
         reason = ""
-        for attempt in range(attempts):
-            prefill, decode = await self._pair()
+        begun = time.monotonic()
+        for attempt in range(1 if self._gateway else attempts):
             try:
-                answer = await self._attempt(prefill, decode, body)
+                answer = await (self._leg(self._gateway, body) if self._gateway else self._attempt(body))
             except LegFailed as error:
                 reason = str(error)
                 self.tally.retried += attempt + 1 < attempts
@@ -145,6 +181,7 @@ class Run:
             complaint = difference(answer, truth)
             if complaint:
                 self.tally.wrong.append(f"request {number}: {complaint}")
+            self.tally.latency.append(time.monotonic() - begun)
             return
         self.tally.failed.append(f"request {number}: {reason}")
 
@@ -156,9 +193,10 @@ class Run:
                 return self._draw.choice(prefills), self._draw.choice(decodes)
             await asyncio.sleep(0.05)
 
-    async def _attempt(self, prefill: Worker, decode: Worker, body: Body) -> Body:
+    async def _attempt(self, body: Body) -> Body:
+        prefill, decode = await self._pair()
         begun = time.monotonic()
-        ticket = {"transfer_id": uuid.uuid4().hex}
+        ticket = {"transfer_id": uuid.uuid4().hex, "receiver": f"127.0.0.1:{decode.port}"}
         peer = {**ticket, "peer": f"127.0.0.1:{prefill.port}"}
         legs = [
             asyncio.create_task(self._leg(prefill, {**body, "baton_handoff": ticket})),
@@ -200,17 +238,76 @@ class Run:
             raise LegFailed(worker, repr(error)) from error
         return content
 
-    async def havoc(self, period: float) -> None:
-        """Kill a worker every `period` seconds, never the last of its kind, and start it again; until cancelled."""
-        async with asyncio.TaskGroup() as starting:
+    async def havoc(self, period: float, stopped: float | None) -> None:
+        """Every `period` seconds kill a worker and start it again, or stop it for `stopped` seconds; never the last
+        one of its kind that is up. Until cancelled, along with what it began."""
+        async with asyncio.TaskGroup() as mending:
             while True:
                 await asyncio.sleep(period)
-                kinds = [kind for kind in (self._prefills, self._decodes) if all(worker.ready for worker in kind)]
+                kinds = [kind for kind in map(_up, (self._prefills, self._decodes)) if len(kind) > 1]
                 if kinds:
                     victim = self._draw.choice(self._draw.choice(kinds))
-                    victim.kill()
-                    self.tally.kills += 1
-                    starting.create_task(victim.start())
+                    self.tally.faults.append(time.monotonic())
+                    mending.create_task(_restart(victim) if stopped is None else victim.pause(stopped))
+
+    async def watch(self) -> None:
+        """Note when survivors' quarantines are empty again and when the gateway tries again; until cancelled."""
+        since: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            for worker in _up(self.workers):
+                figures = await self.figures(worker)
+                now = time.monotonic()
+                if any(figures.get(name) for name in QUARANTINE):
+                    since.setdefault(worker.name, max(self.tally.faults, default=now))
+                elif worker.name in since:
+                    self.tally.quarantine.append(now - since.pop(worker.name))
+            for worker in self.workers:
+                if not worker.ready:
+                    since.pop(worker.name, None)
+
+    async def watch_gateway(self, gateway: Worker) -> None:
+        """Note how long after a fault the gateway tries again; until cancelled. Attributed to the latest fault."""
+        seen = (await self.figures(gateway)).get("gateway_retries", 0.0)
+        while True:
+            await asyncio.sleep(SAMPLE_SECONDS / 5)
+            found = (await self.figures(gateway)).get("gateway_retries", seen)
+            self.tally.retried += int(found - seen)
+            if found > seen and self.tally.faults:
+                self.tally.client += [time.monotonic() - self.tally.faults[-1]] * int(found - seen)
+            seen = found
+
+    async def figures(self, worker: Worker) -> dict[str, float]:
+        """The worker's metrics, added up over labels; {} from one that does not answer."""
+        found: dict[str, float] = {}
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with self._session.get(f"{worker.url}/metrics", timeout=aiohttp.ClientTimeout(total=2)) as response:
+                for family in text_string_to_metric_families(await response.text()):
+                    values = [one.value for one in family.samples if not one.name.endswith(("_created", "_bucket"))]
+                    found[family.name.removeprefix("baton_")] = sum(values)
+        return found
+
+    async def leaks(self) -> dict[str, float]:
+        """What is still held once nothing runs any more, or after a while; {} when nothing is."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            held: dict[str, float] = {}
+            for worker in self.workers:
+                figures = await self.figures(worker)
+                held |= {f"{worker.name} {name}": figures[name] for name in HELD if figures.get(name)}
+                held |= {} if figures else {f"{worker.name} does not answer": 1.0}
+            if not held or time.monotonic() > deadline:
+                return held
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+
+def _up(workers: list[Worker]) -> list[Worker]:
+    return [worker for worker in workers if worker.ready]
+
+
+async def _restart(worker: Worker) -> None:
+    worker.kill()
+    await worker.start()
 
 
 def difference(answer: Body, truth: Body) -> str:
@@ -249,51 +346,37 @@ async def truths(session: aiohttp.ClientSession, worker: Worker, wanted: list[Bo
     return list(await asyncio.gather(*(one(body) for body in wanted)))
 
 
-async def leaks(session: aiohttp.ClientSession, workers: list[Worker]) -> dict[str, float]:
-    """What is still held once nothing runs any more, or after a while; {} when nothing is."""
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while True:
-        held: dict[str, float] = {}
-        for worker in workers:
-            async with session.get(f"{worker.url}/metrics") as response:
-                for family in text_string_to_metric_families(await response.text()):
-                    name = family.name.removeprefix("baton_")
-                    if name in HELD and family.samples[0].value:
-                        held[f"{worker.name} {name}"] = family.samples[0].value
-        if not held or time.monotonic() > deadline:
-            return held
-        await asyncio.sleep(0.25)
-
-
-async def run(args: argparse.Namespace, folder: Path, progress: Progress) -> tuple[Tally, dict[str, float], float]:
+async def run(args: argparse.Namespace, folder: Path, progress: Progress) -> dict[str, Tally]:
+    """What happened, by the way that requests took."""
     started: list[Worker] = []
     with contextlib.ExitStack() as stack:
         stack.callback(_kill_all, started)
         bootstrap = Worker("bootstrap", ["bootstrap", "--http-port", "0"], folder)
         started.append(bootstrap)
         address = (await bootstrap.start())["grpc"]
-        serve = ["serve", "--model-path", args.model_path, "--max-total-tokens", "32768"]
+        serve = ["serve", "--model-path", args.model_path, "--max-total-tokens", "32768", "--skip-tokenizer-init"]
         divided = ["--disaggregation-bootstrap-addr", address, "--disaggregation-transfer-backend", args.backend]
 
-        def worker(mode: str, number: int) -> Worker:
-            return Worker(f"{mode}{number}", [*serve, *divided, "--disaggregation-mode", mode], folder)
+        def fleet(mode: str) -> list[Worker]:
+            command = [*serve, *divided, "--disaggregation-mode", mode]
+            return [Worker(f"{mode}{number}", command, folder) for number in range(args.workers)]
 
-        prefills = [worker("prefill", number) for number in range(2)]
-        decodes = [worker("decode", number) for number in range(2)]
+        prefills, decodes = fleet("prefill"), fleet("decode")
         whole = Worker("whole", serve, folder)
-        started += [*prefills, *decodes, whole]
-        await asyncio.gather(*(each.start() for each in (*prefills, *decodes, whole)))
-        timeout = aiohttp.ClientTimeout(total=120)
+        gateway = Worker("gateway", ["gateway", "--bootstrap-addr", address, "--attempts", str(args.attempts)], folder)
+        started += [*prefills, *decodes, whole, gateway]
+        await asyncio.gather(*(each.start() for each in (*prefills, *decodes, whole, gateway)))
         connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120), connector=connector) as session:
             wanted = bodies(args.prompts, args.vocab_size, args.seed)
             answers = await truths(session, whole, wanted)
             whole.kill()
-            fleet = Run(session, prefills, decodes, args.seed)
-            begun = time.monotonic()
-            await _load(fleet, wanted, answers, args, progress)
-            seconds = time.monotonic() - begun
-            return fleet.tally, await leaks(session, prefills + decodes), seconds
+            tallies = {}
+            for way in args.through:
+                fleet_run = Run(session, prefills, decodes, args.seed, gateway if way == "gateway" else None)
+                await _load(fleet_run, wanted, answers, args, progress, gateway if way == "gateway" else None)
+                tallies[way] = fleet_run.tally
+            return tallies
 
 
 def _kill_all(workers: list[Worker]) -> None:
@@ -301,25 +384,39 @@ def _kill_all(workers: list[Worker]) -> None:
         worker.kill()
 
 
-async def _load(fleet: Run, wanted: list[Body], answers: list[Body], args: argparse.Namespace, bar: Progress) -> None:
-    """Send all requests while workers are killed; all workers are up again at the end."""
-    task = bar.add_task("requests", total=args.requests)
+async def _load(
+    run: Run, wanted: list[Body], answers: list[Body], args: argparse.Namespace, bar: Progress, gateway: Worker | None
+) -> None:
+    """Send all requests while workers fail; all workers are up again at the end."""
+    task = bar.add_task("direct" if gateway is None else "gateway", total=args.requests)
     numbers = itertools.islice(itertools.count(), args.requests)
 
     async def client() -> None:
         for number in numbers:
             which = number % len(wanted)
-            await fleet.ask(number, wanted[which], answers[which], args.attempts)
+            await run.ask(number, wanted[which], answers[which], args.attempts)
             bar.advance(task)
 
-    havoc = asyncio.create_task(fleet.havoc(args.period))
+    begun = time.monotonic()
+    watches = [asyncio.create_task(run.watch())]
+    if gateway is not None:
+        watches.append(asyncio.create_task(run.watch_gateway(gateway)))
+    havoc = asyncio.create_task(run.havoc(args.period, args.stopped if args.fault == "stop" else None))
     await asyncio.gather(*(client() for _ in range(args.concurrency)))
-    havoc.cancel()
-    await asyncio.wait([havoc])
-    for worker in fleet.workers:
-        if not worker.ready:
-            worker.kill()
-            await worker.start()
+    run.tally.seconds = time.monotonic() - begun
+    await asyncio.sleep(SETTLE_SECONDS / 3)  # the last fault's quarantine is watched as well
+    for watch in (havoc, *watches):
+        watch.cancel()
+    ends = await asyncio.gather(havoc, *watches, return_exceptions=True)
+    faults = [end for end in ends if isinstance(end, Exception)]
+    if faults:
+        raise faults[0]
+    for worker in run.workers:
+        worker.signal(signal.SIGCONT)
+        if not worker.ready and args.fault == "kill":
+            await _restart(worker)
+        worker.ready = True
+    run.tally.held = await run.leaks()
 
 
 def _quantiles(values: list[float]) -> str:
@@ -330,6 +427,29 @@ def _quantiles(values: list[float]) -> str:
     return f"p50 {at[0]:.3f} s, p99 {at[1]:.3f} s, longest {ordered[-1]:.3f} s, of {len(ordered)}"
 
 
+def _report(tallies: dict[str, Tally], args: argparse.Namespace) -> Table:
+    table = Table("what", *tallies, title=f"Fault run: {args.fault}, {args.backend}", title_justify="left")
+    rows: dict[str, list[str]] = {}
+    for tally in tallies.values():
+        pace = [later - earlier for earlier, later in itertools.pairwise(tally.faults)]
+        for what, found in (
+            ("requests", f"{args.requests} in {tally.seconds:.0f} s"),
+            ("faults", f"{len(tally.faults)}, every {statistics.median(pace or [0.0]):.1f} s (median)"),
+            ("failed", f"{len(tally.failed)}"),
+            ("tried again", f"{tally.retried}"),
+            ("wrong", f"{len(tally.wrong)}"),
+            ("leaked", json.dumps(tally.held) if tally.held else "0 pages"),
+            ("fault to the retry or error", _quantiles(tally.client)),
+            ("a prefill's death to the decode leg's error", _quantiles(tally.survivor)),
+            ("fault to a survivor's empty quarantine", _quantiles(tally.quarantine)),
+            ("time of a request", _quantiles(tally.latency)),
+        ):
+            rows.setdefault(what, []).append(found)
+    for what, found_by_way in rows.items():
+        table.add_row(what, *found_by_way)
+    return table
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", default="examples/models/baton-tiny")
@@ -337,26 +457,23 @@ def main() -> int:
     parser.add_argument("--requests", type=count, default=500)
     parser.add_argument("--prompts", type=count, default=60, help="distinct requests among them")
     parser.add_argument("--concurrency", type=count, default=8)
-    parser.add_argument("--period", type=float, default=3.0, help="seconds between two kills")
+    parser.add_argument("--workers", type=count, default=3, help="prefill workers, and as many decode workers")
+    parser.add_argument("--through", nargs="+", choices=["direct", "gateway"], default=["direct", "gateway"])
+    parser.add_argument("--fault", choices=["kill", "stop"], default="kill")
+    parser.add_argument("--period", type=float, default=3.0, help="seconds between two faults")
+    parser.add_argument("--stopped", type=float, default=8.0, help="seconds for which a worker is stopped")
     parser.add_argument("--attempts", type=count, default=5)
     parser.add_argument("--vocab-size", type=count, default=1024)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as folder, progress_bar(console) as progress:
-        tally, held, seconds = asyncio.run(run(args, Path(folder), progress))
-    table = Table("what", "found", title="Fault run", title_justify="left")
-    table.add_row("requests", f"{args.requests} in {seconds:.0f} s, {tally.kills} kills")
-    table.add_row("failed", f"{len(tally.failed)}")
-    table.add_row("tried again", f"{tally.retried}")
-    table.add_row("wrong", f"{len(tally.wrong)}")
-    table.add_row("leaked", json.dumps(held) if held else "0 pages")
-    table.add_row("kill to the client's retry or error", _quantiles(tally.client))
-    table.add_row("a prefill's death to the decode leg's error", _quantiles(tally.survivor))
-    console.print(table)
-    for line in tally.failed + tally.wrong:
-        console.print(line)
-    return 1 if tally.failed or tally.wrong or held else 0
+        tallies = asyncio.run(run(args, Path(folder), progress))
+    console.print(_report(tallies, args))
+    for tally in tallies.values():
+        for line in tally.failed + tally.wrong:
+            console.print(line)
+    return int(any(tally.failed or tally.wrong or tally.held for tally in tallies.values()))
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ class Worker:
         weights: str = "w1",
         backend: str = "fake",
         curve: CurveKeys | None = None,
+        receiver_tp: int | None = None,
     ) -> None:
         limits = limits or Limits()
         slices = [rank_slice(layout, tp, rank) for rank in range(tp)]
@@ -111,7 +112,14 @@ class Worker:
         self.woken = threading.Event()
         self.seen: list[HandoffEvent] = []
         self.service = HandoffService(
-            blank, self._command, registry.get, self.woken.set, limits=limits, verify=verify, curve=curve
+            blank,
+            self._command,
+            registry.get,
+            self.woken.set,
+            limits=limits,
+            verify=verify,
+            curve=curve,
+            receiver_tp=receiver_tp,
         )
         self.ranks = [
             RankTransfer(
@@ -213,6 +221,7 @@ class Cluster:
         verify: bool = False,
         weights: str = "w1",
         curve: CurveKeys | None = None,
+        receiver_tp: int | None = None,
     ) -> Worker:
         worker = Worker(
             name,
@@ -226,6 +235,7 @@ class Cluster:
             weights=weights,
             backend=self.backend,
             curve=curve,
+            receiver_tp=receiver_tp,
         )
         self.workers.append(worker)
         return worker

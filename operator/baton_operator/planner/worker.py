@@ -19,10 +19,10 @@ from baton_operator.planner.model_source import ModelSource, model_source
 from baton_operator.planner.objects import Object
 from baton_operator.planner.pods import container_security, environment, resources, scratch, secret_token, template
 from baton_operator.planner.revision import RoleRevision
+from baton_operator.worker_flags import role_flags
 
 ROLES: Final = ("prefill", "decode")
 WHOLE: Final = "baton.dev/serves-whole"
-_PROTOCOLS = {"tcp": "tcp", "rdma": "rdma", "nvlink": "nvlink_intra"}
 _RENDEZVOUS_PORT = 20000
 
 
@@ -88,22 +88,13 @@ def _pod(context: Context, revision: RoleRevision, image: str, labels: Object) -
 
 def worker_args(context: Context, revision: RoleRevision, source: ModelSource) -> list[str]:
     """Words after `baton`; $(POD_IP) is filled in by the kubelet, and is what other pods dial."""
-    role, transfer = role_of(context, revision.role), context.manifest.spec.transfer
-    parallel = role.parallelism
+    role = role_of(context, revision.role)
+    mode, nodes = "null" if revision.whole else revision.role, role.parallelism.nodes
     args = ["serve", *source.flags, "--served-model-name", context.manifest.served_name]
-    args += ["--host", "$(POD_IP)", "--port", str(WORKER_PORT), "--tp-size", str(parallel.tensor)]
-    args += ["--disaggregation-mode", "null" if revision.whole else revision.role]
-    args += ["--disaggregation-bootstrap-addr", context.bootstrap_addresses()]
-    if not revision.whole:
-        args += ["--disaggregation-transfer-backend", transfer.backend]
-        args += ["--disaggregation-transfer-protocol", _PROTOCOLS[transfer.protocol]]
-        if transfer.devices:
-            args += ["--disaggregation-ib-device", ",".join(transfer.devices)]
-    for flag, size in (("--pp-size", parallel.pipeline), ("--dp-size", parallel.data), ("--ep-size", parallel.expert)):
-        if size > 1:
-            args += [flag, str(size)]
-    if parallel.nodes > 1:
-        args += ["--nnodes", str(parallel.nodes), "--node-rank", "$(LWS_WORKER_INDEX)"]
+    args += ["--host", "$(POD_IP)", "--port", str(WORKER_PORT)]
+    args += role_flags(role, mode, context.manifest.spec.transfer, context.bootstrap_addresses())
+    if nodes > 1:
+        args += ["--nnodes", str(nodes), "--node-rank", "$(LWS_WORKER_INDEX)"]
         args += ["--dist-init-addr", f"$(LWS_LEADER_ADDRESS):{_RENDEZVOUS_PORT}"]
     return [*args, *role.extra_args]
 

@@ -117,7 +117,10 @@ def _tickets(fields: CommonFields, count: int) -> Sequence[HandoffTicket | None]
     handoff = fields.baton_handoff
     if handoff is not None:
         names = [handoff.transfer_id] if count == 1 else [f"{handoff.transfer_id}.{index}" for index in range(count)]
-        return [HandoffTicket(transfer_id=name, peer=handoff.peer, attempt=handoff.attempt) for name in names]
+        return [
+            HandoffTicket(transfer_id=name, peer=handoff.peer, attempt=handoff.attempt, receiver=handoff.receiver)
+            for name in names
+        ]
     if fields.bootstrap_room is None:
         return None
     hosts = _per_choice(fields.bootstrap_host, count, "bootstrap_host")

@@ -26,6 +26,7 @@ from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.messages import Failure
 from baton_serving.runtime.metrics import Metrics
+from baton_serving.runtime.reachable import reachable_host, url_of
 from baton_serving.runtime.registration import Registration, worker_record
 from baton_serving.runtime.request_log import RequestLog
 from baton_serving.runtime.requests import Choice, GenerateRequest
@@ -47,7 +48,8 @@ def serve(config: ServerConfig) -> int:
     logs.configure("api", config.logging.log_level, config.logging.log_level_http or "warning")
     with bind(config.http.host, config.http.port) as listener:
         resolved = resolve_here(config)
-        host, port = listener.getsockname()[:2]
+        listening, port = listener.getsockname()[:2]
+        host = reachable_host(listening, resolved.bootstrap_addrs)
         with Worker(resolved, Identity.fresh(host, port)) as worker:
             facts = worker.start()
             api = _ApiProcess(worker, facts, listener)
@@ -127,8 +129,8 @@ class _ApiProcess:
     async def _register(self) -> Registration | None:
         if not self._config.bootstrap_addrs:
             return None
-        host, port = self._listener.getsockname()[:2]
-        record = worker_record(self._config, self._worker.identity, self._facts.rank, host, port)
+        port = self._listener.getsockname()[1]
+        record = worker_record(self._config, self._worker.identity, self._facts.rank, port)
         registration = Registration(self._config, record, self._manager)
         await registration.start()
         return registration
@@ -147,10 +149,9 @@ class _ApiProcess:
         self._stopping.set()
 
     def _announce(self) -> None:
-        host, port = self._listener.getsockname()[:2]
+        port = self._listener.getsockname()[1]
         path = self._config.given.http.announce_file
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        facts: dict[str, str | int] = {"url": url, "http_port": port}
+        facts: dict[str, str | int] = {"url": url_of(self._worker.identity.host, port), "http_port": port}
         if self._grpc_port:
             facts["grpc_port"] = self._grpc_port
         announce(facts, Path(path) if path else None)

@@ -153,7 +153,13 @@ def _check_runtime(config: ServerConfig) -> None:
 
 def _check_disaggregation(config: ServerConfig) -> None:
     chosen = config.disaggregation
-    if chosen.disaggregation_mode == "decode" and not chosen.disaggregation_bootstrap_addr:
+    fake = chosen.disaggregation_transfer_backend == "fake" and chosen.disaggregation_mode != "null"
+    _refuse_unless(
+        not (fake and (chosen.disaggregation_bootstrap_addr or chosen.disaggregation_verify)),
+        "--disaggregation-transfer-backend fake runs one leg alone, with made-up KV: leave out "
+        "--disaggregation-bootstrap-addr and --disaggregation-verify",
+    )
+    if chosen.disaggregation_mode == "decode" and not fake and not chosen.disaggregation_bootstrap_addr:
         raise ConfigError(
             "--disaggregation-mode decode needs --disaggregation-bootstrap-addr: the HOST:PORT of the bootstrap server "
             "that the prefill workers register with"
@@ -170,9 +176,14 @@ def _check_disaggregation(config: ServerConfig) -> None:
         protocol != "nvlink_intra" or chosen.disaggregation_transfer_backend == "mooncake",
         "--disaggregation-transfer-protocol nvlink_intra needs --disaggregation-transfer-backend mooncake",
     )
+    decode_tp = chosen.disaggregation_decode_tp
+    _refuse_unless(decode_tp is None or decode_tp > 0, "--disaggregation-decode-tp must be above 0")
+    _refuse_unless(
+        decode_tp is None or chosen.disaggregation_mode == "prefill",
+        "--disaggregation-decode-tp is for --disaggregation-mode prefill: a prefill worker checks it of its peers",
+    )
     for flag, size in (
-        ("--disaggregation-decode-tp", chosen.disaggregation_decode_tp),
         ("--disaggregation-decode-dp", chosen.disaggregation_decode_dp),
         ("--disaggregation-prefill-pp", chosen.disaggregation_prefill_pp),
     ):
-        _refuse_unless(size is None or size > 0, f"{flag} must be above 0")
+        _refuse_unless(size in (None, 1), f"{flag} {size}: every worker of this version has size 1; leave it out")

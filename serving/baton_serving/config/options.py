@@ -375,7 +375,7 @@ class DisaggregationOptions:
         choices=("mooncake", "nixl", "ascend", "fake"),
         not_yet=("ascend",),
         instead="use mooncake or nixl",
-        help="Library that moves the KV pages.",
+        help="Library that moves the KV pages; fake moves none and runs one leg alone with made-up KV, for benchmarks.",
     )
     disaggregation_transfer_protocol: str = option(
         "--disaggregation-transfer-protocol",
@@ -398,17 +398,19 @@ class DisaggregationOptions:
     disaggregation_decode_tp: int | None = option(
         "--disaggregation-decode-tp",
         default=None,
-        help="Tensor parallel size that decode peers must have.",
+        help="Tensor parallel size that decode peers of a prefill worker must have; others are refused.",
         auto="any that fits",
     )
     disaggregation_decode_dp: int | None = option(
         "--disaggregation-decode-dp",
         default=None,
-        help="Data parallel size that decode peers must have.",
-        auto="any that fits",
+        help="Data parallel size of the decode workers; 1 is the only one.",
+        auto="1",
     )
     disaggregation_prefill_pp: int = option(
-        "--disaggregation-prefill-pp", default=1, help="Pipeline parallel size of the prefill workers."
+        "--disaggregation-prefill-pp",
+        default=1,
+        help="Pipeline parallel size of the prefill workers; 1 is the only one.",
     )
     disaggregation_ib_device: str | None = option(
         "--disaggregation-ib-device",

@@ -37,6 +37,7 @@ class Ask:
             "transfer_id": secrets.token_hex(16),
             "peer": route.prefill.worker.id,
             "attempt": attempt,
+            "receiver": route.decode.worker.id,
         }
         return orjson.dumps({**self.body, "baton_handoff": handoff})
 

@@ -74,6 +74,7 @@ class ControlSockets:
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME)
+        socket.setsockopt(zmq.IPV6, 1)  # besides IPv4
 
     def dial(self, connection: int, address: PeerAddress) -> None:
         """Connect once: a connection that ends is not renewed."""

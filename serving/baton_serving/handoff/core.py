@@ -52,12 +52,22 @@ class HandoffCore:
     `blank` describes the worker before its engines are open: the ranks' `pages`, `address` and `endpoint` come later.
     """
 
-    def __init__(self, blank: PeerDescriptor, rim: Rim, limits: Limits | None = None, verify: bool = False) -> None:
+    def __init__(
+        self,
+        blank: PeerDescriptor,
+        rim: Rim,
+        limits: Limits | None = None,
+        verify: bool = False,
+        *,
+        receiver_tp: int | None = None,
+    ) -> None:
         limits = limits or Limits()
         ranks = len(blank.ranks)
         self.ready = False
         self.fencing = Fencing(rim, limits, blank, self._on_ready)
-        self.links = LinkTable(rim, limits, blank.incarnation, ranks, self._link_up, self._link_lost, self._owed)
+        self.links = LinkTable(
+            rim, limits, blank.incarnation, ranks, self._link_up, self._link_lost, self._owed, receiver_tp
+        )
         self.sends = SendSide(rim, self.links, limits, ranks, lambda: self.fencing.own_epoch)
         self.receives = ReceiveSide(rim, self.links, limits, ranks, verify)
         self.fencing.bind(self.links, self.sends, self.receives)
@@ -96,6 +106,12 @@ class HandoffCore:
         self._now = now
         self.sends.abort(key, failure, now)
         self.receives.abort(key, failure, now)
+        self._moved()
+
+    def forsake(self, key: Key, failure: HandoffFailure, now: float) -> None:
+        """Sending: whoever was to ask for this attempt is gone. Nothing happens once someone has asked."""
+        self._now = now
+        self.sends.forsake(key, failure, now)
         self._moved()
 
     # From the outside.

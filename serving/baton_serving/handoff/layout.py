@@ -107,6 +107,15 @@ def check_compatible(mine: PeerDescriptor, theirs: PeerDescriptor) -> None:
             raise PeerRefused(f"{mine.label} has {what} size {a}, {theirs.label} has {b}: one must divide the other")
 
 
+def check_receiver(mine: PeerDescriptor, theirs: PeerDescriptor, tp_size: int) -> None:
+    """Raise `PeerRefused` unless the peer, which asks for pages, has the tensor parallel size that was prescribed."""
+    if theirs.tp_size != tp_size:
+        raise PeerRefused(
+            f"{mine.label} sends to workers of tp size {tp_size} (--disaggregation-decode-tp), "
+            f"{theirs.label} has {theirs.tp_size}: make them agree"
+        )
+
+
 def _check_layout(mine: PeerDescriptor, theirs: PeerDescriptor) -> None:
     a, b = mine.layout, theirs.layout
     for field, remedy in (

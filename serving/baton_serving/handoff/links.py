@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from baton_serving.handoff.layout import PeerDescriptor, PeerRefused, check_compatible
+from baton_serving.handoff.layout import PeerDescriptor, PeerRefused, check_compatible, check_receiver
 from baton_serving.handoff.protocol import (
     Aborted,
     Control,
@@ -61,7 +61,8 @@ class Link:
 
 class LinkTable:
     """All links. `on_up` and `on_lost` are told of admissions and ends (`witnessed`: the connection itself ended);
-    `owed` tells whether any page is in quarantine on account of a link."""
+    `owed` tells whether any page is in quarantine on account of a link. `receiver_tp` is the tensor parallel size that
+    peers must have who ask for pages (None: any that fits)."""
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class LinkTable:
         on_up: Callable[[Link], None],
         on_lost: Callable[[Link, str, bool], None],
         owed: Callable[[Link], bool],
+        receiver_tp: int | None = None,
     ) -> None:
         self._rim = rim
         self._limits = limits
@@ -80,6 +82,7 @@ class LinkTable:
         self._on_up = on_up
         self._on_lost = on_lost
         self._owed = owed
+        self._receiver_tp = receiver_tp
         self._links: dict[int, Link] = {}
         self._condemned: dict[int, Link] = {}
         self.fenced_by_close = True
@@ -196,6 +199,8 @@ class LinkTable:
             return
         try:
             check_compatible(self.mine, theirs)
+            if link is None and self._receiver_tp is not None:
+                check_receiver(self.mine, theirs, self._receiver_tp)
         except PeerRefused as error:
             self.refuse("layout", str(error))
             logger.warning("peer refused: %s", error)

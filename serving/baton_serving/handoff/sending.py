@@ -159,6 +159,12 @@ class SendSide:
         if send is not None:
             self._fire(send, SendEvent.ABORT, failure)
 
+    def forsake(self, key: Key, failure: HandoffFailure, now: float) -> None:
+        """The receiver is gone; without effect once one has joined, whose link tells better."""
+        send = self._find(key, now)
+        if send is not None and send.link is None:
+            self._fire(send, SendEvent.PEER_LOST, failure)
+
     # Messages of the receiver.
 
     def join(self, link: Link, message: Join, now: float) -> None:

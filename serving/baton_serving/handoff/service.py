@@ -36,7 +36,8 @@ class HandoffService:
 
     `blank` describes the worker without engines; `command` passes a `RankCommand` to a rank, in order and without
     blocking; every rank's reports come back through `report`. `resolve` looks a peer key up among registered peers and
-    may block. `wake` is called from the service's thread whenever `events()` has something new.
+    may block. `wake` is called from the service's thread whenever `events()` has something new. `receiver_tp` is the
+    tensor parallel size that receivers must have (None: any that fits).
     """
 
     def __init__(
@@ -50,11 +51,12 @@ class HandoffService:
         limits: Limits | None = None,
         verify: bool = False,
         curve: CurveKeys | None = None,
+        receiver_tp: int | None = None,
     ) -> None:
         self._command = command
         self._resolve = resolve
         self._wake_scheduler = wake
-        self._core = HandoffCore(blank, self, limits, verify)
+        self._core = HandoffCore(blank, self, limits, verify, receiver_tp=receiver_tp)
         self._sockets = ControlSockets(bind, self._frame, self._connection_ended, curve)
         self._inbox: deque[Callable[[float], None]] = deque()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -156,6 +158,11 @@ class HandoffService:
         """End the latest attempt, from either side. Answered by `SendFailed` or `ReceiveFailed` unless it is over."""
         key = self._key(transfer_id)
         self._put(lambda now: self._core.abort(key, HandoffFailure(code, reason), now))
+
+    def forsake(self, transfer_id: str, reason: str) -> None:
+        """Sending: the receiver is gone. Answered by `SendFailed` unless one has asked for the pages by now."""
+        key = self._key(transfer_id)
+        self._put(lambda now: self._core.forsake(key, HandoffFailure("unavailable", reason), now))
 
     def report(self, report: RankReport) -> None:
         """A rank's report; from any thread."""

@@ -77,6 +77,12 @@ class KVPool:
             index = upload(pairs, torch.int64, self.device)
             self._blocks[index[:, 1]] = self._blocks[index[:, 0]]
 
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """A copy of `nbytes` bytes of the pool from `offset` on (ValueError outside of it)."""
+        if not 0 <= offset <= offset + nbytes <= self.size_bytes:
+            raise ValueError(f"{nbytes} bytes at {offset} lie outside the pool of {self.size_bytes}")
+        return self._bytes[offset : offset + nbytes].cpu().numpy().tobytes()
+
     def page_bytes(self, page: int) -> torch.Tensor:
         """The block of one page as a uint8 view `[page_bytes]`."""
         return self._blocks[page]

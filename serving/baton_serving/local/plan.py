@@ -10,6 +10,7 @@ from pathlib import Path
 
 from baton_operator.api import InferenceService
 from baton_operator.api.v1alpha1 import WorkerRole
+from baton_operator.worker_flags import role_flags
 from baton_serving.errors import ConfigError
 
 # Stand in a command for what is known only once other processes, or an earlier run of this one, have announced it.
@@ -20,7 +21,6 @@ HTTP_PORT = "{http_port}"
 HOST = "127.0.0.1"
 _BATON = (sys.executable, "-m", "baton_serving.cli.main")
 _MODES = {"prefill": "prefill", "decode": "decode", "worker": "null"}
-_PROTOCOLS = {"tcp": "tcp", "rdma": "rdma", "nvlink": "nvlink_intra"}
 
 
 class Kind(Enum):
@@ -114,19 +114,8 @@ def _workers(service: InferenceService, folder: Path, machine: Machine, *, undiv
 
 
 def _worker_argv(service: InferenceService, folder: Path, name: str, role: WorkerRole) -> tuple[str, ...]:
-    transfer, parallel = service.spec.transfer, role.parallelism
-    argv = [*_BATON, "serve", *_model_flags(service, folder)]
-    argv += ["--host", HOST, "--port", "0", "--tp-size", str(parallel.tensor)]
-    argv += ["--disaggregation-mode", _MODES[name], "--disaggregation-bootstrap-addr", BOOTSTRAP]
-    if name != "worker":
-        argv += ["--disaggregation-transfer-backend", transfer.backend]
-        argv += ["--disaggregation-transfer-protocol", _PROTOCOLS[transfer.protocol]]
-        if transfer.devices:
-            argv += ["--disaggregation-ib-device", ",".join(transfer.devices)]
-    for flag, size in (("--pp-size", parallel.pipeline), ("--dp-size", parallel.data), ("--ep-size", parallel.expert)):
-        if size > 1:
-            argv += [flag, str(size)]
-    return (*argv, *role.extra_args)
+    argv = [*_BATON, "serve", *_model_flags(service, folder), "--host", HOST, "--port", "0"]
+    return (*argv, *role_flags(role, _MODES[name], service.spec.transfer, BOOTSTRAP), *role.extra_args)
 
 
 def _model_flags(service: InferenceService, folder: Path) -> list[str]:

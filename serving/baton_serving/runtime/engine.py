@@ -59,7 +59,7 @@ class Engine:
     def __init__(self, config: ServerConfig | None = None, **flags: object) -> None:
         resolved = resolve_here(config or config_from_values(flags))
         self._loop = asyncio.new_event_loop()
-        self._worker = Worker(resolved, Identity.fresh("engine", os.getpid()))
+        self._worker = Worker(resolved, Identity.fresh("127.0.0.1", os.getpid()))
         try:
             self.facts = self._worker.start()
             self._intake, self._tokenizer = load_intake(resolved, self.facts)

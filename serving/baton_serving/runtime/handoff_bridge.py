@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -36,6 +37,8 @@ from baton_serving.sampling.params import TokenLogprobs
 from baton_serving.scheduling.events import Snapshot
 from baton_serving.scheduling.request import Request, State
 from baton_serving.scheduling.scheduler import Scheduler
+
+_LOOK_SECONDS = 0.25
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ class _Sending:
     move: Later | None = None
     started: bool = False
     failed: bool = False
+    receiver: str = ""  # the incarnation behind `ticket.receiver`, once the registry knows it
 
 
 @dataclass
@@ -81,13 +85,23 @@ class _Receiving:
 
 
 class HandoffBridge:
-    """A `LoopExtension`. `mode` is "prefill" or "decode": which leg a ticket makes this worker run."""
+    """A `LoopExtension`. `mode` is "prefill" or "decode": which leg a ticket makes this worker run. `incarnation` tells
+    which start of a worker is registered as alive ("": none); it must not block."""
 
-    def __init__(self, service: HandoffService, scheduler: Scheduler, mode: str, wake_fd: int) -> None:
+    def __init__(
+        self,
+        service: HandoffService,
+        scheduler: Scheduler,
+        mode: str,
+        wake_fd: int,
+        incarnation: Callable[[str], str] = lambda worker: "",
+    ) -> None:
         self._service = service
         self._scheduler = scheduler
         self._mode = mode
         self._wake_fd = wake_fd
+        self._incarnation = incarnation
+        self._next_look = 0.0
         self._sending: dict[str, _Sending] = {}
         self._receiving: dict[str, _Receiving] = {}
         self._transfer_of: dict[str, str] = {}
@@ -198,12 +212,28 @@ class HandoffBridge:
         self._service.beat(tick)
         for event in self._service.events():
             self._handle(event)
+        self._look_for_receivers()
         for receiving in list(self._receiving.values()):
             if receiving.begun and not receiving.reserved and not receiving.over:
                 self._reserve(receiving)
         self.booked()  # a request that moves may stand still without a step
         outputs, self._outputs = self._outputs, []
         return outputs
+
+    def _look_for_receivers(self) -> None:
+        """Now and then: a receiver that was registered and is not any more will never ask for its pages."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + _LOOK_SECONDS
+        for transfer_id, sending in self._sending.items():
+            worker = sending.ticket.receiver
+            if not worker or sending.failed:
+                continue
+            found = self._incarnation(worker)
+            if sending.receiver and found != sending.receiver:
+                self._service.forsake(transfer_id, f"decode worker {worker!r} is gone")
+            sending.receiver = sending.receiver or found
 
     def planned(self) -> None:
         """A step was planned: tell receivers whose requests are in it for the first time that they may reserve."""

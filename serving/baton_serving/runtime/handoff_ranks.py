@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import zmq
 
-from baton_serving.handoff.backends.base import BackendFactory, HostMemory
+from baton_serving.handoff.backends.base import BackendFactory, DeviceMemory, HostMemory, PoolMemory
 from baton_serving.handoff.layout import rank_slice
 from baton_serving.handoff.ranks import RankCommand, RankExecutor, RankReport, RankTransfer
+from baton_serving.kv.pool import KVPool
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.rank import Rank
 
@@ -25,9 +26,17 @@ def rank_transfer(
     """This rank's engines over its pool, on a thread of their own. `name` is unique per incarnation."""
     state = rank.parallel
     slice_ = rank_slice(rank.loaded.kv_layout, state.tp_size, state.tp_rank)
-    memory = HostMemory(rank.pool.base_address, rank.pool.size_bytes)
-    executor = RankExecutor(state.tp_rank, slice_, memory, factory, report, write_timeout=write_timeout, name=name)
+    executor = RankExecutor(
+        state.tp_rank, slice_, pool_memory(rank.pool), factory, report, write_timeout=write_timeout, name=name
+    )
     return RankTransfer(executor)
+
+
+def pool_memory(pool: KVPool) -> PoolMemory:
+    """The pool as transfer engines register it: memory of the host or of a CUDA device."""
+    if pool.device.type == "cpu":
+        return HostMemory(pool.base_address, pool.size_bytes)
+    return DeviceMemory(pool.base_address, pool.size_bytes, pool.device.index or 0, pool.read)
 
 
 class FollowerTransfers:

@@ -29,15 +29,11 @@ from baton_serving.scheduling.scheduler import Scheduler
 TOKEN_VARIABLE = "BATON_TOKEN_FILE"  # set by a deployment: the secret that a service's own parts share
 
 
-def transfer_factory(config: ResolvedConfig) -> BackendFactory:
-    """Makes this rank's transfer engines (ConfigError when the backend is not for separate processes)."""
+def transfer_factory(config: ResolvedConfig, host: str) -> BackendFactory:
+    """Makes this rank's transfer engines, which peers reach at `host`."""
     given = config.given.disaggregation
-    if given.disaggregation_transfer_backend == "fake":
-        raise ConfigError(
-            "--disaggregation-transfer-backend fake moves pages within one process, for tests; use mooncake or nixl"
-        )
     options = BackendOptions(
-        host=config.given.http.host,
+        host=host,
         protocol=config.transfer_protocol,
         devices=given.disaggregation_ib_device or "",
         cuda=config.device == "cuda",
@@ -70,8 +66,8 @@ class Handoff:
         context: zmq.Context[zmq.Socket[bytes]],
         addresses: Addresses,
     ) -> None:
-        limits = Limits()
-        factory = transfer_factory(config)
+        limits, given = Limits(), config.given.disaggregation
+        factory = transfer_factory(config, identity.host)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._bootstrap = BootstrapThread(bootstrap_addresses(config), token=bootstrap_token())
         self.service = HandoffService(
@@ -79,20 +75,22 @@ class Handoff:
             self._command,
             self._resolve,
             lambda: os.eventfd_write(self._wake_fd, 1),
-            bind=f"tcp://{config.given.http.host}:0",
+            bind=control_address(identity.host),
             limits=limits,
-            verify=config.given.disaggregation.disaggregation_verify,
+            verify=given.disaggregation_verify,
+            receiver_tp=given.disaggregation_decode_tp,
         )
         report: Callable[[RankReport], None] = self.service.report
         self._followers = FollowerTransfers(context, addresses, report)
         self._local = rank_transfer(rank, factory, report, identity.incarnation, limits.write)
         self.service.start()
-        mode = config.given.disaggregation.disaggregation_mode
-        self.bridge = HandoffBridge(self.service, scheduler, mode, self._wake_fd)
+        mode = given.disaggregation_mode
+        self.bridge = HandoffBridge(self.service, scheduler, mode, self._wake_fd, self._incarnation)
 
     def close(self) -> None:
-        self.service.close()
+        # Engines first: the end of the control connections tells peers that nothing is written any more.
         self._local.close()
+        self.service.close()
         self._followers.close()
         self._bootstrap.close()
         os.close(self._wake_fd)
@@ -110,6 +108,18 @@ class Handoff:
         except BootstrapError:
             return None
         return PeerAddress(worker.control, worker.incarnation) if worker.control else None
+
+    def _incarnation(self, worker: str) -> str:
+        """Which start of the worker of that name the registry knows as alive; empty when there is none."""
+        try:
+            return self._bootstrap.view.find(worker).worker.incarnation
+        except BootstrapError:
+            return ""
+
+
+def control_address(host: str) -> str:
+    """Where the control socket is bound; the port is the system's choice."""
+    return f"tcp://[{host}]:0" if ":" in host else f"tcp://{host}:0"
 
 
 def _descriptor(config: ResolvedConfig, identity: Identity, rank: Rank) -> PeerDescriptor:

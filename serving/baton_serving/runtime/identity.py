@@ -18,16 +18,18 @@ ID_VARIABLE = "BATON_WORKER_ID"  # set by a deployment: the pod's name
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """`incarnation` is new on every start; `epoch`, the start in unix nanoseconds, orders the starts of one `id`."""
+    """`incarnation` is new on every start; `epoch`, the start in unix nanoseconds, orders the starts of one `id`.
+    `host` is the address at which other workers reach this one."""
 
     id: str
     incarnation: str
     epoch: int
+    host: str
 
     @classmethod
     def fresh(cls, host: str, port: int) -> Identity:
-        """An identity for a start now: named by the deployment, else by where it listens."""
-        return cls(os.environ.get(ID_VARIABLE) or f"{host}:{port}", uuid.uuid4().hex, time.time_ns())
+        """An identity for a start now: named by the deployment, else by where it can be reached."""
+        return cls(os.environ.get(ID_VARIABLE) or f"{host}:{port}", uuid.uuid4().hex, time.time_ns(), host)
 
 
 def engine_digest(config: ResolvedConfig) -> str:

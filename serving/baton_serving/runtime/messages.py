@@ -48,12 +48,14 @@ class HandoffTicket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Ties a request's prefill leg and decode leg together.
 
     `transfer_id` is unique per attempt pair. `peer` is what the request named as its prefill worker (`host:port` or a
-    worker id): a look-up key among registered peers, never an address to dial.
+    worker id): a look-up key among registered peers, never an address to dial. `receiver` is the key of the decode
+    worker, if the request named one: when that worker is gone, nobody will ask for the pages.
     """
 
     transfer_id: str
     peer: str = ""
     attempt: int = 0
+    receiver: str = ""
 
 
 class GenerateInput(Message):

@@ -12,6 +12,7 @@ from baton_serving.config import ResolvedConfig
 from baton_serving.runtime.handoff_setup import bootstrap_addresses, bootstrap_token
 from baton_serving.runtime.identity import Identity, engine_digest
 from baton_serving.runtime.rank import RankFacts
+from baton_serving.runtime.reachable import url_of
 from baton_serving.runtime.tokenizer_manager import TokenizerManager
 
 log = logging.getLogger(__name__)
@@ -20,23 +21,22 @@ REGISTRATION_WAIT: Final = 5.0  # seconds
 _ROLES = {"prefill": Role.PREFILL, "decode": Role.DECODE, "null": Role.BOTH}
 
 
-def worker_record(config: ResolvedConfig, identity: Identity, facts: RankFacts, host: str, port: int) -> Worker:
-    """What the registry holds of a worker that answers HTTP at `host:port`.
+def worker_record(config: ResolvedConfig, identity: Identity, facts: RankFacts, port: int) -> Worker:
+    """What the registry holds of a worker that answers HTTP at its host's `port`.
 
     Its keys are the names by which a router may call its bootstrap: SGLang's sends the host of the worker's URL with a
     bootstrap port, or without one. Where several workers share a host, such a key names none of them.
     """
-    given = config.given.disaggregation
+    given, host = config.given.disaggregation, identity.host
     keys = [f"{host}:{port}"]
     if given.disaggregation_mode == "prefill":
         keys += [host, f"{host}:{given.disaggregation_bootstrap_port}"]
-    url_host = f"[{host}]" if ":" in host else host
     return Worker(
         id=identity.id,
         incarnation=identity.incarnation,
         epoch=identity.epoch,
         role=_ROLES[given.disaggregation_mode],
-        http_url=f"http://{url_host}:{port}",
+        http_url=url_of(host, port),
         control=facts.handoff_endpoint,
         keys=tuple(keys),
         model=config.served_model_name,

@@ -19,6 +19,7 @@ from baton_serving.runtime.followers import Followers, follow
 from baton_serving.runtime.handoff_ranks import FollowerEngines
 from baton_serving.runtime.handoff_setup import Handoff, transfer_factory
 from baton_serving.runtime.identity import Identity
+from baton_serving.runtime.lone_leg import LoneLeg
 from baton_serving.runtime.loop import SchedulerLoop
 from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput
 from baton_serving.runtime.process import Reporter
@@ -97,16 +98,17 @@ def _follow(
 ) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # rank 0 may be gone: nobody will say stop
     engines = None
-    if _disaggregated(config):
+    if _transfers(config):
         name, timeout = identity.incarnation, Limits().write
-        engines = FollowerEngines(context, addresses, rank, transfer_factory(config), name, timeout)
+        engines = FollowerEngines(context, addresses, rank, transfer_factory(config, identity.host), name, timeout)
     follow(rank.executor, rank.parallel.tp_rank, context, addresses, {}, lambda: reporter.ready({}))
     if engines is not None:
         engines.close()
 
 
-def _disaggregated(config: ResolvedConfig) -> bool:
-    return config.given.disaggregation.disaggregation_mode != "null"
+def _transfers(config: ResolvedConfig) -> bool:
+    given = config.given.disaggregation
+    return given.disaggregation_mode != "null" and given.disaggregation_transfer_backend != "fake"
 
 
 def _lead(
@@ -122,9 +124,9 @@ def _lead(
     to_api: Push[ApiInput] = Push(context, addresses.api)
     followers = Followers(context, addresses, config.dist_timeout)
     scheduler = Scheduler(scheduler_config(config), rank.loaded.kv_layout, rank.pool.pages)
-    handoff = None
-    if _disaggregated(config):
-        handoff = Handoff(config, identity, rank, scheduler, context, addresses)
+    handoff = Handoff(config, identity, rank, scheduler, context, addresses) if _transfers(config) else None
+    mode = config.given.disaggregation.disaggregation_mode
+    lone = LoneLeg(scheduler, mode) if handoff is None and mode != "null" else None
     watchdog = Watchdog(config.given.runtime.watchdog_timeout)
     loop = SchedulerLoop(
         scheduler,
@@ -138,7 +140,7 @@ def _lead(
         Figures(scheduler),
         overlap=not config.given.optimization.disable_overlap_schedule,
         log_interval=config.given.logging.decode_log_interval,
-        extension=None if handoff is None else handoff.bridge,
+        extension=lone if handoff is None else handoff.bridge,
         controls={} if handoff is None else {"move": handoff.bridge.move},
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
@@ -151,6 +153,8 @@ def _lead(
         watchdog.stop()
         if handoff is not None:
             handoff.close()
+        if lone is not None:
+            lone.close()
         followers.stop()
         to_detokenizer.close(linger_ms=200)
         to_api.close(linger_ms=200)

@@ -75,13 +75,16 @@ class Worker:
     def _serve_bootstrap(self) -> None:
         """A prefill worker that was given no bootstrap server brings one along."""
         given = self.config.given
-        if given.disaggregation.disaggregation_mode != "prefill" or self.config.bootstrap_addrs:
+        chosen = given.disaggregation
+        if chosen.disaggregation_mode != "prefill" or self.config.bootstrap_addrs:
             return
-        host, port = given.http.host, given.disaggregation.disaggregation_bootstrap_port
+        if chosen.disaggregation_transfer_backend == "fake":
+            return  # it has no peers
+        host, port = given.http.host, chosen.disaggregation_bootstrap_port
         server = Child(BOOTSTRAP, bootstrap_main, host, port, given.logging.log_level)
         self._children.append(server)
         port = server.wait_ready()["port"]
-        self.config = dataclasses.replace(self.config, bootstrap_addrs=((host, port),))
+        self.config = dataclasses.replace(self.config, bootstrap_addrs=((self.identity.host, port),))
 
     def watch(self, on_death: Callable[[str, int | None], None]) -> None:
         """Call `on_death(name, exit code)` once, from a thread of its own, when the first child ends."""

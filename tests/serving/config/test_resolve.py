@@ -180,6 +180,18 @@ WRONG: list[tuple[HostFacts, dict[str, object], str]] = [
     (CPU, {"disaggregation_bootstrap_addr": "here"}, "--disaggregation-bootstrap-addr: 'here' is not HOST:PORT"),
     (CPU, {"disaggregation_verify": True}, "--disaggregation-verify needs --disaggregation-mode"),
     (CPU, {"disaggregation_decode_tp": 0}, "--disaggregation-decode-tp must be above 0"),
+    (CPU, {"disaggregation_decode_tp": 2}, "--disaggregation-decode-tp is for --disaggregation-mode prefill"),
+    (CPU, {"disaggregation_decode_dp": 2}, "--disaggregation-decode-dp 2: every worker of this version has size 1"),
+    (CPU, {"disaggregation_prefill_pp": 2}, "--disaggregation-prefill-pp 2: every worker of this version has size 1"),
+    (
+        CPU,
+        {
+            "disaggregation_mode": "decode",
+            "disaggregation_transfer_backend": "fake",
+            "disaggregation_bootstrap_addr": "10.0.0.7:8998",
+        },
+        "--disaggregation-transfer-backend fake runs one leg alone",
+    ),
     (
         CPU,
         {"disaggregation_transfer_protocol": "nvlink_intra"},

@@ -13,6 +13,7 @@ class HandoffFields(msgspec.Struct):
     transfer_id: str
     peer: str = ""
     attempt: int = 0
+    receiver: str = ""
 
 
 class ResumeFields(msgspec.Struct):
