@@ -141,7 +141,10 @@ def build(extra: dict[str, object], folder: Path, tp_rank: int = 0) -> Rank:
     rank = build_rank(resolve_here(config_from_values(values)), tp_rank, str(folder / "ranks"))
     for layer in range(36):
         for side in rank.pool.layer_kv(layer):
-            side.normal_()
+            if side.dtype.itemsize == 1:
+                side.view(torch.uint8).random_(0, 0x38)  # below 1, and never NaN
+            else:
+                side.normal_()
     return rank
 
 
@@ -156,6 +159,22 @@ def _profile(work: Callable[[int], object], steps: int) -> Profile:
         torch.cuda.synchronize()
     rows = [(e.key[:90], e.count // steps, e.self_device_time_total / steps) for e in found.key_averages()]
     return sorted(rows, key=lambda row: -row[2])[:14]
+
+
+def idle_share(runner: Runner, batch: int, steps: int = 30) -> float:
+    """Part of the second half of a run of decode steps in which nothing ran on the GPU."""
+    runner.decode(1024, batch, 8)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        runner.decode(1024, batch, steps)
+        torch.cuda.synchronize()
+    on_gpu = [e.time_range for e in found.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    spans = sorted((span.start, span.end) for span in on_gpu)
+    begin, end = (spans[0][0] + spans[-1][1]) / 2, spans[-1][1]
+    busy, reached = 0.0, begin
+    for first, last in spans:
+        busy += max(0.0, last - max(first, reached))
+        reached = max(reached, last)
+    return 1.0 - busy / (end - begin)
 
 
 def _profiles(runner: Runner) -> dict[str, Profile]:
@@ -214,6 +233,8 @@ def measure(arguments: argparse.Namespace, folder: Path, tp_rank: int) -> None:
         speak(f"{torch.cuda.get_device_name()}: copy {copy / 1e12:.3f} TB/s, product {product / 1e12:.1f} TFLOP/s")
         speak(f"ready after {time.perf_counter() - begin:.1f} s; {rank.pool.pages} pages", flush=True)
         rows = list(_measure(runner, arguments.tp * copy, arguments.tp * product, arguments.quick, speak))
+        if not arguments.quick or arguments.profile:
+            speak(f"GPU idle at batch 64: {idle_share(runner, 64):.2%}", flush=True)
         profiles = _profiles(runner) if arguments.profile else {}
     for what, kernels in profiles.items():
         speak(f"\nkernels of {what}: {sum(row[2] for row in kernels):.0f} µs")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from baton_serving.errors import ConfigError
-from baton_serving.kv.layout import KVGroup, KVLayout
+from baton_serving.kv.layout import KV_DTYPES, KVGroup, KVLayout
 from baton_serving.model.attention import AttentionHeads
 from baton_serving.model.decoder import CausalModel
 from baton_serving.model.parallel import ParallelState
@@ -21,7 +21,6 @@ DTYPES = {
     "half": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-KV_DTYPES = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
 MODEL_IMPLS = ("auto", "transformers")
 
 

@@ -139,6 +139,11 @@ class Executor:
         self._sampler = Sampler(self._state, processors)
         self._graphs: DecodeGraphs | None = None
 
+    @property
+    def attention_names(self) -> tuple[str, str]:
+        """The attention back ends in use for prefill and decode."""
+        return self._attention.names
+
     @torch.inference_mode()
     def capture(self, sizes: Sequence[int]) -> None:
         """Have decode steps replayed from CUDA graphs of these batch sizes, where model and attention allow it."""

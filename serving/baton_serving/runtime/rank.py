@@ -17,6 +17,7 @@ from baton_serving.model.attention import AttentionPlanner
 from baton_serving.model.loading import LoadedModel, ModelOptions, load_model
 from baton_serving.model.parallel import ParallelState, init_parallel
 from baton_serving.runtime.executor import Executor, ExecutorOptions
+from baton_serving.runtime.identity import engine_digest
 from baton_serving.runtime.memory import LargestSteps, fit_pages, measure_step_bytes
 from baton_serving.sampling.processors import LogitProcessor, load_processors
 
@@ -29,12 +30,14 @@ class Rank:
     pool: KVPool
     executor: Executor
     parallel: ParallelState
+    engine_digest: str
 
 
 class RankFacts(msgspec.Struct, frozen=True):
     """What rank 0 tells the API process of its model and pool. Sizes in tokens, pages and bytes."""
 
     weight_digest: str
+    engine_digest: str
     architecture: str
     vocab_size: int
     eos_token_ids: list[int]
@@ -63,6 +66,7 @@ def rank_facts(rank: Rank, handoff_endpoint: str = "") -> RankFacts:
     groups = len(layout.groups)
     return RankFacts(
         weight_digest=loaded.digest,
+        engine_digest=rank.engine_digest,
         architecture=loaded.info.architecture,
         vocab_size=loaded.info.vocab_size,
         eos_token_ids=list(loaded.info.eos_token_ids),
@@ -98,9 +102,28 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
         # One core stays free: threads that wait for a busy core hold up every operator.
         torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // config.tp_size))
     parallel = init_parallel(tp_rank, config.tp_size, f"file://{rendezvous}", device, config.dist_timeout)
+    try:
+        loaded = _load(config, parallel, device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the weights do not fit into the GPU's memory ({str(error).splitlines()[0]}); raise --tp-size, or see "
+            "with nvidia-smi what else is in it"
+        ) from error
+    try:
+        pool, executor = _fitting_pool(config, loaded, parallel, device)
+        executor.capture(config.cuda_graph_batch_sizes)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the GPU's memory does not last for weights, KV pool and steps ({str(error).splitlines()[0]}); lower "
+            "--mem-fraction-static, --max-total-tokens or --max-running-requests"
+        ) from error
+    return Rank(loaded, pool, executor, parallel, engine_digest(config, executor.attention_names))
+
+
+def _load(config: ResolvedConfig, parallel: ParallelState, device: torch.device) -> LoadedModel:
     given = config.given
     template = given.api.chat_template
-    loaded = load_model(
+    return load_model(
         ModelOptions(
             path=Path(given.model.model_path),
             device=device,
@@ -118,15 +141,6 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
             parallel=parallel,
         )
     )
-    try:
-        pool, executor = _fitting_pool(config, loaded, parallel, device)
-        executor.capture(config.cuda_graph_batch_sizes)
-    except torch.cuda.OutOfMemoryError as error:
-        raise ConfigError(
-            f"the GPU's memory does not last for weights, KV pool and steps ({str(error).splitlines()[0]}); lower "
-            "--mem-fraction-static, --max-total-tokens or --max-running-requests"
-        ) from error
-    return Rank(loaded, pool, executor, parallel)
 
 
 def _fitting_pool(

@@ -10,7 +10,7 @@ from baton_bootstrap.client import RegistrationClient
 from baton_bootstrap.records import Beat, Load, Role, State, Worker
 from baton_serving.config import ResolvedConfig
 from baton_serving.runtime.handoff_setup import bootstrap_addresses, bootstrap_token
-from baton_serving.runtime.identity import Identity, engine_digest
+from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.rank import RankFacts
 from baton_serving.runtime.reachable import url_of
 from baton_serving.runtime.tokenizer_manager import TokenizerManager
@@ -41,7 +41,7 @@ def worker_record(config: ResolvedConfig, identity: Identity, facts: RankFacts, 
         keys=tuple(keys),
         model=config.served_model_name,
         weight_digest=facts.weight_digest,
-        engine_digest=engine_digest(config),
+        engine_digest=facts.engine_digest,
         tp_size=config.tp_size,
         pp_size=1,
         page_size=facts.page_size,
