@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+import xxhash
 from rich.console import Console
 from rich.table import Table
 
@@ -82,9 +83,10 @@ class Pool:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def total(self, pages: list[int]) -> int:
-        """The sum of all bytes of `pages`."""
-        return sum(int(self.pages[page].sum(dtype=torch.int64)) for page in pages)
+    def hashes(self, pages: list[int], parts: int = 1) -> list[list[str]]:
+        """Of each of the equal `parts` of a page, the hashes over `pages`."""
+        content = self.pages[torch.tensor(pages, device=self.device)].cpu().numpy()
+        return [[xxhash.xxh3_128_hexdigest(page.data) for page in part] for part in np.split(content, parts, axis=1)]
 
     def _read(self, offset: int, nbytes: int) -> bytes:
         return self.pages.flatten()[offset : offset + nbytes].cpu().numpy().tobytes()
@@ -159,7 +161,8 @@ def receive(pipe: Connection, args: argparse.Namespace) -> None:
         if order == "quit":
             return
         if order == "check":
-            pipe.send(sum(pool.total(scattered(2, args.pool_pages, args.pages)) for pool in pools))
+            pages = scattered(2, args.pool_pages, args.pages)
+            pipe.send([found for pool in pools for found in pool.hashes(pages)])
             for pool in pools:
                 pool.fill(1)
             continue
@@ -239,8 +242,8 @@ class Sender:
 
     def _check(self, what: str) -> None:
         self._pipe.send(("check", ""))
-        found, sent = self._pipe.recv(), self._pool.total(self._source)
-        if found != sent:
+        # A page is its heads one after the other: each of the receiver's ranks has one contiguous part.
+        if self._pipe.recv() != self._pool.hashes(self._source, self._args.receiver_tp):
             raise SystemExit(f"{what}: the pages did not arrive as they were sent")
 
     def copy(self) -> Iterator[float]:

@@ -163,16 +163,16 @@ def check_attention(pool: KVPool, base: AttentionSpec, first_page: int, note: st
                 for q_lens, kv_lens in shapes:
                     rows = random_rows(pool, q_lens, kv_lens, first_page)
                     q = torch.randn(sum(q_lens), spec.q_heads, spec.k_dim, device=GPU).to(spec.dtype)
-                    exact = paged_attention_reference(q.double(), *wide(k_pages, v_pages), rows, spec)
+                    exact = paged_attention_reference(q.double(), wide(k_pages), wide(v_pages), rows, spec)
                     found = error_of(backend.plan(rows).run(q, k_pages, v_pages), exact)
                     worst = found if math.isnan(found) else max(worst, found)
                 kind = "window" if spec.window else "softcap" if spec.softcap else "plain"
                 yield Finding(f"{op.name} {implementation.name} {kind} {note}", worst, BARS[spec.dtype])
 
 
-def wide(*pages: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def wide(pages: torch.Tensor) -> torch.Tensor:
     """Pages that torch can index: 8-bit floats as float32."""
-    return tuple(side.float() if side.dtype.itemsize == 1 else side for side in pages)
+    return pages.float() if pages.dtype.itemsize == 1 else pages
 
 
 def _call(spec: AttentionSpec, factory: PagedAttentionFactory) -> PagedAttention:

@@ -14,11 +14,14 @@ import argparse
 import itertools
 import json
 import multiprocessing
+import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -29,22 +32,7 @@ from baton_serving.runtime.rank import Rank, build_rank
 from baton_serving.sampling.params import SamplingParams, SlotSetup
 from baton_serving.scheduling.step import PageWrite, StepPlan
 
-QWEN3_8B: dict[str, object] = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "max_position_embeddings": 40960,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000,
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-}
+SHAPE = Path(__file__).with_name("qwen3_8b.json")
 WEIGHT_BYTES, KV_TOKEN_BYTES = 16.4e9, 147_456
 TOKEN_FLOPS, HEAD_FLOPS = 2 * 6.946e9, 2 * 4096 * 151936
 DECODE = [(1024, n) for n in (1, 16, 64, 128, 256)] + [(4096, n) for n in (1, 64, 128)]
@@ -167,8 +155,8 @@ def idle_share(runner: Runner, batch: int, steps: int = 30) -> float:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
         runner.decode(1024, batch, steps)
         torch.cuda.synchronize()
-    on_gpu = [e.time_range for e in found.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    spans = sorted((span.start, span.end) for span in on_gpu)
+    on_gpu = [e.time_range for e in found.events() if e.device_type.name == "CUDA"]
+    spans: list[tuple[float, float]] = sorted((span.start, span.end) for span in on_gpu)
     begin, end = (spans[0][0] + spans[-1][1]) / 2, spans[-1][1]
     busy, reached = 0.0, begin
     for first, last in spans:
@@ -192,17 +180,28 @@ def main() -> None:
     """Measure, print a table, and write all figures where `--json` says."""
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(QWEN3_8B))
+        (Path(folder) / "config.json").write_text(SHAPE.read_text())
+        if arguments.tp == 1:
+            measure(arguments, Path(folder), 0)
+            return
         context = multiprocessing.get_context("spawn")
-        others = [
-            context.Process(target=measure, args=(arguments, Path(folder), rank), daemon=True)
-            for rank in range(1, arguments.tp)
+        ranks = [
+            context.Process(target=_measure_and_leave, args=(arguments, Path(folder), rank))
+            for rank in range(arguments.tp)
         ]
-        for process in others:
+        for process in ranks:
             process.start()
-        measure(arguments, Path(folder), 0)
-        for process in others:
-            process.join()
+        wait([process.sentinel for process in ranks])  # the first to end is over, or the others wait for it for ever
+        for process in ranks:
+            process.join(10)
+            process.kill()
+
+
+def _measure_and_leave(arguments: argparse.Namespace, folder: Path, tp_rank: int) -> None:
+    """Leaves without taking NCCL down, which hangs while CUDA graphs hold its collectives."""
+    measure(arguments, folder, tp_rank)
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _arguments() -> argparse.Namespace:
@@ -243,7 +242,6 @@ def measure(arguments: argparse.Namespace, folder: Path, tp_rank: int) -> None:
     if arguments.json and tp_rank == 0:
         figures = {"copy": copy, "product": product, "rows": rows, "profiles": profiles}
         arguments.json.write_text(json.dumps(figures, indent=1))
-    rank.parallel.close()
 
 
 def _silent(*_: object, **__: object) -> None:

@@ -20,13 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from one_batch import QWEN3_8B
 from rich.console import Console
 from rich.table import Table
 
 from baton_serving.local.service import LocalService
 
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16, "vocab_size": 512}
+SHAPE = Path(__file__).with_name("qwen3_8b.json")
+TINY: dict[str, object] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "head_dim": 16,
+    "vocab_size": 512,
+}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "dtype": "float32"}
 BENCH_SECONDS = 300
 
@@ -39,7 +45,8 @@ class Load:
     output_len: int
     concurrency: int
 
-    def arguments(self) -> list[str]:
+    def arguments(self, seed: int) -> list[str]:
+        """For `baton bench serving`; every load needs a seed of its own, or the next finds its prompts cached."""
         lengths = ["--input-len", str(self.input_len), "--output-len", str(self.output_len)]
         warm = str(min(self.concurrency, 4))
         return [
@@ -85,10 +92,18 @@ def manifest(folder: Path, arrangement: str, arguments: argparse.Namespace) -> P
 
 def measure(service: LocalService, loads: tuple[Load, ...], vocab_size: int, folder: Path) -> Iterator[dict[str, Any]]:
     """What `baton bench serving` finds for each load."""
-    for load in loads:
+    for seed, load in enumerate(loads):
         found = folder / "found.json"
         command = [sys.executable, "-m", "baton_serving.cli.main", "bench", "serving", "--url", service.url]
-        command += ["--api", "native", "--vocab-size", str(vocab_size), "--output-json", str(found), *load.arguments()]
+        command += [
+            "--api",
+            "native",
+            "--vocab-size",
+            str(vocab_size),
+            "--output-json",
+            str(found),
+            *load.arguments(seed),
+        ]
         begin = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BENCH_SECONDS)
         if not found.exists():
@@ -126,8 +141,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures here as well")
     parser.add_argument("--verbose", action="store_true", help="show the workers' log lines")
     arguments = parser.parse_args()
-    config = QWEN3_8B | TINY if arguments.tiny else QWEN3_8B
-    loads = TINY_LOADS if arguments.tiny else LOADS
+    config = json.loads(SHAPE.read_text()) | (TINY if arguments.tiny else {})
+    loads: tuple[Load, ...] = TINY_LOADS if arguments.tiny else LOADS
     if arguments.only:
         loads = tuple(load for load in loads if load.name in arguments.only)
     figures: dict[str, list[dict[str, Any]]] = {}

@@ -96,11 +96,15 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
     """Load this rank's part of the model and make its pool.
 
     All ranks call this together; they meet at the file `rendezvous`. ConfigError for whatever the caller must change.
+    On a GPU the calling thread works on a stream of its own from here on.
     """
     device = rank_device(config, tp_rank)
     if device.type == "cpu":
         # One core stays free: threads that wait for a busy core hold up every operator.
         torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // config.tp_size))
+    else:
+        # Copies of transfer libraries wait for all that is queued on the default stream: the next steps, in our case.
+        torch.cuda.set_stream(torch.cuda.Stream(device))
     parallel = init_parallel(tp_rank, config.tp_size, f"file://{rendezvous}", device, config.dist_timeout)
     try:
         loaded = _load(config, parallel, device)

@@ -8,6 +8,7 @@ from support.gpu_ranks import run_gpu_ranks
 from support.tiny_models import write_tiny_checkpoint
 from support.tp_ranks import run_model
 
+from baton_serving.config import config_from_values
 from baton_serving.model.parallel import ParallelState
 from baton_serving.runtime.engine import Completion, Engine
 
@@ -43,7 +44,7 @@ def tokens_of(answers: Completion | list[Completion]) -> list[list[int]]:
 def generate(**flags: object) -> list[list[int]]:
     shared: dict[str, object] = {"model_path": str(BATON_TINY), "dtype": "float32", "max_running_requests": 8}
     shared |= {"max_total_tokens": 8192, "context_length": 1024, "random_seed": 1}
-    with Engine(**{**shared, **flags}) as engine:
+    with Engine(config_from_values({**shared, **flags})) as engine:
         params = {"temperature": 0.0, "max_new_tokens": 24, "ignore_eos": True}
         return tokens_of(engine.generate(PROMPTS, params))
 

@@ -103,10 +103,12 @@ class NixlBackend:
     def connect(self, endpoint: bytes, address: int) -> str:
         if endpoint not in self._peers:
             size = struct.calcsize(_DEVICE)
+            if len(endpoint) < size:
+                raise BackendError(f"an endpoint of {len(endpoint)} bytes is none of nixl's")
+            (device,) = struct.unpack(_DEVICE, endpoint[:size])
             try:
-                (device,) = struct.unpack(_DEVICE, endpoint[:size])
                 name = self._agent.loadRemoteMD(endpoint[size:])
-            except (struct.error, *self._errors) as error:
+            except self._errors as error:
                 raise BackendError(f"nixl does not take the peer's metadata: {error}") from error
             peer = self._peers[endpoint] = name.decode() if isinstance(name, bytes) else str(name)
             self._devices[peer] = device
