@@ -25,7 +25,6 @@ import json
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -46,6 +46,7 @@ from baton_serving.bench.arguments import count, progress_bar
 
 TIE = 2e-4  # greedy answers may part where the two likeliest tokens are closer than this
 SETTLE_SECONDS = 30.0
+SHOWN = 10  # lines of what went wrong
 SAMPLE_SECONDS = 0.25  # as often as workers report
 QUARANTINE = ("kv_pages_quarantined", "handoff_source_pages_quarantined")
 HELD = ("kv_pages_in_use", "requests_reserved", *QUARANTINE)
@@ -90,7 +91,7 @@ class Worker:
                 raise SystemExit(f"{self.name} did not start:\n{self._log.read_text()[-2000:]}")
             await asyncio.sleep(0.05)
         facts: dict[str, Any] = json.loads(announced.read_text())
-        self.port = int(facts.get("http_port", 0))
+        self.port = int(facts.get("http_port") or urlsplit(str(facts.get("http", ""))).port or 0)
         if self.killed:
             self.restarts.append(time.monotonic() - begun)
         self.ready = True
@@ -404,8 +405,9 @@ async def _load(
     havoc = asyncio.create_task(run.havoc(args.period, args.stopped if args.fault == "stop" else None))
     await asyncio.gather(*(client() for _ in range(args.concurrency)))
     run.tally.seconds = time.monotonic() - begun
+    havoc.cancel()
     await asyncio.sleep(SETTLE_SECONDS / 3)  # the last fault's quarantine is watched as well
-    for watch in (havoc, *watches):
+    for watch in watches:
         watch.cancel()
     ends = await asyncio.gather(havoc, *watches, return_exceptions=True)
     faults = [end for end in ends if isinstance(end, Exception)]
@@ -431,10 +433,10 @@ def _report(tallies: dict[str, Tally], args: argparse.Namespace) -> Table:
     table = Table("what", *tallies, title=f"Fault run: {args.fault}, {args.backend}", title_justify="left")
     rows: dict[str, list[str]] = {}
     for tally in tallies.values():
-        pace = [later - earlier for earlier, later in itertools.pairwise(tally.faults)]
+        pace = tally.seconds / max(1, len(tally.faults))
         for what, found in (
             ("requests", f"{args.requests} in {tally.seconds:.0f} s"),
-            ("faults", f"{len(tally.faults)}, every {statistics.median(pace or [0.0]):.1f} s (median)"),
+            ("faults", f"{len(tally.faults)}, one every {pace:.1f} s"),
             ("failed", f"{len(tally.failed)}"),
             ("tried again", f"{tally.retried}"),
             ("wrong", f"{len(tally.wrong)}"),
@@ -471,7 +473,7 @@ def main() -> int:
         tallies = asyncio.run(run(args, Path(folder), progress))
     console.print(_report(tallies, args))
     for tally in tallies.values():
-        for line in tally.failed + tally.wrong:
+        for line in (tally.failed + tally.wrong)[:SHOWN]:
             console.print(line)
     return int(any(tally.failed or tally.wrong or tally.held for tally in tallies.values()))
 

@@ -26,7 +26,7 @@ PATIENCE = 90.0  # seconds for one answer on a loaded machine
 
 @dataclass(frozen=True)
 class Shape:
-    """How many workers of each kind, their tensor parallelism, and the transfer backend."""
+    """How many workers of each kind, their tensor parallelism, the transfer backend, and what they listen on."""
 
     backend: str = "mooncake"
     prefills: int = 1
@@ -34,6 +34,7 @@ class Shape:
     prefill_tp: int = 1
     decode_tp: int = 1
     verify: bool = False
+    host: str = "127.0.0.1"
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Fleet:
     def _worker(self, mode: str, name: str, port: int = 0) -> BatonProcess:
         tp = self.shape.prefill_tp if mode == "prefill" else self.shape.decode_tp
         options = disaggregated(mode, self.bootstrap, self.shape.backend, tp, self.shape.verify)
+        options += ["--host", self.shape.host]
         return self.processes.worker(name, self.model, *options, port=port)
 
     def start(self) -> None:

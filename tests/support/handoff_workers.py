@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from baton_serving.handoff.backends.fake import FakeFabric
 from baton_serving.handoff.backends.registry import BackendOptions, backend_factory
 from baton_serving.handoff.control import CurveKeys
 from baton_serving.handoff.events import HandoffEvent
-from baton_serving.handoff.layout import PeerDescriptor, rank_slice
+from baton_serving.handoff.layout import PeerDescriptor, RankDescriptor, rank_slice
 from baton_serving.handoff.protocol import PageSpan
 from baton_serving.handoff.ranks import RankCommand, RankExecutor, RankTransfer
 from baton_serving.handoff.rim import Limits, PeerAddress
@@ -71,6 +71,13 @@ class Pool:
         self.memory = HostMemory(self.bytes.ctypes.data, self.bytes.nbytes)
 
 
+class ServiceOptions(TypedDict, total=False):
+    """What a few tests ask of the service."""
+
+    curve: CurveKeys
+    receiver_tp: int
+
+
 class Worker:
     """A worker of `tp` ranks: service, rank threads and pools."""
 
@@ -87,8 +94,7 @@ class Worker:
         verify: bool = False,
         weights: str = "w1",
         backend: str = "fake",
-        curve: CurveKeys | None = None,
-        receiver_tp: int | None = None,
+        **options: Unpack[ServiceOptions],
     ) -> None:
         limits = limits or Limits()
         slices = [rank_slice(layout, tp, rank) for rank in range(tp)]
@@ -112,28 +118,10 @@ class Worker:
         self.woken = threading.Event()
         self.seen: list[HandoffEvent] = []
         self.service = HandoffService(
-            blank,
-            self._command,
-            registry.get,
-            self.woken.set,
-            limits=limits,
-            verify=verify,
-            curve=curve,
-            receiver_tp=receiver_tp,
+            blank, self._command, registry.get, self.woken.set, limits=limits, verify=verify, **options
         )
         self.ranks = [
-            RankTransfer(
-                RankExecutor(
-                    rank,
-                    slices[rank],
-                    self.pools[rank].memory,
-                    factory,
-                    self.service.report,
-                    write_timeout=limits.write,
-                    name=self.incarnation,
-                )
-            )
-            for rank in range(tp)
+            self._rank(slice_, pool, factory, limits.write) for slice_, pool in zip(slices, self.pools, strict=True)
         ]
         try:
             self.service.start()
@@ -141,7 +129,20 @@ class Worker:
             for transfer in self.ranks:
                 transfer.close()
             raise
+        curve = options.get("curve")
         registry[name] = PeerAddress(self.service.endpoint, self.incarnation, curve.public if curve else "")
+
+    def _rank(self, slice_: RankDescriptor, pool: Pool, factory: BackendFactory, write_timeout: float) -> RankTransfer:
+        executor = RankExecutor(
+            slice_.tp_rank,
+            slice_,
+            pool.memory,
+            factory,
+            self.service.report,
+            write_timeout=write_timeout,
+            name=self.incarnation,
+        )
+        return RankTransfer(executor)
 
     def _command(self, rank: int, command: RankCommand) -> None:
         self.ranks[rank].submit(command)
@@ -220,8 +221,7 @@ class Cluster:
         limits: Limits | None = None,
         verify: bool = False,
         weights: str = "w1",
-        curve: CurveKeys | None = None,
-        receiver_tp: int | None = None,
+        **options: Unpack[ServiceOptions],
     ) -> Worker:
         worker = Worker(
             name,
@@ -234,8 +234,7 @@ class Cluster:
             verify=verify,
             weights=weights,
             backend=self.backend,
-            curve=curve,
-            receiver_tp=receiver_tp,
+            **options,
         )
         self.workers.append(worker)
         return worker

@@ -20,9 +20,9 @@ from baton_serving.api.options import AppOptions
 from baton_serving.api.server import bind, http_server
 from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
+from baton_serving.config.check import addresses, check
 from baton_serving.errors import InternalError, Unavailable
 from baton_serving.runtime.crash_dump import CrashDump
-from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.messages import Failure
 from baton_serving.runtime.metrics import Metrics
@@ -45,12 +45,12 @@ def serve(config: ServerConfig) -> int:
 
     Raises ConfigError, before anything slow where that is possible, for what the caller must change.
     """
+    check(config)
     logs.configure("api", config.logging.log_level, config.logging.log_level_http or "warning")
     with bind(config.http.host, config.http.port) as listener:
-        resolved = resolve_here(config)
         listening, port = listener.getsockname()[:2]
-        host = reachable_host(listening, resolved.bootstrap_addrs)
-        with Worker(resolved, Identity.fresh(host, port)) as worker:
+        meeting = addresses("--disaggregation-bootstrap-addr", config.disaggregation.disaggregation_bootstrap_addr)
+        with Worker(config, Identity.fresh(reachable_host(listening, meeting), port)) as worker:
             facts = worker.start()
             api = _ApiProcess(worker, facts, listener)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -63,13 +63,13 @@ class _ApiProcess:
     def __init__(self, worker: Worker, facts: WorkerFacts, listener: socket.socket) -> None:
         self._worker = worker
         self._facts = facts
-        self._config = worker.config
+        self._config = facts.config
         self._listener = listener
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._status = 0
         self._grpc_port = 0
-        self._intake, self._tokenizer = load_intake(self._config, facts)
+        self._intake, self._tokenizer = load_intake(facts)
         self._options = _app_options(self._config, facts)
         labels = {
             "model": self._options.served_model_name,
@@ -130,7 +130,7 @@ class _ApiProcess:
         if not self._config.bootstrap_addrs:
             return None
         port = self._listener.getsockname()[1]
-        record = worker_record(self._config, self._worker.identity, self._facts.rank, port)
+        record = worker_record(self._config, self._facts.identity, self._facts.rank, port)
         registration = Registration(self._config, record, self._manager)
         await registration.start()
         return registration
@@ -151,7 +151,7 @@ class _ApiProcess:
     def _announce(self) -> None:
         port = self._listener.getsockname()[1]
         path = self._config.given.http.announce_file
-        facts: dict[str, str | int] = {"url": url_of(self._worker.identity.host, port), "http_port": port}
+        facts: dict[str, str | int] = {"url": url_of(self._facts.identity.host, port), "http_port": port}
         if self._grpc_port:
             facts["grpc_port"] = self._grpc_port
         announce(facts, Path(path) if path else None)

@@ -61,6 +61,11 @@ def address(flag: str, text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def addresses(flag: str, text: str | None) -> tuple[tuple[str, int], ...]:
+    """The `address` of each of several with commas between them; none for an empty text."""
+    return tuple(address(flag, part) for part in (text or "").split(",") if part)
+
+
 def _is_of(kind: type, item: object) -> bool:
     if isinstance(item, bool):
         return kind is bool

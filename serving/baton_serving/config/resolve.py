@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from baton_serving.config.check import address, check, json_object
+from baton_serving.config.check import addresses, check, json_object
 from baton_serving.config.facts import HostFacts, ModelFacts
 from baton_serving.config.options import ServerConfig
 from baton_serving.errors import ConfigError
@@ -89,7 +89,7 @@ def resolve(config: ServerConfig, host: HostFacts, model: ModelFacts) -> Resolve
         model_overrides=json_object("--json-model-override-args", config.model.json_model_override_args),
         preferred_sampling_params=json_object("--preferred-sampling-params", api.preferred_sampling_params or "{}"),
         transfer_protocol=_transfer_protocol(config, device),
-        bootstrap_addrs=tuple(address("--disaggregation-bootstrap-addr", a) for a in (bootstrap or "").split(",") if a),
+        bootstrap_addrs=addresses("--disaggregation-bootstrap-addr", bootstrap),
     )
 
 

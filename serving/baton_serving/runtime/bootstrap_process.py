@@ -9,7 +9,7 @@ from baton_bootstrap.errors import SetupError
 from baton_bootstrap.server import BootstrapServer, ServerConfig
 from baton_serving import logs
 from baton_serving.errors import ConfigError
-from baton_serving.runtime.handoff_setup import bootstrap_token
+from baton_serving.runtime.bootstrap_access import bootstrap_token
 from baton_serving.runtime.process import Reporter
 
 

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from baton_serving.config import ServerConfig, config_from_values
+from baton_serving.config.check import check
 from baton_serving.errors import InternalError
-from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.messages import Failure, Finish
 from baton_serving.runtime.requests import ChoiceOutput, GenerateRequest
@@ -57,12 +57,13 @@ class Engine:
     """
 
     def __init__(self, config: ServerConfig | None = None, **flags: object) -> None:
-        resolved = resolve_here(config or config_from_values(flags))
+        given = config or config_from_values(flags)
+        check(given)
+        self._worker = Worker(given, Identity.fresh("127.0.0.1", os.getpid()))
         self._loop = asyncio.new_event_loop()
-        self._worker = Worker(resolved, Identity.fresh("127.0.0.1", os.getpid()))
         try:
             self.facts = self._worker.start()
-            self._intake, self._tokenizer = load_intake(resolved, self.facts)
+            self._intake, self._tokenizer = load_intake(self.facts)
         except BaseException:
             self._worker.close()
             self._loop.close()

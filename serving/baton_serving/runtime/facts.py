@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from baton_serving.config import ModelFacts, ResolvedConfig, ServerConfig, resolve
 from baton_serving.config.check import json_object
-from baton_serving.errors import ConfigError
 from baton_serving.kv.layout import DTYPE_BYTES
 from baton_serving.model.config import (
     DecoderConfig,
@@ -20,36 +18,14 @@ from baton_serving.model.config import (
     supports,
 )
 from baton_serving.runtime.host import probe_host
+from baton_serving.runtime.locate import locate
 
 
 def resolve_here(config: ServerConfig) -> ResolvedConfig:
     """Resolve `config` for this machine and its model, which is fetched first when it is a hub name (ConfigError)."""
-    path = local_checkpoint(config.model.model_path, config.model.revision)
+    located = locate(config)
     overrides = json_object("--json-model-override-args", config.model.json_model_override_args)
-    resolved = resolve(config, probe_host(), model_facts(path, overrides))
-    located = replace(config, model=replace(config.model, model_path=str(path)))
-    tokenizer_path = config.model.tokenizer_path or str(path)
-    return replace(resolved, given=located, tokenizer_path=tokenizer_path)
-
-
-def local_checkpoint(model_path: str, revision: str | None) -> Path:
-    """The folder of a checkpoint: `model_path` itself, or a snapshot of that name from the Hugging Face hub."""
-    if not model_path:
-        raise ConfigError("--model-path is missing: give the folder of a checkpoint or its name on the hub")
-    path = Path(model_path)
-    if path.is_dir():
-        return path.resolve()
-    if path.exists() or model_path.startswith((".", "/", "~")) or model_path.count("/") != 1:
-        raise ConfigError(f"--model-path {model_path}: there is no such folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*.bin", "*.pt", "*.model", "*.txt", "*.jinja"]
-    try:
-        return Path(snapshot_download(model_path, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"--model-path {model_path}: no such folder, and the hub says: {reason}") from error
+    return resolve(located, probe_host(), model_facts(Path(located.model.model_path), overrides))
 
 
 def model_facts(path: Path, overrides: Mapping[str, object]) -> ModelFacts:

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import zmq
 
-from baton_bootstrap.auth import read_token
 from baton_bootstrap.client import BootstrapThread
 from baton_bootstrap.errors import BootstrapError
 from baton_serving.config import ResolvedConfig
-from baton_serving.errors import ConfigError
 from baton_serving.handoff.backends.base import BackendFactory
 from baton_serving.handoff.backends.registry import BackendOptions, backend_factory
 from baton_serving.handoff.layout import PROTOCOL_VERSION, PeerDescriptor, rank_slice
 from baton_serving.handoff.ranks import RankCommand, RankReport
 from baton_serving.handoff.rim import Limits, PeerAddress
 from baton_serving.handoff.service import HandoffService
+from baton_serving.runtime.bootstrap_access import bootstrap_addresses, bootstrap_token
 from baton_serving.runtime.channels import Addresses
 from baton_serving.runtime.handoff_bridge import HandoffBridge
 from baton_serving.runtime.handoff_ranks import FollowerTransfers, rank_transfer
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.rank import Rank
+from baton_serving.runtime.reachable import host_port
 from baton_serving.scheduling.scheduler import Scheduler
-
-TOKEN_VARIABLE = "BATON_TOKEN_FILE"  # set by a deployment: the secret that a service's own parts share
 
 
 def transfer_factory(config: ResolvedConfig, host: str) -> BackendFactory:
@@ -39,19 +36,6 @@ def transfer_factory(config: ResolvedConfig, host: str) -> BackendFactory:
         cuda=config.device == "cuda",
     )
     return backend_factory(given.disaggregation_transfer_backend, options)
-
-
-def bootstrap_token() -> str | None:
-    """The secret for the bootstrap server, if the deployment has one (ConfigError when it cannot be read)."""
-    path = os.environ.get(TOKEN_VARIABLE)
-    try:
-        return read_token(Path(path) if path else None)
-    except BootstrapError as error:
-        raise ConfigError(str(error)) from error
-
-
-def bootstrap_addresses(config: ResolvedConfig) -> list[str]:
-    return [f"{host}:{port}" for host, port in config.bootstrap_addrs]
 
 
 class Handoff:
@@ -75,7 +59,7 @@ class Handoff:
             self._command,
             self._resolve,
             lambda: os.eventfd_write(self._wake_fd, 1),
-            bind=control_address(identity.host),
+            bind=f"tcp://{host_port(identity.host, 0)}",
             limits=limits,
             verify=given.disaggregation_verify,
             receiver_tp=given.disaggregation_decode_tp,
@@ -115,11 +99,6 @@ class Handoff:
             return self._bootstrap.view.find(worker).worker.incarnation
         except BootstrapError:
             return ""
-
-
-def control_address(host: str) -> str:
-    """Where the control socket is bound; the port is the system's choice."""
-    return f"tcp://[{host}]:0" if ":" in host else f"tcp://{host}:0"
 
 
 def _descriptor(config: ResolvedConfig, identity: Identity, rank: Rank) -> PeerDescriptor:

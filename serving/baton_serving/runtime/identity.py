@@ -6,10 +6,9 @@ import hashlib
 import os
 import time
 import uuid
+from importlib.metadata import version
 
 import msgspec
-import torch
-import transformers
 
 from baton_serving import __version__
 from baton_serving.config import ResolvedConfig
@@ -40,8 +39,8 @@ def engine_digest(config: ResolvedConfig, attention: tuple[str, str]) -> str:
     """
     parts = (
         __version__,
-        torch.__version__.partition("+")[0],
-        transformers.__version__,
+        version("torch").partition("+")[0],
+        version("transformers"),
         config.device,
         config.dtype,
         config.kv_dtype,

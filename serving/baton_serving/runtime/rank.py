@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 
 from baton_serving.config import ResolvedConfig
@@ -19,6 +18,7 @@ from baton_serving.model.parallel import ParallelState, init_parallel
 from baton_serving.runtime.executor import Executor, ExecutorOptions
 from baton_serving.runtime.identity import engine_digest
 from baton_serving.runtime.memory import LargestSteps, fit_pages, measure_step_bytes
+from baton_serving.runtime.rank_facts import RankFacts
 from baton_serving.sampling.processors import LogitProcessor, load_processors
 
 
@@ -33,33 +33,7 @@ class Rank:
     engine_digest: str
 
 
-class RankFacts(msgspec.Struct, frozen=True):
-    """What rank 0 tells the API process of its model and pool. Sizes in tokens, pages and bytes."""
-
-    weight_digest: str
-    engine_digest: str
-    architecture: str
-    vocab_size: int
-    eos_token_ids: list[int]
-    dtype: str
-    kv_dtype: str
-    page_size: int
-    kv_groups: int
-    pages: int
-    max_total_tokens: int
-    pool_bytes: int
-    handoff_endpoint: str = ""
-
-    def to_plain(self) -> dict[str, Any]:
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> RankFacts:
-        return msgspec.convert(plain, cls)
-
-
-def rank_facts(rank: Rank, handoff_endpoint: str = "") -> RankFacts:
+def rank_facts(rank: Rank, processors: Iterable[str], handoff_endpoint: str = "") -> RankFacts:
     """Describe a built rank."""
     loaded = rank.loaded
     layout = loaded.kv_layout
@@ -77,6 +51,7 @@ def rank_facts(rank: Rank, handoff_endpoint: str = "") -> RankFacts:
         pages=rank.pool.pages,
         max_total_tokens=rank.pool.pages // groups * layout.page_size,
         pool_bytes=rank.pool.size_bytes,
+        logit_processors=sorted(processors),
         handoff_endpoint=handoff_endpoint,
     )
 

@@ -26,8 +26,13 @@ def reachable_host(listening: str, meeting: Iterable[tuple[str, int]]) -> str:
     return "127.0.0.1" if address.version == 4 else "::1"
 
 
+def host_port(host: str, port: int) -> str:
+    """`HOST:PORT`, an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def url_of(host: str, port: int) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"http://{host_port(host, port)}"
 
 
 def _is_wildcard(host: str) -> bool:

@@ -9,9 +9,9 @@ from typing import Final
 from baton_bootstrap.client import RegistrationClient
 from baton_bootstrap.records import Beat, Load, Role, State, Worker
 from baton_serving.config import ResolvedConfig
-from baton_serving.runtime.handoff_setup import bootstrap_addresses, bootstrap_token
+from baton_serving.runtime.bootstrap_access import bootstrap_addresses, bootstrap_token
 from baton_serving.runtime.identity import Identity
-from baton_serving.runtime.rank import RankFacts
+from baton_serving.runtime.rank_facts import RankFacts
 from baton_serving.runtime.reachable import url_of
 from baton_serving.runtime.tokenizer_manager import TokenizerManager
 

@@ -10,10 +10,11 @@ from collections.abc import Callable
 import zmq
 
 from baton_serving import logs
-from baton_serving.config import ResolvedConfig
+from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.handoff.rim import Limits
 from baton_serving.model.options import LoadedModel
 from baton_serving.runtime.channels import Addresses, Pull, Push
+from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers, follow
 from baton_serving.runtime.handoff_ranks import FollowerEngines
@@ -23,7 +24,7 @@ from baton_serving.runtime.lone_leg import LoneLeg
 from baton_serving.runtime.loop import SchedulerLoop
 from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput
 from baton_serving.runtime.process import Reporter
-from baton_serving.runtime.rank import Rank, build_rank, rank_facts
+from baton_serving.runtime.rank import Rank, build_rank, logit_processors, rank_facts
 from baton_serving.runtime.watchdog import GcWarnings, Watchdog
 from baton_serving.scheduling.config import SchedulerConfig
 from baton_serving.scheduling.request import Request
@@ -32,11 +33,18 @@ from baton_serving.scheduling.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 
-def rank_main(
-    config: ResolvedConfig, identity: Identity, tp_rank: int, addresses: Addresses, reporter: Reporter
-) -> None:
-    """Entry point of a rank's process; returns when told to stop."""
-    logs.configure(f"rank{tp_rank}", config.given.logging.log_level, config.log_level_http)
+def rank_main(given: ServerConfig, identity: Identity, tp_rank: int, addresses: Addresses, reporter: Reporter) -> None:
+    """Entry point of a rank's process; returns when told to stop.
+
+    Rank 0 decides what the configuration leaves open and tells the parent, which passes it to the other ranks.
+    """
+    logs.configure(f"rank{tp_rank}", given.logging.log_level, given.logging.log_level_http or "warning")
+    config: ResolvedConfig
+    if tp_rank == 0:
+        config = resolve_here(given)
+        reporter.tell(config)
+    else:
+        config = reporter.hear()
     rank = build_rank(config, tp_rank, addresses.rendezvous)
     gc_warnings = GcWarnings(config.given.logging.gc_warning_threshold_secs)
     gc_warnings.install()
@@ -145,7 +153,7 @@ def _lead(
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     endpoint = "" if handoff is None else handoff.service.endpoint
-    reporter.ready(rank_facts(rank, endpoint).to_plain())
+    reporter.ready(rank_facts(rank, logit_processors(config), endpoint).to_plain())
     watchdog.start()
     try:
         loop.run()

@@ -124,15 +124,8 @@ class Tokenizer:
 
 def load_tokenizer(source: TokenizerSource) -> Tokenizer:
     """Load from a folder or hub name. Raises ConfigError with one line that says what to do."""
-    from transformers import AutoTokenizer  # seconds to import, and a worker without tokenizer never needs it
-
     try:
-        hf = AutoTokenizer.from_pretrained(
-            source.path,
-            use_fast=source.mode != "slow",
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-        )
+        hf = _load_ready_made(source) if _is_ready_made(source) else _load_any(source)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
@@ -144,6 +137,34 @@ def load_tokenizer(source: TokenizerSource) -> Tokenizer:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--chat-template {source.chat_template}: cannot be read ({error})") from error
     return Tokenizer(hf, vocabulary_of(hf))
+
+
+def _is_ready_made(source: TokenizerSource) -> bool:
+    """Whether a tokenizer.json says everything: then neither the model's config nor torch is needed to read it."""
+    folder = Path(source.path)
+    if source.mode == "slow" or not (folder / "tokenizer.json").is_file():
+        return False
+    config = folder / "tokenizer_config.json"
+    return not (source.trust_remote_code and config.is_file() and "auto_map" in json.loads(config.read_bytes()))
+
+
+def _load_ready_made(source: TokenizerSource) -> PreTrainedTokenizerBase:
+    from transformers import PreTrainedTokenizerFast  # a second to import; a worker without tokenizer never needs it
+
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(source.path)
+    return tokenizer
+
+
+def _load_any(source: TokenizerSource) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer  # loads torch: seconds
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        source.path,
+        use_fast=source.mode != "slow",
+        revision=source.revision,
+        trust_remote_code=source.trust_remote_code,
+    )
+    return tokenizer
 
 
 def vocabulary_of(hf: PreTrainedTokenizerBase) -> Vocabulary:

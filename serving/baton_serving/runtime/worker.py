@@ -9,20 +9,22 @@ from types import TracebackType
 
 import zmq
 
-from baton_serving.config import ResolvedConfig
-from baton_serving.runtime.bootstrap_process import bootstrap_main
+from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.runtime.channels import Addresses, Pull, Push
-from baton_serving.runtime.detokenizer import detokenizer_main
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.intake import Intake
+from baton_serving.runtime.locate import locate
 from baton_serving.runtime.messages import ApiInput, SchedulerInput
-from baton_serving.runtime.process import Child, ChildWatch, stop_all
-from baton_serving.runtime.rank import RankFacts, logit_processors
-from baton_serving.runtime.scheduler_process import rank_main
+from baton_serving.runtime.process import Child, ChildWatch, stop_all, wait_ready
+from baton_serving.runtime.rank_facts import RankFacts
+from baton_serving.runtime.reachable import host_port
 from baton_serving.runtime.tokenizer import Tokenizer, TokenizerSource, load_tokenizer
 from baton_serving.sampling.validate import Limits
 
-BOOTSTRAP = "bootstrap"  # the child's name
+# What the children run; by name, so that only they load it.
+_BOOTSTRAP = "baton_serving.runtime.bootstrap_process:bootstrap_main"
+_DETOKENIZER = "baton_serving.runtime.detokenizer:detokenizer_main"
+_RANK = "baton_serving.runtime.scheduler_process:rank_main"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class WorkerFacts:
     """What a started worker knows of itself, for the API and the bootstrap server."""
 
     config: ResolvedConfig
+    identity: Identity
     rank: RankFacts
 
 
@@ -39,10 +42,11 @@ class Worker:
     Its sockets are bound before any child starts, so nothing that a child sends is lost.
     """
 
-    def __init__(self, config: ResolvedConfig, identity: Identity) -> None:
-        self.config = config
-        self.identity = identity
-        self._addresses = Addresses.create(config.tp_size)
+    def __init__(self, config: ServerConfig, identity: Identity) -> None:
+        """ConfigError when there is no such checkpoint."""
+        self._given = locate(config)
+        self._identity = identity
+        self._addresses = Addresses.create(config.runtime.tp_size)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.inbox: Pull[ApiInput] = Pull(self._context, self._addresses.api, ApiInput)
         self.to_scheduler: Push[SchedulerInput] = Push(self._context, self._addresses.scheduler)
@@ -58,37 +62,47 @@ class Worker:
     def start(self) -> WorkerFacts:
         """Start all children and wait until they can serve.
 
+        Rank 0 decides what the configuration leaves open: it knows the machine and the model, which takes torch.
         Raises ConfigError when the caller must change something, InternalError when a child died.
         """
         self._serve_bootstrap()
-        source = tokenizer_source(self.config)
-        level = self.config.given.logging.log_level
-        interval = self.config.given.runtime.stream_interval
-        self._children.append(Child("detokenizer", detokenizer_main, level, self._addresses, source, interval))
-        for tp_rank in range(self.config.tp_size):
-            self._children.append(
-                Child(f"rank{tp_rank}", rank_main, self.config, self.identity, tp_rank, self._addresses)
-            )
-        facts = {child.name: child.wait_ready() for child in self._children if child.name != BOOTSTRAP}
-        return WorkerFacts(self.config, RankFacts.from_plain(facts["rank0"]))
+        given, source = self._given, tokenizer_source(self._given)
+        level, interval = given.logging.log_level, given.runtime.stream_interval
+        detokenizer = Child("detokenizer", _DETOKENIZER, level, self._addresses, source, interval)
+        ranks = [
+            Child(f"rank{tp_rank}", _RANK, given, self._identity, tp_rank, self._addresses)
+            for tp_rank in range(given.runtime.tp_size)
+        ]
+        self._children += [detokenizer, *ranks]
+        decided: list[ResolvedConfig] = []
+
+        def share(_: Child, config: object) -> None:
+            assert isinstance(config, ResolvedConfig)
+            decided.append(config)
+            for follower in ranks[1:]:
+                follower.tell(config)
+
+        facts = wait_ready([detokenizer, *ranks], share)
+        return WorkerFacts(decided[0], self._identity, RankFacts.from_plain(facts["rank0"]))
 
     def _serve_bootstrap(self) -> None:
         """A prefill worker that was given no bootstrap server brings one along."""
-        given = self.config.given
+        given = self._given
         chosen = given.disaggregation
-        if chosen.disaggregation_mode != "prefill" or self.config.bootstrap_addrs:
+        if chosen.disaggregation_mode != "prefill" or chosen.disaggregation_bootstrap_addr:
             return
         if chosen.disaggregation_transfer_backend == "fake":
             return  # it has no peers
         host, port = given.http.host, chosen.disaggregation_bootstrap_port
-        server = Child(BOOTSTRAP, bootstrap_main, host, port, given.logging.log_level)
+        server = Child("bootstrap", _BOOTSTRAP, host, port, given.logging.log_level)
         self._children.append(server)
-        port = server.wait_ready()["port"]
-        self.config = dataclasses.replace(self.config, bootstrap_addrs=((self.identity.host, port),))
+        address = host_port(self._identity.host, wait_ready([server])[server.name]["port"])
+        chosen = dataclasses.replace(chosen, disaggregation_bootstrap_addr=address)
+        self._given = dataclasses.replace(given, disaggregation=chosen)
 
     def watch(self, on_death: Callable[[str, int | None], None]) -> None:
         """Call `on_death(name, exit code)` once, from a thread of its own, when the first child ends."""
-        self._watch = ChildWatch(self._children, lambda child: on_death(child.name, child.process.exitcode))
+        self._watch = ChildWatch(self._children, lambda child, code: on_death(child.name, code))
 
     def close(self, grace: float = 5.0) -> None:
         """Stop the children, at most `grace` seconds gently, and remove the sockets."""
@@ -103,28 +117,29 @@ class Worker:
         self._addresses.remove()
 
 
-def tokenizer_source(config: ResolvedConfig) -> TokenizerSource | None:
+def tokenizer_source(config: ServerConfig) -> TokenizerSource | None:
     """Where the tokenizer comes from; None for a worker that serves token ids only."""
-    model = config.given.model
+    model = config.model
     if model.skip_tokenizer_init:
         return None
     return TokenizerSource(
-        path=config.tokenizer_path,
+        path=model.tokenizer_path or model.model_path,
         mode=model.tokenizer_mode,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
-        chat_template=config.given.api.chat_template,
+        chat_template=config.api.chat_template,
     )
 
 
-def load_intake(config: ResolvedConfig, facts: WorkerFacts) -> tuple[Intake, Tokenizer | None]:
+def load_intake(facts: WorkerFacts) -> tuple[Intake, Tokenizer | None]:
     """What prompts are read with, and the tokenizer for whoever must close it."""
-    source = tokenizer_source(config)
+    config = facts.config
+    source = tokenizer_source(config.given)
     tokenizer = None if source is None else load_tokenizer(source)
     limits = Limits(
         vocab_size=facts.rank.vocab_size,
         context_length=config.context_length,
-        processors=frozenset(logit_processors(config)),
+        processors=frozenset(facts.rank.logit_processors),
     )
     intake = Intake(
         tokenizer=tokenizer,

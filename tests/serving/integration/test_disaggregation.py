@@ -45,7 +45,9 @@ async def test_a_pair_over_mooncake_answers_like_one_worker(fleet: Fleet) -> Non
 
 
 async def test_a_pair_over_nixl_answers_like_one_worker(fleet: Fleet, processes: BatonProcesses) -> None:
-    pair = start_fleet(processes, BATON_TINY, Shape("nixl"), whole="")
+    """Its workers listen on all addresses, and announce one that can be dialled."""
+    pair = start_fleet(processes, BATON_TINY, Shape("nixl", host="0.0.0.0"), whole="")
+    assert [worker.url.rpartition(":")[0] for worker in pair.workers] == ["http://127.0.0.1"] * 2
     await compare(pair, fleet.whole, count=12, seed=4)
 
 
@@ -62,5 +64,9 @@ async def test_a_pair_over_nixl_answers_like_one_worker(fleet: Fleet, processes:
     ],
 )
 async def test_a_fleet_answers_like_one_worker(processes: BatonProcesses, shape: Shape, backend: str) -> None:
+    """One of them alone, some four minutes on two busy cores:
+
+    pytest -m deep tests/serving/integration/test_disaggregation.py -k 2P3D-nixl
+    """
     fleet = start_fleet(processes, BATON_TINY, replace(shape, backend=backend))
     await compare(fleet, fleet.whole, count=300, seed=7)

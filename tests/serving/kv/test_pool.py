@@ -136,3 +136,14 @@ def test_no_room_for_a_page_says_which_flag_to_change(free: int, fraction: float
 def test_memory_info_of_the_cpu() -> None:
     free, total = memory_info(CPU)
     assert 0 < free <= total
+
+
+def test_a_stretch_of_bytes_is_read_as_it_lies() -> None:
+    pool = make_pool()
+    whole = number(pool).view(torch.uint8).numpy().tobytes()
+    size = SHAPE.page_bytes
+    assert pool.read(0, pool.size_bytes) == whole
+    assert pool.read(2 * size + 4, 12) == whole[2 * size + 4 : 2 * size + 16]
+    for offset, nbytes in ((-1, 4), (pool.size_bytes - 3, 4), (0, pool.size_bytes + 1)):
+        with pytest.raises(ValueError, match="outside the pool"):
+            pool.read(offset, nbytes)
