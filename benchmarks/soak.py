@@ -174,8 +174,9 @@ def replies(summary: Summary, args: argparse.Namespace) -> Iterator[Check]:
 
 def pages(figures: dict[str, float], info: dict[str, float]) -> Iterator[Check]:
     """The page pool as `/metrics` and `/server_info` show it, which must agree."""
-    total, free, cached, in_use, quarantined = (
-        figures[f"baton_kv_pages_{state}"] for state in ("total", "free", "cached", "in_use", "quarantined")
+    total = figures["baton_kv_pages"]
+    free, cached, in_use, quarantined = (
+        figures[f"baton_kv_pages_{state}"] for state in ("free", "cached", "in_use", "quarantined")
     )
     found = f"{free:.0f} free + {cached:.0f} cached of {total:.0f}, {in_use:.0f} in use, {quarantined:.0f} quarantined"
     yield Check("KV pages", found, free + cached == total and in_use == quarantined == 0)

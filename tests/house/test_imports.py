@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,29 @@ for module in pkgutil.walk_packages(getattr(root, "__path__", []), root.__name__
 """
 
 
+LOAD_WHAT_SERVES = """
+import sys
+import baton_serving.api.serve, baton_serving.bench.serving, baton_serving.cli.demo, baton_serving.cli.up
+import baton_serving.runtime.child, baton_serving.runtime.detokenizer, baton_serving.runtime.engine
+from baton_serving.runtime.tokenizer import ChatPrompt, TokenizerSource, load_tokenizer
+load_tokenizer(TokenizerSource(sys.argv[1])).encode_chat(ChatPrompt([{"role": "user", "content": "hi"}]))
+assert "torch" not in sys.modules
+"""
+BATON_TINY = Path(__file__).parents[2] / "examples" / "models" / "baton-tiny"
+
+
+def run(code: str, argument: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", code, argument],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "package",
     [
@@ -37,12 +61,9 @@ for module in pkgutil.walk_packages(getattr(root, "__path__", []), root.__name__
     ],
 )
 def test_it_loads_without_torch(package: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL, package],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run(IMPORT_ALL, package)
+
+
+def test_api_process_and_detokenizer_need_no_torch() -> None:
+    """Only the ranks load it; it would cost each of the other processes seconds and half a gigabyte."""
+    run(LOAD_WHAT_SERVES, str(BATON_TINY))

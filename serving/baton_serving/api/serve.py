@@ -17,7 +17,7 @@ from baton_serving import logs
 from baton_serving.api.app import create_app
 from baton_serving.api.grpc.server import GrpcServer
 from baton_serving.api.options import AppOptions
-from baton_serving.api.server import bind, http_server
+from baton_serving.api.server import bind, http_server, reserve
 from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.config.check import addresses, check
@@ -30,6 +30,7 @@ from baton_serving.runtime.reachable import reachable_host, url_of
 from baton_serving.runtime.registration import Registration, worker_record
 from baton_serving.runtime.request_log import RequestLog
 from baton_serving.runtime.requests import Choice, GenerateRequest
+from baton_serving.runtime.stages import Stages
 from baton_serving.runtime.tokenizer_manager import RequestObserver, TokenizerManager
 from baton_serving.runtime.vocabulary import NO_VOCABULARY
 from baton_serving.runtime.worker import Worker, WorkerFacts, load_intake
@@ -47,11 +48,14 @@ def serve(config: ServerConfig) -> int:
     """
     check(config)
     logs.configure("api", config.logging.log_level, config.logging.log_level_http or "warning")
-    with bind(config.http.host, config.http.port) as listener:
+    http = config.http
+    meeting = addresses("--disaggregation-bootstrap-addr", config.disaggregation.disaggregation_bootstrap_addr)
+    with bind(http.host, http.port) as listener, reserve("--grpc-port", http.host, http.grpc_port):
         listening, port = listener.getsockname()[:2]
-        meeting = addresses("--disaggregation-bootstrap-addr", config.disaggregation.disaggregation_bootstrap_addr)
         with Worker(config, Identity.fresh(reachable_host(listening, meeting), port)) as worker:
+            stages = Stages(config.logging.show_time_cost)
             facts = worker.start()
+            stages.over("all of the ranks and the detokenizer")
             api = _ApiProcess(worker, facts, listener)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(api.run())
@@ -89,13 +93,16 @@ class _ApiProcess:
         server = http_server(create_app(service), self._config.log_level_http)
         grpc_server = await self._start_grpc(service)
         if not self._config.given.http.skip_server_warmup:
+            stages = Stages(self._config.given.logging.show_time_cost)
             await _warm_up(self._manager)
+            stages.over("the warm-up request")
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         registration = await self._register()
         self._announce()
         await asyncio.wait([asyncio.create_task(self._stopping.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
         if registration is not None:
             registration.drain()
+        self._manager.drain()
         await _drain(self._manager)
         server.should_exit = True
         await serving

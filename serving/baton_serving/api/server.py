@@ -14,22 +14,44 @@ from baton_serving.errors import ConfigError
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening TCP socket; port 0 takes a free one. Raises ConfigError when the address cannot be had."""
+    listener = _bound("--port", host, port)
+    listener.listen(2048)
+    listener.setblocking(False)
+    return listener
+
+
+@contextlib.contextmanager
+def reserve(flag: str, host: str, port: int | None) -> Iterator[None]:
+    """Keep a port for a server that will share it (SO_REUSEPORT), as gRPC's does; nothing to do for None and 0.
+
+    Such a server starts on a port in use as well, and would then get some of the other's calls. Raises ConfigError
+    when the address cannot be had.
+    """
+    if not port:
+        yield
+        return
+    _bound(flag, host, port).close()
+    with _bound(flag, host, port, share=True):
+        yield
+
+
+def _bound(flag: str, host: str, port: int, *, share: bool = False) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise ConfigError(f"--host {host}: {error.strerror or error}") from error
-    listener = socket.socket(family, kind, protocol)
+    bound = socket.socket(family, kind, protocol)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if share else socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        if not share:
+            bound.listen()  # with SO_REUSEADDR only this tells whether somebody else does
     except OSError as error:
-        listener.close()
+        bound.close()
         raise ConfigError(
-            f"--port {port}: {host}:{port} cannot be listened on ({error.strerror}); choose another port"
+            f"{flag} {port}: {host}:{port} cannot be listened on ({error.strerror}); choose another port"
         ) from error
-    listener.setblocking(False)
-    return listener
+    return bound
 
 
 class _Server(uvicorn.Server):

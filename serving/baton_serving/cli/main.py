@@ -50,8 +50,11 @@ COMMANDS = {
     "check-env": Command("baton_serving.cli.check_env", "show what this machine offers and what is missing"),
 }
 
-# Packages whose absence means that the engine extra is not installed.
-_ENGINE_PACKAGES = {"torch", "transformers", "safetensors", "tokenizers", "numpy"}
+# What to install when a package is absent that the base install does not bring.
+_REMEDIES = {
+    **dict.fromkeys(("torch", "transformers", "safetensors", "tokenizers", "numpy"), "'baton[engine]'"),
+    "openai": "openai",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,9 +85,9 @@ def _run(words: list[str]) -> int:
         return module.run(parser.parse(rest))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _ENGINE_PACKAGES:
+        if package not in _REMEDIES:
             raise
-        raise ConfigError(f"{name} needs {package}: pip install 'baton[engine]'") from error
+        raise ConfigError(f"{name} needs {package}: pip install {_REMEDIES[package]}") from error
 
 
 def _split(words: list[str]) -> tuple[str, list[str]]:

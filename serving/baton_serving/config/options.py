@@ -36,7 +36,10 @@ class ModelOptions:
         "--tokenizer-mode",
         default="auto",
         choices=("auto", "slow"),
-        help='"auto" takes the fast tokenizer where there is one, "slow" never does.',
+        not_yet=("slow",),
+        instead="leave it at auto; transformers has only fast tokenizers since its version 5",
+        help="Which of a checkpoint's tokenizers is used.",
+        auto="the fast one",
     )
     skip_tokenizer_init: bool = option(
         "--skip-tokenizer-init", default=False, help="Serve token ids only: /generate with input_ids, no text routes."
@@ -57,7 +60,7 @@ class ModelOptions:
         help='"auto" takes Baton\'s own decoder; "transformers" runs transformers\' model on Baton\'s KV pool.',
     )
     trust_remote_code: bool = option(
-        "--trust-remote-code", default=False, help="Run Python code that comes with the checkpoint."
+        "--trust-remote-code", default=False, help="Run Python code that comes with the checkpoint's tokenizer."
     )
     context_length: int | None = option(
         "--context-length",
@@ -175,7 +178,7 @@ class RuntimeOptions:
         "--tensor-parallel-size", "--tp-size", "--tp", default=1, help="Ranks that share each layer of the model."
     )
     nccl_port: int | None = option(
-        "--nccl-port", default=None, help="Port at which the ranks find each other.", auto="a free one"
+        "--nccl-port", default=None, help="Port at which the ranks find each other.", auto="none: a private file"
     )
     dist_timeout: int | None = option(
         "--dist-timeout", default=None, unit="seconds", help="Longest wait of one rank for another.", auto="300"
@@ -314,6 +317,8 @@ class KernelOptions:
         "--sampling-backend",
         default=None,
         choices=("flashinfer", "pytorch"),
+        not_yet=("flashinfer",),
+        instead="use pytorch",
         help="What draws tokens.",
         auto="pytorch",
     )

@@ -34,7 +34,6 @@ class ResolvedConfig:
     chunked_prefill_size: int | None
     prefill_attention_backend: str
     decode_attention_backend: str
-    sampling_backend: str
     cuda_graph_batch_sizes: tuple[int, ...]
     tokenizer_path: str
     served_model_name: str
@@ -79,7 +78,6 @@ def resolve(config: ServerConfig, host: HostFacts, model: ModelFacts) -> Resolve
         chunked_prefill_size=_chunked_prefill_size(config, device),
         prefill_attention_backend=prefill_backend,
         decode_attention_backend=decode_backend,
-        sampling_backend=_sampling_backend(config, device, host),
         cuda_graph_batch_sizes=_cuda_graph_batch_sizes(config, device, max_running),
         tokenizer_path=config.model.tokenizer_path or config.model.model_path,
         served_model_name=api.served_model_name or config.model.model_path,
@@ -186,13 +184,6 @@ def _attention_backends(config: ServerConfig, device: str, host: HostFacts) -> t
             raise ConfigError(f"{flag} fa3 runs on Hopper GPUs only; use flashinfer")
     both = kernels.attention_backend or default
     return kernels.prefill_attention_backend or both, kernels.decode_attention_backend or both
-
-
-def _sampling_backend(config: ServerConfig, device: str, host: HostFacts) -> str:
-    asked = config.kernels.sampling_backend
-    if asked == "flashinfer":
-        _check_flashinfer("--sampling-backend flashinfer", device, host, "pytorch")
-    return asked or "pytorch"
 
 
 def _check_flashinfer(what: str, device: str, host: HostFacts, instead: str) -> None:

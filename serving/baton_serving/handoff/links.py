@@ -271,8 +271,7 @@ class LinkTable:
     def _beat(self, link: Link, message: Heartbeat, now: float) -> None:
         if message.tick != link.tick:
             link.tick, link.ticked = message.tick, now
-        if message.busy > 0:
-            link.busy_until = now + message.busy
+        link.busy_until = now + message.busy if message.busy > 0 else 0.0
 
     def disconnected(self, connection: int) -> None:
         """The connection ended: the rim saw it."""

@@ -71,21 +71,25 @@ def init_parallel(
     """Join `tp_size` ranks at `init_method` (`tcp://host:port` or `file:///path`); returns when all are there.
 
     Gloo on the CPU, NCCL on CUDA, where `device` becomes the current device. `timeout` in seconds bounds the meeting
-    and every later collective. One rank needs no group and no meeting.
+    and every later collective. One rank needs no group and no meeting. ConfigError when the port cannot be had.
     """
     if tp_size == 1:
         return ParallelState()
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        backend="nccl" if cuda else "gloo",
-        init_method=init_method,
-        rank=tp_rank,
-        world_size=tp_size,
-        timeout=datetime.timedelta(seconds=timeout),
-        device_id=device if cuda else None,
-    )
+    try:
+        dist.init_process_group(
+            backend="nccl" if cuda else "gloo",
+            init_method=init_method,
+            rank=tp_rank,
+            world_size=tp_size,
+            timeout=datetime.timedelta(seconds=timeout),
+            device_id=device if cuda else None,
+        )
+    except dist.DistNetworkError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--nccl-port: the ranks cannot meet at {init_method} ({reason}); choose another") from error
     return ParallelState(tp_rank, tp_size, dist.group.WORLD)
 
 

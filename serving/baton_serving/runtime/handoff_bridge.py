@@ -206,6 +206,10 @@ class HandoffBridge:
             receiving.over = True
         self._service.abort(transfer_id, "the request ended")
 
+    def busy(self, tick: int, seconds: float) -> None:
+        """Tell peers that the loop stands still for up to `seconds` and is not lost."""
+        self._service.beat(tick, seconds)
+
     def poll(self, tick: int) -> list[TokenOutput]:
         """Take in the service's events; returns last outputs of requests that the scheduler does not know."""
         self._hush()

@@ -62,6 +62,9 @@ class LoneLeg:
             self._open.discard(output.rid)
             self._scheduler.handoff_done(output.rid)
 
+    def busy(self, tick: int, seconds: float) -> None:
+        """Nobody is to be told."""
+
     def poll(self, tick: int) -> list[TokenOutput]:
         for request in list(self._waiting.values()):
             try:

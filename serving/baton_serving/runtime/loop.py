@@ -18,6 +18,7 @@ from baton_serving.runtime.channels import Pull, Push
 from baton_serving.runtime.control_calls import ControlCalls, ControlHandler
 from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers
+from baton_serving.runtime.foresight import LONG_STEP, Foresight
 from baton_serving.runtime.messages import (
     AbortInput,
     ApiInput,
@@ -80,6 +81,10 @@ class LoopExtension(Protocol):
         """The scheduler put out the last output of a request."""
         ...
 
+    def busy(self, tick: int, seconds: float) -> None:
+        """The loop is about to stand still for up to `seconds`."""
+        ...
+
     def poll(self, tick: int) -> list[TokenOutput]:
         """Take in what happened since the last turn, and return last outputs of requests that it was in charge of."""
         ...
@@ -134,6 +139,7 @@ class SchedulerLoop:
         self._next_state = 0.0
         self._steps = 0
         self._figures = figures
+        self._foresight = Foresight()
         self._poller = zmq.Poller()
         self._poller.register(inbox.socket, zmq.POLLIN)
         if extension is not None:
@@ -148,6 +154,17 @@ class SchedulerLoop:
         """Leave the loop after this turn; for signal handlers."""
         self._stopping = True
 
+    def declare(self, seconds: float) -> None:
+        """Tell watchdog, API process and peers that an operation of up to `seconds` begins, in which no turn ends.
+
+        Whatever keeps the loop longer than a step usually does calls this first; the next turn takes it back.
+        """
+        self._watchdog.busy(seconds)
+        self._report(busy_until=time.monotonic() + seconds)
+        self._next_state = 0.0
+        if self._extension is not None:
+            self._extension.busy(self._tick, seconds)
+
     def run(self) -> None:
         """Serve until `stop`."""
         while not self._stopping:
@@ -160,6 +177,10 @@ class SchedulerLoop:
         if self._extension is not None:
             self._extension.planned()
         if plan is not None:
+            expected = self._foresight.expected(plan)
+            if expected > LONG_STEP:
+                self.declare(expected)
+            began = time.monotonic()
             self._followers.launch(plan)
             launched = (plan, self._executor.launch(plan))
         booked = self._in_flight
@@ -169,6 +190,8 @@ class SchedulerLoop:
         if launched is not None and not self._overlap:
             outputs += self._book(launched)
             self._in_flight = None
+        if plan is not None:
+            self._foresight.took(plan, time.monotonic() - began)
         outputs += self._scheduler.take_outputs()
         self._send(outputs)
         self._controls.answer()
@@ -255,12 +278,12 @@ class SchedulerLoop:
             self._scheduler.check()
             self._checked = True
 
-    def _report(self) -> None:
+    def _report(self, busy_until: float = 0.0) -> None:
         self._next_state = time.monotonic() + STATE_INTERVAL
         stats = self._figures.report(self._tick)
         if self._extension is not None:
             stats.update(self._extension.stats())
-        self._to_api.send(WorkerState(tick=self._tick, stats=stats))
+        self._to_api.send(WorkerState(tick=self._tick, stats=stats, busy_until=busy_until))
 
     def _log_step(self, plan: StepPlan) -> None:
         stats = self._scheduler.stats()

@@ -19,6 +19,7 @@ from baton_serving.runtime.executor import Executor, ExecutorOptions
 from baton_serving.runtime.identity import engine_digest
 from baton_serving.runtime.memory import LargestSteps, fit_pages, measure_step_bytes
 from baton_serving.runtime.rank_facts import RankFacts
+from baton_serving.runtime.stages import Stages
 from baton_serving.sampling.processors import LogitProcessor, load_processors
 
 
@@ -70,8 +71,13 @@ def rank_device(config: ResolvedConfig, tp_rank: int) -> torch.device:
 def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
     """Load this rank's part of the model and make its pool.
 
-    All ranks call this together; they meet at the file `rendezvous`. ConfigError for whatever the caller must change.
-    On a GPU the calling thread works on a stream of its own from here on.
+    <<<<<<< HEAD
+        All ranks call this together; they meet at the file `rendezvous`. ConfigError for whatever the caller must change.
+        On a GPU the calling thread works on a stream of its own from here on.
+    =======
+        All ranks call this together; they meet at --nccl-port, else at the file `rendezvous`.
+        ConfigError for whatever the caller must change.
+    >>>>>>> main
     """
     device = rank_device(config, tp_rank)
     if device.type == "cpu":
@@ -80,7 +86,12 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
     else:
         # Copies of transfer libraries wait for all that is queued on the default stream: the next steps, in our case.
         torch.cuda.set_stream(torch.cuda.Stream(device))
-    parallel = init_parallel(tp_rank, config.tp_size, f"file://{rendezvous}", device, config.dist_timeout)
+    given = config.given
+    stages = Stages(given.logging.show_time_cost)
+    port = given.runtime.nccl_port
+    meeting = f"tcp://127.0.0.1:{port}" if port else f"file://{rendezvous}"
+    parallel = init_parallel(tp_rank, config.tp_size, meeting, device, config.dist_timeout)
+    stages.over("meeting the other ranks")
     try:
         loaded = _load(config, parallel, device)
     except torch.cuda.OutOfMemoryError as error:
@@ -88,6 +99,7 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
             f"the weights do not fit into the GPU's memory ({str(error).splitlines()[0]}); raise --tp-size, or see "
             "with nvidia-smi what else is in it"
         ) from error
+    stages.over("loading and hashing the weights")
     try:
         pool, executor = _fitting_pool(config, loaded, parallel, device)
         executor.capture(config.cuda_graph_batch_sizes)
@@ -96,6 +108,7 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
             f"the GPU's memory does not last for weights, KV pool and steps ({str(error).splitlines()[0]}); lower "
             "--mem-fraction-static, --max-total-tokens or --max-running-requests"
         ) from error
+    stages.over("making the KV pool and capturing graphs")
     return Rank(loaded, pool, executor, parallel, engine_digest(config, executor.attention_names))
 
 

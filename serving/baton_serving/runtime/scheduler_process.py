@@ -79,7 +79,7 @@ def request_maker(loaded: LoadedModel) -> Callable[[GenerateInput], Request]:
     eos = frozenset(loaded.info.eos_token_ids)
 
     def make_request(message: GenerateInput) -> Request:
-        request = Request(
+        return Request(
             message.rid,
             message.input_ids,
             message.params,
@@ -87,11 +87,9 @@ def request_maker(loaded: LoadedModel) -> Callable[[GenerateInput], Request]:
             namespace=loaded.digest,
             priority=message.priority,
             logprobs=message.logprobs,
+            output=message.output_ids,  # sent by another worker: generation goes on after them
             received=message.received,
         )
-        request.output = list(message.output_ids)  # sent by another worker: generation goes on after them
-        request.sent = len(message.output_ids)
-        return request
 
     return make_request
 

@@ -30,7 +30,6 @@ class TokenizerSource(msgspec.Struct, frozen=True):
     """Where a tokenizer comes from. `chat_template` is the path of a Jinja file that replaces the tokenizer's own."""
 
     path: str
-    mode: str = "auto"
     revision: str | None = None
     trust_remote_code: bool = False
     chat_template: str | None = None
@@ -142,7 +141,7 @@ def load_tokenizer(source: TokenizerSource) -> Tokenizer:
 def _is_ready_made(source: TokenizerSource) -> bool:
     """Whether a tokenizer.json says everything: then neither the model's config nor torch is needed to read it."""
     folder = Path(source.path)
-    if source.mode == "slow" or not (folder / "tokenizer.json").is_file():
+    if not (folder / "tokenizer.json").is_file():
         return False
     config = folder / "tokenizer_config.json"
     return not (source.trust_remote_code and config.is_file() and "auto_map" in json.loads(config.read_bytes()))
@@ -159,10 +158,7 @@ def _load_any(source: TokenizerSource) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer  # loads torch: seconds
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        source.path,
-        use_fast=source.mode != "slow",
-        revision=source.revision,
-        trust_remote_code=source.trust_remote_code,
+        source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
     )
     return tokenizer
 

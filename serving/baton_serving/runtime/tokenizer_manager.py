@@ -16,6 +16,7 @@ from baton_serving.errors import (
     InternalError,
     InvalidRequest,
     NotFound,
+    Unavailable,
     error_from_code,
 )
 from baton_serving.runtime.channels import Pull, Push
@@ -121,6 +122,7 @@ class TokenizerManager:
         self._controls: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._serials = itertools.count()
         self._dead: Failure | None = None
+        self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -144,6 +146,10 @@ class TokenizerManager:
     def open_requests(self) -> int:
         return len(self._open)
 
+    def drain(self) -> None:
+        """Refuse new requests from now on; open ones go on."""
+        self._draining = True
+
     async def wait_idle(self) -> None:
         """Return once no request is open."""
         await self._idle.wait()
@@ -152,6 +158,11 @@ class TokenizerManager:
     def alive(self) -> bool:
         """Whether the processes behind this one live and the scheduler's tick moves."""
         return self._dead is None and self.liveness.alive
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are welcome."""
+        return self.alive and not self._draining
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[ChoiceOutput, None]:
         """The outputs of all choices as they come; each choice's last one carries its `finish`.
@@ -230,6 +241,8 @@ class TokenizerManager:
     def _admit(self, request: GenerateRequest) -> _OpenRequest:
         if self._dead is not None:
             raise _error(self._dead)
+        if self._draining:
+            raise Unavailable("the worker is shutting down: send the request to another")
         if request.rid in self._open:
             raise InvalidRequest(f"a request with rid {request.rid!r} is already running: choose another", param="rid")
         opened = _OpenRequest(request, next(self._serials))

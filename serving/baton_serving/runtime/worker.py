@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -43,7 +44,8 @@ class Worker:
     """
 
     def __init__(self, config: ServerConfig, identity: Identity) -> None:
-        """ConfigError when there is no such checkpoint."""
+        """ConfigError when there is no such checkpoint, ModuleNotFoundError when no model could be loaded."""
+        _require("torch", "transformers")
         self._given = locate(config)
         self._identity = identity
         self._addresses = Addresses.create(config.runtime.tp_size)
@@ -117,6 +119,13 @@ class Worker:
         self._addresses.remove()
 
 
+def _require(*packages: str) -> None:
+    """What the children import: told here, where it is one line and not the death of a process."""
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 def tokenizer_source(config: ServerConfig) -> TokenizerSource | None:
     """Where the tokenizer comes from; None for a worker that serves token ids only."""
     model = config.model
@@ -124,7 +133,6 @@ def tokenizer_source(config: ServerConfig) -> TokenizerSource | None:
         return None
     return TokenizerSource(
         path=model.tokenizer_path or model.model_path,
-        mode=model.tokenizer_mode,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
         chat_template=config.api.chat_template,

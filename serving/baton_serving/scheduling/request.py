@@ -227,9 +227,10 @@ class Request:
         self.logprob_planned = self.logprob_next
 
     def truncate(self, tokens: int) -> None:
-        """Keep the first `tokens` tokens of the prompt."""
-        self.prompt = self.prompt[:tokens]
-        self.logprob_next = self.logprob_planned = min(self.logprob_next, tokens)
+        """Keep the last `tokens` tokens of the prompt; what was asked of their positions moves with them."""
+        dropped = len(self.prompt) - tokens
+        self.prompt = self.prompt[dropped:]
+        self.logprob_next = self.logprob_planned = max(1, self.logprob_next - dropped)
 
     def finish_at(self, count: int) -> Finish | None:
         """Whether the request is finished by its output token number `count` (from 1), and why."""

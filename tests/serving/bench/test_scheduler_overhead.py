@@ -27,3 +27,5 @@ def test_the_real_loop_is_measured_both_ways() -> None:
     overhead = measure(batch=3, steps=20, step_seconds=0.001)
     assert (overhead.batch, overhead.host.count, overhead.overlapped.count) == (3, 20, 20)
     assert overhead.host.p50 > 0
+    assert overhead.scheduler.count == 20
+    assert overhead.scheduler.p50 > 0

@@ -14,7 +14,7 @@ BLOCK_ENGINE = """
 import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "transformers", "tokenizers", "safetensors", "numpy"}:
+        if name.partition(".")[0] in {"torch", "transformers", "tokenizers", "safetensors", "numpy", "openai"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Block())
 from baton_serving.cli.main import main
@@ -67,19 +67,23 @@ def test_help_of_a_command_shows_its_options(capsys: pytest.CaptureFixture[str])
     assert "--model-path" in capsys.readouterr().out
 
 
-def test_a_missing_engine_is_told_in_one_line() -> None:
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["serve", "--model-path", "m"], "serve needs torch: pip install 'baton[engine]'"),
+        (["demo"], "demo needs openai: pip install openai"),
+    ],
+)
+def test_a_missing_package_is_told_in_one_line(argv: list[str], message: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", BLOCK_ENGINE, "serve", "--model-path", "m"],
+        [sys.executable, "-c", BLOCK_ENGINE, *argv],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         timeout=60,
         check=False,
     )
-    assert done.returncode == 2
-    assert done.stderr.startswith("baton: serve needs ")
-    assert done.stderr.endswith(": pip install 'baton[engine]'\n")
-    assert done.stderr.count("\n") == 1
+    assert (done.returncode, done.stderr) == (2, f"baton: {message}\n")
 
 
 def test_wrong_flags_are_told_without_the_engine_and_without_loading_it() -> None:

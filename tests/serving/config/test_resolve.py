@@ -61,7 +61,6 @@ def test_defaults_on_cpu() -> None:
     assert config.max_running_requests == 64
     assert config.context_length == 4096
     assert config.prefill_attention_backend == config.decode_attention_backend == "torch_native"
-    assert config.sampling_backend == "pytorch"
     assert config.cuda_graph_batch_sizes == ()
     assert config.transfer_protocol == "tcp"
     assert config.tokenizer_path == config.served_model_name == "m"
@@ -78,7 +77,6 @@ def test_defaults_on_cuda() -> None:
     assert config.chunked_prefill_size == 8192
     assert config.max_running_requests == 256
     assert config.prefill_attention_backend == config.decode_attention_backend == "auto"
-    assert config.sampling_backend == "pytorch"
     assert config.cuda_graph_batch_sizes[:5] == (1, 2, 4, 8, 16)
     assert config.cuda_graph_batch_sizes[-1] == 256
 
@@ -165,7 +163,7 @@ WRONG: list[tuple[HostFacts, dict[str, object], str]] = [
     (BARE_GPU, {"attention_backend": "flashinfer"}, "needs FlashInfer: install the cuda extra, or use torch_native"),
     (CPU, {"decode_attention_backend": "triton"}, "--decode-attention-backend triton needs --device cuda"),
     (A100, {"decode_attention_backend": "fa3"}, "--decode-attention-backend fa3 runs on Hopper GPUs only"),
-    (CPU, {"sampling_backend": "flashinfer"}, "--sampling-backend flashinfer needs --device cuda; use pytorch"),
+    (CPU, {"sampling_backend": "flashinfer"}, "--sampling-backend flashinfer is not supported yet: use pytorch"),
     (CPU, {"cuda_graph_max_bs": 8}, "--cuda-graph-max-bs needs --device cuda: leave it out"),
     (CPU, {"cuda_graph_bs": (8,)}, "--cuda-graph-bs needs --device cuda: leave it out"),
     (H200, {"cuda_graph_bs": (0,)}, "--cuda-graph-bs must be above 0"),

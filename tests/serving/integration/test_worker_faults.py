@@ -128,11 +128,20 @@ def test_a_worker_without_tokenizer(with_nan: tuple[WorkerProcess, httpx.Client]
 
 
 def test_sigterm_lets_open_requests_end(with_nan: tuple[WorkerProcess, httpx.Client]) -> None:
-    """The last test of this worker: an open stream goes on to its end, the exit status is 0, nothing is left."""
+    """The last test of this worker: an open stream goes on to its end, the exit status is 0, nothing is left.
+
+    Requests that come meanwhile are sent elsewhere.
+    """
     worker, http = with_nan
     request = OpenRequest(http, [5] * 20, LONG)
     assert request.begun.wait(PATIENCE)
     worker.terminate()
+    while http.get("/health").status_code == 200:
+        assert not request.ended_at, "the drain is not seen"
+    refused = _generate(http, [3, 4, 5])
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert "shutting down" in refused.json()["error"]["message"]
+    assert not request.ended_at
     request.join()
     assert request.events[-1] == "[DONE]"
     assert request.events[-2]["meta_info"]["completion_tokens"] == LONG["max_new_tokens"]
@@ -144,6 +153,12 @@ def _truncated(path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def _corrupt(path: Path) -> None:
+    with (path / "model.safetensors").open("r+b") as file:
+        file.seek(8)
+        file.write(b"no JSON here")
+
+
 def _unsupported(path: Path) -> None:
     config = json.loads((path / "config.json").read_text())
     config.update(architectures=["MambaForCausalLM"], model_type="mamba")
@@ -152,8 +167,12 @@ def _unsupported(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [(_truncated, "model.safetensors"), (_unsupported, "MambaForCausalLM")],
-    ids=["truncated weights", "unsupported architecture"],
+    [
+        (_truncated, "model.safetensors"),
+        (_corrupt, "the safetensors header is damaged"),
+        (_unsupported, "MambaForCausalLM"),
+    ],
+    ids=["truncated weights", "corrupt weights", "unsupported architecture"],
 )
 def test_a_checkpoint_that_cannot_be_served(
     tmp_path: Path, llama: Path, spoil: Callable[[Path], None], words: str
@@ -170,6 +189,13 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         _refused(tmp_path, BATON_TINY, f"--port {port}", "--port", str(port))
+
+
+def test_a_grpc_port_in_use(tmp_path: Path) -> None:
+    """Whoever has it would share it, as gRPC's servers do."""
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
+        port = taken.getsockname()[1]
+        _refused(tmp_path, BATON_TINY, f"--grpc-port {port}", "--grpc-port", str(port))
 
 
 def test_an_unknown_flag(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,3 +67,8 @@ def test_a_model_that_cannot_be_cut_is_refused(changes: dict[str, int], tp_size:
             CPU,
             torch.float32,
         )
+
+
+def test_a_port_in_use_cannot_be_met_at() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=r"^--nccl-port: "):
+        init_parallel(0, 2, f"tcp://127.0.0.1:{taken.getsockname()[1]}", CPU, 5.0)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from support.references import Reference
@@ -202,11 +205,11 @@ def test_two_ranks_answer_alike_and_shutdown_leaves_nothing(
     reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    others = set(multiprocessing.active_children())
+    others = set(psutil.Process().children())
     engine = Engine(model_path=str(MODEL), device="cpu", tp_size=2, chunked_prefill_size=32, log_level="warning")
     try:
         assert len(list(tmp_path.iterdir())) == 1
-        assert len(set(multiprocessing.active_children()) - others) == 3
+        assert len(set(psutil.Process().children()) - others) == 3
         prompts = [list(range(4, 150)), [9], list(range(30, 70))]
         for prompt, answer in zip(prompts, _many(engine.generate(prompts, GREEDY)), strict=True):
             reference.assert_greedy(prompt, answer.token_ids, 24)
@@ -214,10 +217,30 @@ def test_two_ranks_answer_alike_and_shutdown_leaves_nothing(
     finally:
         engine.shutdown()
         engine.shutdown()
-    assert set(multiprocessing.active_children()) == others
+    assert set(psutil.Process().children()) == others
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         Engine(model_path=str(tmp_path / "nothing"))
+
+
+def test_a_script_without_a_main_guard_works(tmp_path: Path) -> None:
+    """The children do not run the script again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from baton_serving.runtime.engine import Engine\n"
+        "print('loaded')\n"
+        f"with Engine(model_path={str(MODEL)!r}, device='cpu', log_level='warning') as engine:\n"
+        "    print(engine.generate([5, 6, 7], {'max_new_tokens': 3, 'ignore_eos': True}).finish_reason)\n"
+    )
+    path = os.pathsep.join(map(os.path.abspath, sys.path))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=100,
+    )
+    assert (done.stdout.split(), done.returncode) == (["loaded", "length"], 0), done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -99,6 +100,14 @@ class World:
         assert self._api.socket.poll(PATIENCE_MS), "the loop is silent"
         return self._api.recv()
 
+    def at_rest(self) -> WorkerState:
+        """The next report with nothing running."""
+        while True:
+            state = self.heard()
+            assert isinstance(state, WorkerState)
+            if not state.stats["requests_running"] + state.stats["requests_prefilling"]:
+                return state
+
     def close(self) -> None:
         self._loop.stop()
         self._thread.join()
@@ -124,11 +133,25 @@ def test_every_rest_is_reported_with_all_pages_given_back(world: World) -> None:
         world.ask(f"r{number}")
         tokens = [token for output in world.outputs(f"r{number}") for token in output.token_ids]
         assert tokens == [TOKEN] * 6
-        state = world.heard()
-        assert isinstance(state, WorkerState)
+        state = world.at_rest()
         assert state.stats["pages_in_use"] == 0
-        assert state.stats["requests_running"] == 0
         assert state.stats["generated_tokens_total"] >= 6 * (number + 1)
+
+
+def test_a_step_that_may_compile_is_declared_before_it_starts(world: World) -> None:
+    """The API process hears of it, and that it is over; the next step of its kind is not declared."""
+    world.heard()
+    world.ask("first")
+    world.outputs("first")
+    declared = world.heard()
+    assert isinstance(declared, WorkerState)
+    assert declared.busy_until > time.monotonic() + 10
+    assert world.at_rest().busy_until == 0
+    world.ask("second")
+    world.outputs("second")
+    state = world.heard()
+    assert isinstance(state, WorkerState)
+    assert state.busy_until == 0
 
 
 def test_a_refused_request_is_answered_and_the_next_one_served(world: World) -> None:

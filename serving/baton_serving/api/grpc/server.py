@@ -116,7 +116,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """grpc.health.v1: serving while the scheduler's tick moves. Needs no API key."""
+    """grpc.health.v1: serving while the scheduler's tick moves and the worker is not draining. Needs no API key."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -145,4 +145,4 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     def _status(self) -> health_pb2.HealthCheckResponse:
         kinds = health_pb2.HealthCheckResponse
-        return kinds(status=kinds.SERVING if self._service.manager.alive else kinds.NOT_SERVING)
+        return kinds(status=kinds.SERVING if self._service.manager.ready else kinds.NOT_SERVING)

@@ -16,16 +16,19 @@ from baton_serving import __version__
 from baton_serving.api.state import service_of
 from baton_serving.errors import BatonError, Unavailable
 from baton_serving.runtime.requests import Choice, GenerateRequest
+from baton_serving.runtime.tokenizer_manager import TokenizerManager
 from baton_serving.sampling.params import SamplingParams
 
 PROBE_TIMEOUT: Final = 20.0  # seconds that a one-token answer may take before the worker counts as ill
 
 
 async def health(request: Request) -> Response:
-    """200 while the scheduler's tick moves or a declared long operation runs, else 503."""
+    """200 while the scheduler's tick moves or a declared long operation runs; 503 if not, or while draining."""
     manager = service_of(request).manager
-    if manager.alive:
+    if manager.ready:
         return Response()
+    if manager.alive:
+        raise Unavailable("the worker is shutting down: it takes no new requests")
     raise Unavailable("the scheduler is not answering: its loop has not turned lately")
 
 
@@ -79,7 +82,7 @@ async def server_info(request: Request) -> Response:
             "weight_version": options.weight_version,
             "weight_digest": options.weight_digest,
             "version": __version__,
-            "status": "ready" if service.manager.alive else "unhealthy",
+            "status": _status(service.manager),
             "internal_states": [dict(service.manager.stats)],
         }
     )
@@ -98,6 +101,10 @@ async def get_load(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     service = service_of(request)
     return Response(service.metrics.exposition(service.manager.stats), media_type=CONTENT_TYPE_LATEST)
+
+
+def _status(manager: TokenizerManager) -> str:
+    return "ready" if manager.ready else "draining" if manager.alive else "unhealthy"
 
 
 def _figure(stats: Mapping[str, float], name: str) -> int:
