@@ -71,13 +71,9 @@ def rank_device(config: ResolvedConfig, tp_rank: int) -> torch.device:
 def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
     """Load this rank's part of the model and make its pool.
 
-    <<<<<<< HEAD
-        All ranks call this together; they meet at the file `rendezvous`. ConfigError for whatever the caller must change.
-        On a GPU the calling thread works on a stream of its own from here on.
-    =======
-        All ranks call this together; they meet at --nccl-port, else at the file `rendezvous`.
-        ConfigError for whatever the caller must change.
-    >>>>>>> main
+    All ranks call this together; they meet at --nccl-port, else at the file `rendezvous`.
+    On a GPU the calling thread works on a stream of its own from here on.
+    ConfigError for whatever the caller must change.
     """
     device = rank_device(config, tp_rank)
     if device.type == "cpu":
