@@ -6,6 +6,11 @@ Two processes on this host, scattered pages in host memory, the same bytes by ev
 a memcpy within one process, a plain socket, a bare write of the same blocks through the library, and the handoff
 service from the first `chunk_ready` until the receiver's receipt. Prints GB/s, median and best of the rounds: on a
 busy machine only the best compare.
+
+    python benchmarks/handoff_bandwidth.py --device cuda --page-size 64 --backends mooncake --protocol nvlink_intra
+
+The same from one GPU's memory to the next one's, where the floor is a copy between the two within one process.
+`--receiver-tp 2` splits the receiver's heads over two ranks.
 """
 
 from __future__ import annotations
@@ -21,24 +26,28 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import xxhash
 from rich.console import Console
 from rich.table import Table
 
-from baton_serving.handoff.backends.base import HostMemory, Outcome, TransferBackend
+from baton_serving.handoff.backends.base import DeviceMemory, HostMemory, Outcome, PoolMemory, TransferBackend
 from baton_serving.handoff.backends.registry import BackendOptions, backend_factory
 from baton_serving.handoff.events import Arrived, Begun, Delivered, HandoffEvent
-from baton_serving.handoff.layout import PeerDescriptor, rank_slice
+from baton_serving.handoff.layout import PROTOCOL_VERSION, PeerDescriptor, rank_slice
 from baton_serving.handoff.plan import Runs, over_pages, tickets
 from baton_serving.handoff.protocol import PageSpan
 from baton_serving.handoff.ranks import RankExecutor, RankTransfer
 from baton_serving.handoff.rim import PeerAddress
 from baton_serving.handoff.service import HandoffService
 from baton_serving.kv.layout import KVGroup, KVLayout
+from baton_serving.runtime.handoff_ranks import use_device
 
 HOST = "127.0.0.1"
 Bytes = npt.NDArray[np.uint8]
@@ -55,47 +64,66 @@ def scattered(seed: int, pages: int, count: int) -> list[int]:
 
 
 class Pool:
-    """`pages` usable pages in host memory."""
+    """`pages` usable pages in host memory, or on a GPU."""
 
-    def __init__(self, page_bytes: int, pages: int) -> None:
-        self.pages: Bytes = np.zeros((pages + 1, page_bytes), np.uint8)
-        self.memory = HostMemory(self.pages.ctypes.data, self.pages.nbytes)
+    def __init__(self, page_bytes: int, pages: int, device: torch.device) -> None:
+        self.device = device
+        self.memory: PoolMemory
+        if device.type == "cpu":
+            self.host: Bytes = np.zeros((pages + 1, page_bytes), np.uint8)
+            self.pages = torch.from_numpy(self.host)
+            self.memory = HostMemory(self.host.ctypes.data, self.host.nbytes)
+        else:
+            self.pages = torch.zeros((pages + 1, page_bytes), dtype=torch.uint8, device=device)
+            torch.cuda.synchronize(device)
+            self.memory = DeviceMemory(self.pages.data_ptr(), self.pages.numel(), device.index, self._read)
+
+    def fill(self, value: int) -> None:
+        self.pages.fill_(value)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def hashes(self, pages: list[int], parts: int = 1) -> list[list[str]]:
+        """Of each of the equal `parts` of a page, the hashes over `pages`."""
+        content = self.pages[torch.tensor(pages, device=self.device)].cpu().numpy()
+        return [[xxhash.xxh3_128_hexdigest(page.data) for page in part] for part in np.split(content, parts, axis=1)]
+
+    def _read(self, offset: int, nbytes: int) -> bytes:
+        return self.pages.flatten()[offset : offset + nbytes].cpu().numpy().tobytes()
 
 
 class Worker:
-    """A handoff service with one rank over `pool`."""
+    """A handoff service with a rank over each of `pools`."""
 
-    def __init__(self, name: str, backend: str, options: BackendOptions, layout: KVLayout, pool: Pool) -> None:
+    def __init__(self, name: str, backend: str, options: BackendOptions, layout: KVLayout, pools: list[Pool]) -> None:
         self.name = name
         self.registry: dict[str, PeerAddress] = {}
         self._woken = threading.Event()
-        slice_ = rank_slice(layout, 1, 0)
+        slices = [rank_slice(layout, len(pools), rank) for rank in range(len(pools))]
         self.incarnation = uuid.uuid4().hex
         blank = PeerDescriptor(
-            version=1,
+            version=PROTOCOL_VERSION,
             worker=name,
             incarnation=self.incarnation,
             weights="",
             engine="",
             layout=layout,
-            tp_size=1,
+            tp_size=len(pools),
             pp_size=1,
             backend=backend,
             epoch=0,
-            ranks=(slice_,),
+            ranks=tuple(slices),
         )
         self.service = HandoffService(
-            blank, lambda _, command: self.rank.submit(command), self.registry.get, self._woken.set
+            blank, lambda rank, command: self.ranks[rank].submit(command), self.registry.get, self._woken.set
         )
-        executor = RankExecutor(
-            0,
-            slice_,
-            pool.memory,
-            backend_factory(backend, options),
-            self.service.report,
-            name=self.incarnation,
-        )
-        self.rank = RankTransfer(executor)
+        factory = backend_factory(backend, options)
+        executors = [
+            RankExecutor(rank, slice_, pool.memory, factory, self.service.report, name=self.incarnation)
+            for rank, (slice_, pool) in enumerate(zip(slices, pools, strict=True))
+        ]
+        prepare = partial(use_device, pools[0].device)
+        self.ranks = [RankTransfer(executor, prepare) for executor in executors]
         self.service.start()
         self._tick = 0
 
@@ -110,7 +138,8 @@ class Worker:
 
     def close(self) -> None:
         self.service.close()
-        self.rank.close()
+        for rank in self.ranks:
+            rank.close()
 
 
 # The receiving process
@@ -118,10 +147,11 @@ class Worker:
 
 def receive(pipe: Connection, args: argparse.Namespace) -> None:
     """Obeys the sending process: takes part in one way of moving pages at a time."""
-    layout = layout_of(args)
-    pool = Pool(layout.rank_shape(1).page_bytes, args.pool_pages)
-    pool.pages[:] = 1
-    serve: dict[str, Callable[[Connection, argparse.Namespace, Pool, str], None]] = {
+    shape = layout_of(args).rank_shape(args.receiver_tp)
+    pools = [Pool(shape.page_bytes, args.pool_pages, device_of(args, 1)) for _ in range(args.receiver_tp)]
+    for pool in pools:
+        pool.fill(1)
+    serve: dict[str, Callable[[Connection, argparse.Namespace, list[Pool], str], None]] = {
         "socket": receive_socket,
         "bare": receive_bare,
         "handoff": receive_handoff,
@@ -131,35 +161,37 @@ def receive(pipe: Connection, args: argparse.Namespace) -> None:
         if order == "quit":
             return
         if order == "check":
-            pipe.send(pool.pages[scattered(2, args.pool_pages, args.pages)].sum(dtype=np.int64).item())
-            pool.pages[:] = 1
+            pages = scattered(2, args.pool_pages, args.pages)
+            pipe.send([found for pool in pools for found in pool.hashes(pages)])
+            for pool in pools:
+                pool.fill(1)
             continue
-        serve[order](pipe, args, pool, backend)
+        serve[order](pipe, args, pools, backend)
 
 
-def receive_socket(pipe: Connection, args: argparse.Namespace, pool: Pool, _: str) -> None:
+def receive_socket(pipe: Connection, args: argparse.Namespace, pools: list[Pool], _: str) -> None:
     pages = scattered(2, args.pool_pages, args.pages)
     with socket.create_server((HOST, 0)) as server:
         pipe.send(server.getsockname()[1])
         connection, _ = server.accept()
         with connection:
             for page in pages:
-                left = memoryview(pool.pages[page])
+                left = memoryview(pools[0].host[page])
                 while left:
                     left = left[connection.recv_into(left) :]
             connection.sendall(b"!")
 
 
-def receive_bare(pipe: Connection, args: argparse.Namespace, pool: Pool, backend: str) -> None:
+def receive_bare(pipe: Connection, args: argparse.Namespace, pools: list[Pool], backend: str) -> None:
     engine = backend_factory(backend, options_of(args))(uuid.uuid4().hex)
-    engine.register(pool.memory.region)
-    pipe.send((engine.endpoint(), pool.memory.region.address))
+    engine.register(pools[0].memory.region)
+    pipe.send((engine.endpoint(), pools[0].memory.region.address))
     pipe.recv()
     engine.close()
 
 
-def receive_handoff(pipe: Connection, args: argparse.Namespace, pool: Pool, backend: str) -> None:
-    worker = Worker("receiver", backend, options_of(args), layout_of(args), pool)
+def receive_handoff(pipe: Connection, args: argparse.Namespace, pools: list[Pool], backend: str) -> None:
+    worker = Worker("receiver", backend, options_of(args), layout_of(args), pools)
     pipe.send(None)
     worker.registry["sender"] = pipe.recv()
     pages = scattered(2, args.pool_pages, args.pages)
@@ -179,7 +211,16 @@ def receive_handoff(pipe: Connection, args: argparse.Namespace, pool: Pool, back
 
 
 def options_of(args: argparse.Namespace) -> BackendOptions:
-    return BackendOptions(host=HOST, protocol=args.protocol)
+    return BackendOptions(host=HOST, protocol=args.protocol, cuda=args.device == "cuda")
+
+
+def device_of(args: argparse.Namespace, index: int) -> torch.device:
+    """Where the pools of process `index` are, which becomes its current device."""
+    if args.device == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
 
 
 class Sender:
@@ -191,27 +232,33 @@ class Sender:
         layout = layout_of(args)
         self._layout = layout
         self._page_bytes = layout.rank_shape(1).page_bytes
-        self._pool = Pool(self._page_bytes, args.pool_pages)
+        self._pool = Pool(self._page_bytes, args.pool_pages, device_of(args, 0))
         noise = np.random.default_rng(0).integers(0, 255, self._page_bytes, dtype=np.uint8)
         for page in range(1, args.pool_pages + 1):
-            self._pool.pages[page] = np.roll(noise, page)
+            self._pool.pages[page] = torch.from_numpy(np.roll(noise, page))
         self._source = scattered(1, args.pool_pages, args.pages)
         self._target = scattered(2, args.pool_pages, args.pages)
         self.nbytes = args.pages * self._page_bytes
 
     def _check(self, what: str) -> None:
         self._pipe.send(("check", ""))
-        found, sent = self._pipe.recv(), self._pool.pages[self._source].sum(dtype=np.int64).item()
-        if found != sent:
+        # A page is its heads one after the other: each of the receiver's ranks has one contiguous part.
+        if self._pipe.recv() != self._pool.hashes(self._source, self._args.receiver_tp):
             raise SystemExit(f"{what}: the pages did not arrive as they were sent")
 
-    def memcpy(self) -> Iterator[float]:
-        other = Pool(self._page_bytes, self._args.pool_pages)
-        other.pages[:] = 1
+    def copy(self) -> Iterator[float]:
+        """Page by page within one process; on GPUs to a neighbour's memory."""
+        device = self._pool.device
+        other = Pool(
+            self._page_bytes, self._args.pool_pages, device if device.type == "cpu" else torch.device("cuda:1")
+        )
+        other.fill(1)
         while True:
             began = time.perf_counter()
             for a, b in zip(self._source, self._target, strict=True):
-                other.pages[b] = self._pool.pages[a]
+                other.pages[b].copy_(self._pool.pages[a], non_blocking=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             yield time.perf_counter() - began
 
     def socket(self) -> Iterator[float]:
@@ -220,7 +267,7 @@ class Sender:
             with socket.create_connection((HOST, self._pipe.recv())) as connection:
                 began = time.perf_counter()
                 for page in self._source:
-                    connection.sendall(memoryview(self._pool.pages[page]))
+                    connection.sendall(memoryview(self._pool.host[page]))
                 connection.recv(1)
                 seconds = time.perf_counter() - began
             yield seconds
@@ -248,7 +295,7 @@ class Sender:
             self._check(f"bare {backend}")
 
     def handoff(self, backend: str) -> Iterator[float]:
-        worker = Worker("sender", backend, options_of(self._args), self._layout, self._pool)
+        worker = Worker("sender", backend, options_of(self._args), self._layout, [self._pool])
         self._pipe.send(("handoff", backend))
         self._pipe.recv()
         self._pipe.send(PeerAddress(worker.service.endpoint, worker.incarnation))
@@ -311,6 +358,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=["mooncake", "nixl"], choices=["mooncake", "nixl"])
     parser.add_argument("--protocol", default="auto", help="what the backends are to use: tcp, rdma, cma, …")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the pools are")
+    parser.add_argument("--receiver-tp", type=int, default=1, help="ranks of the receiver")
     parser.add_argument("--pages", type=int, default=128, help="pages to move")
     parser.add_argument("--pool-pages", type=int, default=256, help="pages of either pool")
     parser.add_argument("--page-size", type=int, default=16, help="tokens per page")
@@ -327,9 +376,12 @@ def main() -> None:
     process = context.Process(target=receive, args=(theirs, args), daemon=True)
     process.start()
     sender = Sender(ours, args)
-    ways = {"memcpy": sender.memcpy(), "plain socket": sender.socket()}
+    ways = {"copy": sender.copy()}
+    if args.device == "cpu" and args.receiver_tp == 1:
+        ways["plain socket"] = sender.socket()
     for backend in args.backends:
-        ways[f"bare {backend}"] = sender.bare(backend)
+        if args.receiver_tp == 1:
+            ways[f"bare {backend}"] = sender.bare(backend)
         ways[f"handoff over {backend}"] = sender.handoff(backend)
     taken = measure(ways, args.rounds)
     ours.send(("quit", ""))

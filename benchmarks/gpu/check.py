@@ -135,8 +135,12 @@ def random_rows(pool: KVPool, q_lens: tuple[int, ...], kv_lens: tuple[int, ...],
             filled = min(size, kv_len - index * size)
             for layer in (0, pool.shape.layers - 1):
                 for side in pool.layer_kv(layer):
-                    side[page].fill_(math.nan)
-                    side[page][:, :filled].normal_()
+                    cell = torch.full(side.shape[1:], math.nan, device=GPU)
+                    cell[:, :filled].normal_()
+                    # Pages of 8-bit floats are written by their bytes.
+                    narrow = side.dtype.itemsize == 1
+                    into, new = side[page], cell.to(side.dtype)
+                    (into.view(torch.uint8) if narrow else into).copy_(new.view(torch.uint8) if narrow else new)
     lens = torch.tensor(kv_lens, dtype=torch.int32)
     return PagedRows(q_lens, kv_lens, table.to(GPU), lens.to(GPU))
 
@@ -159,11 +163,16 @@ def check_attention(pool: KVPool, base: AttentionSpec, first_page: int, note: st
                 for q_lens, kv_lens in shapes:
                     rows = random_rows(pool, q_lens, kv_lens, first_page)
                     q = torch.randn(sum(q_lens), spec.q_heads, spec.k_dim, device=GPU).to(spec.dtype)
-                    exact = paged_attention_reference(q.double(), k_pages, v_pages, rows, spec)
+                    exact = paged_attention_reference(q.double(), wide(k_pages), wide(v_pages), rows, spec)
                     found = error_of(backend.plan(rows).run(q, k_pages, v_pages), exact)
                     worst = found if math.isnan(found) else max(worst, found)
                 kind = "window" if spec.window else "softcap" if spec.softcap else "plain"
                 yield Finding(f"{op.name} {implementation.name} {kind} {note}", worst, BARS[spec.dtype])
+
+
+def wide(pages: torch.Tensor) -> torch.Tensor:
+    """Pages that torch can index: 8-bit floats as float32."""
+    return pages.float() if pages.dtype.itemsize == 1 else pages
 
 
 def _call(spec: AttentionSpec, factory: PagedAttentionFactory) -> PagedAttention:
@@ -177,6 +186,26 @@ def make_pool(pages: int, dtype: str) -> KVPool:
 
 def attention_spec(dtype: torch.dtype) -> AttentionSpec:
     return AttentionSpec(32, 8, 128, 128, 64, 128**-0.5, dtype, dtype, GPU)
+
+
+def check_narrow_pools() -> Iterator[Finding]:
+    for kv_dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        name = str(kv_dtype).removeprefix("torch.")
+        pool = make_pool(120, name)
+        spec = replace(attention_spec(torch.bfloat16), kv_dtype=kv_dtype)
+        yield from check_attention(pool, spec, 1, name)
+        tokens, heads, dim = 77, 8, 128
+        qkv = torch.randn(tokens, (32 + 2 * heads) * dim, device=GPU) * 300  # some of it beyond e4m3's largest value
+        places = (torch.randperm(120, device=GPU)[:tokens], torch.arange(tokens, device=GPU) % 64)
+        table = rope_table(1e6 ** (-torch.arange(0, dim, 2, device=GPU) / dim), 4096)
+        sides = [side[:, :, :, :].clone() for side in pool.layer_kv(0)]
+        plain = [side.clone() for side in sides]
+        arguments = (None, torch.arange(tokens, device=GPU), table)
+        ROPE_KV_WRITE.select(GPU, torch.bfloat16)(qkv.clone().bfloat16(), *arguments, sides[0], sides[1], *places)
+        rope_kv_write_torch(qkv.bfloat16().float(), *arguments, plain[0], plain[1], *places)
+        for mine, exact, what in zip(sides, plain, ("keys", "values"), strict=True):
+            found, wanted = (side.float()[places[0], :, places[1]] for side in (mine, exact))
+            yield Finding(f"rope_kv_write {name} {what}", error_of(found, wanted), BARS[torch.bfloat16])
 
 
 def check_pools() -> Iterator[Finding]:
@@ -231,7 +260,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     findings: list[Finding] = []
-    for check in (check_small_ops, check_rope_kv_write, check_linear, check_pools, check_models):
+    for check in (check_small_ops, check_rope_kv_write, check_linear, check_narrow_pools, check_pools, check_models):
         if arguments.only and arguments.only not in check.__name__:
             continue
         with torch.inference_mode():

@@ -5,7 +5,7 @@ worker's executor as the scheduler orders them: the next one is launched before 
 that decode steps read is random. Ceilings are measured in the same run: a copy within the device, counting bytes read
 and written, and a square bfloat16 product of random numbers. Floors are 16.4 GB of weights plus the batch's KV over the
 copy rate (decode), and the FLOPs of projections, causal attention and the last rows' head over the product's rate
-(prefill).
+(prefill); with `--tp`, one of that many parts of each.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
+import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -28,22 +32,7 @@ from baton_serving.runtime.rank import Rank, build_rank
 from baton_serving.sampling.params import SamplingParams, SlotSetup
 from baton_serving.scheduling.step import PageWrite, StepPlan
 
-QWEN3_8B: dict[str, object] = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "max_position_embeddings": 40960,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000,
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-}
+SHAPE = Path(__file__).with_name("qwen3_8b.json")
 WEIGHT_BYTES, KV_TOKEN_BYTES = 16.4e9, 147_456
 TOKEN_FLOPS, HEAD_FLOPS = 2 * 6.946e9, 2 * 4096 * 151936
 DECODE = [(1024, n) for n in (1, 16, 64, 128, 256)] + [(4096, n) for n in (1, 64, 128)]
@@ -133,15 +122,17 @@ def prefill_floor(batch: int, length: int, product: float) -> float:
     return batch * (length * TOKEN_FLOPS + attention + HEAD_FLOPS) / product
 
 
-def build(extra: dict[str, object], folder: Path) -> Rank:
+def build(extra: dict[str, object], folder: Path, tp_rank: int = 0) -> Rank:
     """The rank with a pool full of random numbers."""
-    (folder / "config.json").write_text(json.dumps(QWEN3_8B))
     values = {"model_path": str(folder), "load_format": "dummy", "device": "cuda", "random_seed": 1}
     values |= {"chunked_prefill_size": 16384, "max_total_tokens": 560_000, "context_length": 16384, **extra}
-    rank = build_rank(resolve_here(config_from_values(values)), 0, str(folder / "ranks"))
+    rank = build_rank(resolve_here(config_from_values(values)), tp_rank, str(folder / "ranks"))
     for layer in range(36):
         for side in rank.pool.layer_kv(layer):
-            side.normal_()
+            if side.dtype.itemsize == 1:
+                side.view(torch.uint8).random_(0, 0x38)  # below 1, and never NaN
+            else:
+                side.normal_()
     return rank
 
 
@@ -158,6 +149,22 @@ def _profile(work: Callable[[int], object], steps: int) -> Profile:
     return sorted(rows, key=lambda row: -row[2])[:14]
 
 
+def idle_share(runner: Runner, batch: int, steps: int = 30) -> float:
+    """Part of the second half of a run of decode steps in which nothing ran on the GPU."""
+    runner.decode(1024, batch, 8)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        runner.decode(1024, batch, steps)
+        torch.cuda.synchronize()
+    on_gpu = [e.time_range for e in found.events() if e.device_type.name == "CUDA"]
+    spans: list[tuple[float, float]] = sorted((span.start, span.end) for span in on_gpu)
+    begin, end = (spans[0][0] + spans[-1][1]) / 2, spans[-1][1]
+    busy, reached = 0.0, begin
+    for first, last in spans:
+        busy += max(0.0, last - max(first, reached))
+        reached = max(reached, last)
+    return 1.0 - busy / (end - begin)
+
+
 def _profiles(runner: Runner) -> dict[str, Profile]:
     profiles = {f"a decode step of {n} rows": _profile(partial(runner.decode, 1024, n), 8) for n in (1, 16, 64)}
     for length in (1024, 8192):
@@ -171,33 +178,79 @@ def _prefill_once(runner: Runner, length: int, _: int) -> float:
 
 def main() -> None:
     """Measure, print a table, and write all figures where `--json` says."""
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(SHAPE.read_text())
+        if arguments.tp == 1:
+            measure(arguments, Path(folder), 0)
+            return
+        context = multiprocessing.get_context("spawn")
+        ranks = [
+            context.Process(target=_measure_and_leave, args=(arguments, Path(folder), rank))
+            for rank in range(arguments.tp)
+        ]
+        for process in ranks:
+            process.start()
+        wait([process.sentinel for process in ranks])  # the first to end is over, or the others wait for it for ever
+        for process in ranks:
+            process.join(10)
+            process.kill()
+
+
+def _measure_and_leave(arguments: argparse.Namespace, folder: Path, tp_rank: int) -> None:
+    """Leaves without taking NCCL down, which hangs while CUDA graphs hold its collectives."""
+    measure(arguments, folder, tp_rank)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write all figures here as well")
     parser.add_argument("--quick", action="store_true", help="a few sizes, one run each")
     parser.add_argument("--profile", action="store_true", help="show where decode steps of 1 and 64 rows spend time")
     parser.add_argument("--sampled", action="store_true", help="temperature 1 and top-p 0.95 rather than greedy")
     parser.add_argument("--flag", action="append", default=[], metavar="NAME=VALUE", help="a worker flag to set")
-    arguments = parser.parse_args()
+    parser.add_argument("--tp", type=int, default=1, help="GPUs to split the model over")
+    return parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace, folder: Path, tp_rank: int) -> None:
+    """What one rank does: all launch the same steps, the first one speaks."""
     begin = time.perf_counter()
-    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+    torch.manual_seed(7)  # all ranks order the same steps
+    torch.cuda.set_device(tp_rank)
+    params = SamplingParams(temperature=1.0, top_p=0.95) if arguments.sampled else SamplingParams(temperature=0.0)
+    extra: dict[str, object] = {"tp_size": arguments.tp, **dict(flag.split("=", 1) for flag in arguments.flag)}
+    with torch.inference_mode():
         copy, product = measure_ceilings()
-        print(f"{torch.cuda.get_device_name()}: copy {copy / 1e12:.3f} TB/s, product {product / 1e12:.1f} TFLOP/s")
-        rank = build(dict(flag.split("=", 1) for flag in arguments.flag), Path(folder))
-        print(f"ready after {time.perf_counter() - begin:.1f} s; {rank.pool.pages} pages", flush=True)
-        params = SamplingParams(temperature=1.0, top_p=0.95) if arguments.sampled else SamplingParams(temperature=0.0)
+        torch.cuda.empty_cache()
+        rank = build(extra, folder, tp_rank)
+        torch.manual_seed(8)
         runner = Runner(rank, params)
-        rows = list(_measure(runner, copy, product, arguments.quick))
+        speak = print if tp_rank == 0 else _silent
+        speak(f"{torch.cuda.get_device_name()}: copy {copy / 1e12:.3f} TB/s, product {product / 1e12:.1f} TFLOP/s")
+        speak(f"ready after {time.perf_counter() - begin:.1f} s; {rank.pool.pages} pages", flush=True)
+        rows = list(_measure(runner, arguments.tp * copy, arguments.tp * product, arguments.quick, speak))
+        if not arguments.quick or arguments.profile:
+            speak(f"GPU idle at batch 64: {idle_share(runner, 64):.2%}", flush=True)
         profiles = _profiles(runner) if arguments.profile else {}
     for what, kernels in profiles.items():
-        print(f"\nkernels of {what}: {sum(row[2] for row in kernels):.0f} µs")
+        speak(f"\nkernels of {what}: {sum(row[2] for row in kernels):.0f} µs")
         for name, count, micros in kernels:
-            print(f"{micros:9.1f} µs  {count:4d} x  {name}")
-    if arguments.json:
+            speak(f"{micros:9.1f} µs  {count:4d} x  {name}")
+    if arguments.json and tp_rank == 0:
         figures = {"copy": copy, "product": product, "rows": rows, "profiles": profiles}
         arguments.json.write_text(json.dumps(figures, indent=1))
 
 
-def _measure(runner: Runner, copy: float, product: float, quick: bool) -> Sequence[dict[str, object]]:
+def _silent(*_: object, **__: object) -> None:
+    pass
+
+
+def _measure(
+    runner: Runner, copy: float, product: float, quick: bool, speak: Callable[..., None]
+) -> Sequence[dict[str, object]]:
     rows: list[dict[str, object]] = []
 
     def note(what: str, found: list[float], floor: float) -> None:
@@ -206,7 +259,7 @@ def _measure(runner: Runner, copy: float, product: float, quick: bool) -> Sequen
             {"what": what, "ms": [1000 * x for x in found], "floor_ms": 1000 * floor, "of_floor": floor / middle}
         )
         spread = f"{1000 * min(found):.2f}-{1000 * max(found):.2f}"
-        print(
+        speak(
             f"{what:28s} {1000 * middle:8.2f} ms ({spread})  floor {1000 * floor:7.2f}  {floor / middle:.3f}",
             flush=True,
         )

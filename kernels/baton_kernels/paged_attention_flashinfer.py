@@ -33,12 +33,13 @@ class FlashInferAttention:
 
     capturable = False
     backend: ClassVar[str] = "fa2"
+    narrow: ClassVar[tuple[torch.dtype, ...]] = (torch.float8_e4m3fn, torch.float8_e5m2)  # pages beside q's own type
 
     def __init__(self, spec: AttentionSpec) -> None:
         if spec.k_dim != spec.v_dim or spec.k_dim not in _HEAD_DIMS:
             raise KernelUnavailable(f"FlashInfer has no kernel for heads of {spec.k_dim} and {spec.v_dim} values")
-        if spec.kv_dtype != spec.dtype:
-            raise KernelUnavailable(f"pages of {spec.kv_dtype} are not wired to FlashInfer yet")
+        if spec.kv_dtype not in (spec.dtype, *self.narrow):
+            raise KernelUnavailable(f"FlashInfer's {self.backend} does not read pages of {spec.kv_dtype}")
         self._spec = spec
         workspace = torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=spec.device)
         self._turns = cycle([_Turn(workspace, self.backend) for _ in range(2)])
@@ -85,6 +86,7 @@ class FlashInferFa3Attention(FlashInferAttention):
     """The same by the kernels written for Hopper."""
 
     backend: ClassVar[str] = "fa3"
+    narrow: ClassVar[tuple[torch.dtype, ...]] = ()  # its 8-bit kernels want 8-bit queries as well
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 
 from baton_kernels.paged_attention import AttentionSpec, PagedRows
-from baton_kernels.triton_launch import overlaps, wait_then_release
+from baton_kernels.registry import KernelUnavailable
+from baton_kernels.triton_launch import holds_8_bit_floats, overlaps, wait_then_release
 
 _TILE = 64  # keys per iteration
 _PROGRAMS_PER_SM = 8  # stretches aimed at: two fit on a multiprocessor at a time
@@ -207,6 +208,8 @@ class TritonDecodeAttention:
     def __init__(self, spec: AttentionSpec) -> None:
         self._spec = spec
         on_gpu = spec.device.type == "cuda"
+        if spec.kv_dtype.itemsize == 1 and on_gpu and not holds_8_bit_floats(spec.device):
+            raise KernelUnavailable(f"reads pages of {spec.kv_dtype} on GPUs of compute capability 8.9 and later only")
         sms = torch.cuda.get_device_properties(spec.device).multi_processor_count if on_gpu else 1
         self._programs = sms * _PROGRAMS_PER_SM
 

@@ -81,6 +81,12 @@ class Op(Generic[F]):
 
         `make` refuses by raising KernelUnavailable, which is raised here when none is left.
         """
+        return self.choose(device, dtype, make, choice)[1]
+
+    def choose(
+        self, device: torch.device, dtype: torch.dtype, make: Callable[[F], B], choice: str = AUTO
+    ) -> tuple[str, B]:
+        """`build`, and the name of the implementation that it took."""
         reasons = []
         for implementation in self.implementations:
             if choice not in (AUTO, implementation.name):
@@ -88,7 +94,7 @@ class Op(Generic[F]):
             reason = implementation.needs.unmet(device, dtype)
             if reason is None:
                 try:
-                    return make(cast(F, _resolve(implementation.target)))
+                    return implementation.name, make(cast(F, _resolve(implementation.target)))
                 except KernelUnavailable as refusal:
                     reason = str(refusal)
             reasons.append(f"{implementation.name} {reason}")

@@ -20,6 +20,12 @@ def overlaps(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
 
 
+@functools.cache
+def holds_8_bit_floats(device: torch.device) -> bool:
+    """Whether kernels can convert to and from 8-bit floats: Ada and later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 @triton.jit
 def wait_then_release():
     gdc_wait()

@@ -10,9 +10,16 @@ import triton
 import triton.language as tl
 
 from baton_kernels.rope_kv_write import HeadNorm, rope_kv_write_torch
-from baton_kernels.triton_launch import overlaps, wait_then_release
+from baton_kernels.triton_launch import holds_8_bit_floats, overlaps, wait_then_release
 
 _HEADS = 8  # per program
+
+
+@triton.jit
+def _saturate(x, LIMIT: tl.constexpr):
+    """`x` in float32, for pages of 8-bit floats within their range; NaN stays NaN."""
+    x = x.to(tl.float32)
+    return tl.clamp(x, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL) if LIMIT > 0 else x
 
 
 @triton.jit
@@ -42,6 +49,7 @@ def _rope_kv_write_kernel(
     V_DIM: tl.constexpr,
     HALF: tl.constexpr,
     NORM: tl.constexpr,
+    LIMIT: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
@@ -62,7 +70,7 @@ def _rope_kv_write_kernel(
         values = tl.load(row + (q_heads + kv_heads) * K_DIM + v_heads * V_DIM + v_dims, mask=v_inside, other=0.0)
         v_place = v_ptr + tl.load(pages_ptr + token).to(tl.int64) * v_page_stride
         v_place += tl.load(offsets_ptr + token) * v_slot_stride + v_heads.to(tl.int64) * v_head_stride
-        tl.store(v_place + v_dims, values.to(v_ptr.dtype.element_ty), mask=v_inside)
+        tl.store(v_place + v_dims, _saturate(values, LIMIT).to(v_ptr.dtype.element_ty), mask=v_inside)
     else:
         is_key = part >= q_parts
         first = tl.where(is_key, part - q_parts, part) * HEADS
@@ -98,10 +106,10 @@ def _rope_kv_write_kernel(
         if is_key:
             target = k_ptr + tl.load(pages_ptr + token).to(tl.int64) * k_page_stride
             target += tl.load(offsets_ptr + token) * k_slot_stride + heads.to(tl.int64) * k_head_stride
-            tl.store(target + dims, turned_low.to(k_ptr.dtype.element_ty), mask=inside)
-            tl.store(target + HALF + dims, turned_high.to(k_ptr.dtype.element_ty), mask=inside)
+            tl.store(target + dims, _saturate(turned_low, LIMIT).to(k_ptr.dtype.element_ty), mask=inside)
+            tl.store(target + HALF + dims, _saturate(turned_high, LIMIT).to(k_ptr.dtype.element_ty), mask=inside)
             if 2 * HALF < K_DIM:
-                tl.store(target + rest_dims, rest.to(k_ptr.dtype.element_ty), mask=rest_inside)
+                tl.store(target + rest_dims, _saturate(rest, LIMIT).to(k_ptr.dtype.element_ty), mask=rest_inside)
         else:
             tl.store(source + dims, turned_low.to(qkv_ptr.dtype.element_ty), mask=inside)
             tl.store(source + HALF + dims, turned_high.to(qkv_ptr.dtype.element_ty), mask=inside)
@@ -119,7 +127,8 @@ def rope_kv_write_triton(
     pages: torch.Tensor,
     offsets: torch.Tensor,
 ) -> torch.Tensor:
-    if k_pages.dtype.itemsize == 1:  # the reference saturates, a cast here would not
+    narrow = k_pages.dtype.itemsize == 1
+    if narrow and not holds_8_bit_floats(qkv.device):
         return rope_kv_write_torch(qkv, norm, positions, table, k_pages, v_pages, pages, offsets)
     tokens, width = qkv.shape
     kv_heads, k_dim, v_dim = k_pages.shape[1], k_pages.shape[3], v_pages.shape[3]
@@ -148,6 +157,7 @@ def rope_kv_write_triton(
             V_DIM=v_dim,
             HALF=half,
             NORM=norm is not None,
+            LIMIT=torch.finfo(k_pages.dtype).max if narrow else 0.0,
             HEADS=_HEADS,
             BLOCK_HALF=triton.next_power_of_2(half),
             BLOCK_REST=triton.next_power_of_2(max(1, k_dim - 2 * half)),

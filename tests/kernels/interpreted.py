@@ -17,6 +17,7 @@ from baton_kernels.rope_kv_write import HeadNorm, rope_kv_write_torch
 from baton_kernels.triton_activation import activation_and_mul_triton
 from baton_kernels.triton_linear import linear_triton
 from baton_kernels.triton_norm import add_rms_norm_triton, rms_norm_triton
+from baton_kernels.triton_reduce_norm import TritonReduceAddRmsNorm
 from baton_kernels.triton_rope_kv_write import rope_kv_write_triton
 
 SPEC = AttentionSpec(4, 2, 8, 8, 64, 0.4, torch.float32, torch.float32, torch.device("cpu"))
@@ -93,3 +94,34 @@ def test_decode_attention(spec: AttentionSpec, kv_lens: tuple[int, ...]) -> None
     out = TritonDecodeAttention(spec).plan(rows).run(q, k_pages, v_pages)
     exact = paged_attention_reference(q.double(), k_pages, v_pages, replace(rows, kv_lens=kv_lens), spec)
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def letter_of(x: torch.Tensor) -> torch.Tensor:
+    """What a rank writes to a peer for its summand: int64 `[rows, dim / 2]`."""
+    return (x.view(torch.int32).long() & 0xFFFFFFFF) | (1 << 32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("turn", [0, 1])
+def test_reduce_add_rms_norm(dtype: torch.dtype, turn: int) -> None:
+    """Three ranks one after the other: each finds the letters of the others, those to come put there by hand."""
+    ranks, rows, dim, max_rows = 3, 2, 48, 5
+    boxes = torch.zeros(ranks, 2, ranks, max_rows, dim // 2, dtype=torch.int64)
+    inboxes = torch.tensor([box.data_ptr() for box in boxes])
+    parts = torch.randn(ranks, rows, dim).to(dtype)
+    residual, weight = torch.randn(rows, dim).to(dtype), torch.randn(dim).to(dtype)
+    total = (parts.float().sum(0) + residual.float()).to(dtype)
+    expected = rms_norm_torch(total, weight, 1e-6, 1.0)
+    for rank in range(ranks):
+        for later in range(rank + 1, ranks):
+            boxes[rank, turn, later, :rows] = letter_of(parts[later])
+        mine = residual.clone()
+        reduce = TritonReduceAddRmsNorm(inboxes, rank, max_rows)
+        out = reduce(parts[rank].clone(), mine, weight, 1e-6, 1.0, turn)
+        torch.testing.assert_close(mine, total)
+        torch.testing.assert_close(out, expected)
+        for later in range(rank + 1, ranks):
+            assert torch.equal(boxes[later, turn, rank, :rows], letter_of(parts[rank])), "what the peer will read"
+        assert not boxes[rank].any(), "everything that was read is cleared"
+        for earlier in range(rank):
+            boxes[earlier] = 0

@@ -14,6 +14,7 @@ from baton_serving.model.loading import load_model
 from baton_serving.model.options import ModelOptions
 from baton_serving.model.parallel import ParallelState, init_parallel
 
+CPU = torch.device("cpu")
 PROMPT = [17, 4, 250, 99, 3, 8, 8, 201, 64, 33, 120, 5, 77]
 
 
@@ -26,15 +27,23 @@ class RankReport:
     error: str = ""
 
 
-def run_model(path: Path, state: ParallelState, load_format: str = "auto") -> RankReport:
+def run_model(
+    path: Path,
+    state: ParallelState,
+    load_format: str = "auto",
+    device: torch.device = CPU,
+    dtype: str = "auto",
+    page_size: int = 4,
+) -> RankReport:
     """Load the model and run PROMPT: a chunk, then token by token."""
+    options = ModelOptions(path, device, dtype, parallel=state, page_size=page_size, load_format=load_format, seed=3)
     try:
-        loaded = load_model(ModelOptions(path, parallel=state, page_size=4, load_format=load_format, seed=3))
+        loaded = load_model(options)
     except ConfigError as error:
         return RankReport(error=error.message)
-    runner = PagedRunner(loaded, pages=100, tp_size=state.tp_size)
+    runner = PagedRunner(loaded, pages=100, tp_size=state.tp_size, device=device)
     parts = [runner.step({"r": PROMPT[:7]})["r"], *(runner.step({"r": [token]})["r"] for token in PROMPT[7:])]
-    return RankReport(torch.cat(parts), loaded.digest)
+    return RankReport(torch.cat(parts).cpu(), loaded.digest)
 
 
 def _rank_main(rank: int, tp_size: int, checkpoints: list[tuple[Path, str]], work: Path) -> None:

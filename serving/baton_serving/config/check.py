@@ -181,11 +181,6 @@ def _check_disaggregation(config: ServerConfig) -> None:
         _refuse_unless(
             not chosen.disaggregation_verify, "--disaggregation-verify needs --disaggregation-mode prefill or decode"
         )
-    protocol = chosen.disaggregation_transfer_protocol
-    _refuse_unless(
-        protocol != "nvlink_intra" or chosen.disaggregation_transfer_backend == "mooncake",
-        "--disaggregation-transfer-protocol nvlink_intra needs --disaggregation-transfer-backend mooncake",
-    )
     decode_tp = chosen.disaggregation_decode_tp
     _refuse_unless(decode_tp is None or decode_tp > 0, "--disaggregation-decode-tp must be above 0")
     _refuse_unless(

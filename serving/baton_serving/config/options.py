@@ -133,9 +133,7 @@ class DtypeOptions:
         "--kv-cache-dtype",
         default="auto",
         choices=("auto", "fp8_e5m2", "fp8_e4m3"),
-        not_yet=("fp8_e5m2", "fp8_e4m3"),
-        instead="leave it at auto",
-        help="Type of the KV cache.",
+        help="Type of the KV cache. 8-bit floats halve it and saturate at their largest value; they are not scaled.",
         auto="the type of the activations",
     )
 

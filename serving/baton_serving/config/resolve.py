@@ -9,7 +9,7 @@ from baton_serving.config.check import addresses, check, json_object
 from baton_serving.config.facts import HostFacts, ModelFacts
 from baton_serving.config.options import ServerConfig
 from baton_serving.errors import ConfigError
-from baton_serving.kv.layout import DTYPE_BYTES
+from baton_serving.kv.layout import DTYPE_BYTES, KV_DTYPES
 
 _DTYPE_SPELLINGS = {"half": "float16", "float": "float32"}
 _DEFAULT_DIST_TIMEOUT = 300
@@ -57,6 +57,7 @@ def resolve(config: ServerConfig, host: HostFacts, model: ModelFacts) -> Resolve
     on_cuda = device == "cuda"
     _check_split(config, model)
     dtype = _dtype(config, device, model)
+    kv_dtype = KV_DTYPES.get(config.dtype.kv_cache_dtype, dtype)
     page_size = config.memory.page_size or (64 if on_cuda else 16)
     context_length = _context_length(config, model)
     max_running = config.memory.max_running_requests or (256 if on_cuda else 64)
@@ -67,10 +68,12 @@ def resolve(config: ServerConfig, host: HostFacts, model: ModelFacts) -> Resolve
         given=config,
         device=device,
         dtype=dtype,
-        kv_dtype=dtype,
+        kv_dtype=kv_dtype,
         context_length=context_length,
         page_size=page_size,
-        max_total_tokens=_max_total_tokens(config, host, model, device, dtype, page_size, context_length * max_running),
+        max_total_tokens=_max_total_tokens(
+            config, host, model, device, (dtype, kv_dtype), page_size, context_length * max_running
+        ),
         max_running_requests=max_running,
         chunked_prefill_size=_chunked_prefill_size(config, device),
         prefill_attention_backend=prefill_backend,
@@ -135,9 +138,16 @@ def _chunked_prefill_size(config: ServerConfig, device: str) -> int | None:
 
 
 def _max_total_tokens(
-    config: ServerConfig, host: HostFacts, model: ModelFacts, device: str, dtype: str, page_size: int, useful: int
+    config: ServerConfig,
+    host: HostFacts,
+    model: ModelFacts,
+    device: str,
+    dtypes: tuple[str, str],
+    page_size: int,
+    useful: int,
 ) -> int:
-    """Tokens of the KV pool. `useful` is what all running requests could fill at most."""
+    """Tokens of the KV pool. `dtypes` are the weights' and the pool's; `useful` is what all running requests could
+    fill at most."""
     tp_size = config.runtime.tp_size
     asked = config.memory.max_total_tokens
     if asked is not None:
@@ -146,9 +156,9 @@ def _max_total_tokens(
         return asked // page_size * page_size
     fraction = config.memory.mem_fraction_static or (0.85 if device == "cuda" else 0.4)
     free = host.device_memory if device == "cuda" else host.host_memory // tp_size
-    budget = int(free * fraction) - model.parameters * DTYPE_BYTES[dtype] // tp_size
+    budget = int(free * fraction) - model.parameters * DTYPE_BYTES[dtypes[0]] // tp_size
     heads_here = max(1, model.kv_heads // tp_size)
-    token_bytes = max(1, model.kv_values_per_token * heads_here // model.kv_heads) * DTYPE_BYTES[dtype]
+    token_bytes = max(1, model.kv_values_per_token * heads_here // model.kv_heads) * DTYPE_BYTES[dtypes[1]]
     tokens = min(budget // token_bytes, useful + page_size)
     if tokens < page_size:
         raise ConfigError(

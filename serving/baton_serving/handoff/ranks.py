@@ -31,7 +31,7 @@ from baton_serving.handoff.writes import Batch, WriteEngine
 logger = logging.getLogger(__name__)
 
 _IDLE_POLL = 0.02  # seconds between looks at a write that is stuck
-_BUSY_POLL = 0.0005
+_BUSY_POLL = 0.0002
 
 
 class PageCopy(msgspec.Struct, frozen=True, array_like=True):
@@ -304,10 +304,14 @@ class RankExecutor:
 
 
 class RankTransfer:
-    """A `RankExecutor` on a thread of its own. `submit` may be called from any thread and never blocks."""
+    """A `RankExecutor` on a thread of its own. `submit` may be called from any thread and never blocks.
 
-    def __init__(self, executor: RankExecutor) -> None:
+    `prepare` is called on that thread before anything else.
+    """
+
+    def __init__(self, executor: RankExecutor, prepare: Callable[[], None] = lambda: None) -> None:
         self._executor = executor
+        self._prepare = prepare
         self._commands: queue.SimpleQueue[RankCommand | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="handoff-rank", daemon=True)
         self._thread.start()
@@ -323,6 +327,7 @@ class RankTransfer:
 
     def _run(self) -> None:
         try:
+            self._prepare()
             self._serve()
         except Exception as error:  # the border of a thread: a fault here must end the worker, not hide in a log
             logger.exception("rank %d: transfers failed", self._executor.rank)

@@ -14,8 +14,6 @@ from baton_serving.handoff.backends.base import BackendError, Outcome, TransferB
 from baton_serving.handoff.plan import Runs, tickets
 from baton_serving.handoff.protocol import Key, PageDigest
 
-_TICKETS_PER_LANE = 2  # one moves while the next is being posted
-
 
 @dataclass
 class Batch:
@@ -117,7 +115,7 @@ class WriteEngine:
         for lane in self._lanes.values():
             if lane.waiting and not self._is_ready(lane):
                 continue
-            while lane.waiting and len(lane.posted) < _TICKETS_PER_LANE:
+            while lane.waiting and len(lane.posted) < self.backend.max_posts:
                 runs, batch = lane.waiting.popleft()
                 if batch.outcome is not Outcome.DONE or batch.late:
                     self.end(batch, Outcome.NOTHING_SENT, "another write of the batch failed")

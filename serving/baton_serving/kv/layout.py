@@ -12,6 +12,7 @@ import math
 import msgspec
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+KV_DTYPES = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}  # what --kv-cache-dtype calls them
 
 NULL_PAGE = 0  # never allocated: padding rows and pages that slid out of a window point here
 

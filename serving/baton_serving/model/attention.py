@@ -41,6 +41,7 @@ class AttentionPlanner:
     """Plans steps over one pool. `prefill` and `decode` name implementations of `baton_kernels.paged_attention`.
 
     Rows of one new token go to the decode back end, also when they end a prompt; all others to the prefill one.
+    `names` are the implementations in use, prefill's first.
     `decode_capturable`: a CUDA graph may hold the plan of a `ForwardBatch.decode` and the layers that use it.
     ConfigError when a back end does not exist or can't run here.
     """
@@ -65,10 +66,11 @@ class AttentionPlanner:
             return [factory(spec) for spec in specs]
 
         try:
-            self._extend = EXTEND_ATTENTION.build(pool.device, heads.dtype, backends, prefill)
-            self._decode = DECODE_ATTENTION.build(pool.device, heads.dtype, backends, decode)
+            extend, self._extend = EXTEND_ATTENTION.choose(pool.device, heads.dtype, backends, prefill)
+            single, self._decode = DECODE_ATTENTION.choose(pool.device, heads.dtype, backends, decode)
         except KernelUnavailable as error:
             raise ConfigError(f"Attention backend: {error}") from error
+        self.names = (extend, single)
         self.decode_capturable = all(backend.capturable for backend in self._decode)
         self._group_of = {layer: index for index, group in enumerate(pool.groups) for layer in group.layers}
         self._layer_kv = {layer: pool.layer_kv(layer) for layer in self._group_of}

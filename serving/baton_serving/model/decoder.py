@@ -94,8 +94,8 @@ class Attention(nn.Module):
         self.layer = layer
         self.kernels = kernels
         q_width, kv_width = config.q_heads * config.head_dim, config.kv_heads * config.head_dim
-        self.qkv_proj: nn.Linear = Linear(config.hidden_size, q_width + 2 * kv_width, config.qkv_bias, kernels, dtype)
-        self.o_proj: nn.Linear = Linear(q_width, config.hidden_size, config.output_bias, kernels, dtype)
+        self.qkv_proj = Linear(config.hidden_size, q_width + 2 * kv_width, config.qkv_bias, kernels, dtype)
+        self.o_proj = Linear(q_width, config.hidden_size, config.output_bias, kernels, dtype)
         self.q_norm = RMSNorm(config.head_dim, config, kernels, dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config, kernels, dtype) if config.qk_norm else None
 
@@ -125,8 +125,8 @@ class MLP(nn.Module):
         self.activation = config.activation
         self.kernels = kernels
         width, bias = config.intermediate_size, config.mlp_bias
-        self.gate_up_proj: nn.Linear = Linear(config.hidden_size, 2 * width, bias, kernels, dtype)
-        self.down_proj: nn.Linear = Linear(width, config.hidden_size, bias, kernels, dtype)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * width, bias, kernels, dtype)
+        self.down_proj = Linear(width, config.hidden_size, bias, kernels, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gated = self.kernels.activation_and_mul(self.gate_up_proj(x), self.activation)
@@ -180,7 +180,7 @@ class Decoder(nn.Module):
         self.embed = Embedding(config.vocab_size, config.hidden_size, dtype)
         self.layers = nn.ModuleList(DecoderLayer(i, config, kernels, dtype) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config, kernels, dtype)
-        self.lm_head: nn.Linear | None = None
+        self.lm_head: Linear | None = None
         if not config.tie_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, False, kernels, dtype)
         self.gather_vocab: nn.Module = nn.Identity()

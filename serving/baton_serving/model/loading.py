@@ -56,7 +56,7 @@ def _load_decoder(options: ModelOptions, values: Mapping[str, Any], origin: str)
     dtype = options.resolve_dtype(config.dtype)
     state, device = options.parallel, options.device
     model = Decoder(config, Kernels(device, dtype), dtype, device)
-    shard(model, state)
+    shard(model, state, device, dtype)
     plan = placements(config, state.tp_size, state.tp_rank)
     checkpoint: Checkpoint
     if options.load_format == "dummy":

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from baton_serving.errors import ConfigError
-from baton_serving.kv.layout import KVGroup, KVLayout
+from baton_serving.kv.layout import KV_DTYPES, KVGroup, KVLayout
 from baton_serving.model.attention import AttentionHeads
 from baton_serving.model.decoder import CausalModel
 from baton_serving.model.digest import setting_leaves
@@ -23,7 +23,6 @@ DTYPES = {
     "half": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-KV_DTYPES = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
 MODEL_IMPLS = ("auto", "transformers")
 
 

@@ -15,10 +15,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
+from baton_kernels.reduce_add_rms_norm import ReduceAddRmsNorm
 from baton_serving.errors import ConfigError
 from baton_serving.kv.layout import head_range
 from baton_serving.model.config import DecoderConfig
-from baton_serving.model.decoder import Decoder, DecoderLayer, Embedding
+from baton_serving.model.decoder import Decoder, DecoderLayer, Embedding, Linear, RMSNorm
+from baton_serving.model.peer_memory import reduce_add_rms_norm
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,9 @@ class ParallelState:
         """All ranks' `x`, in rank order, joined along the last dimension."""
         if self.group is None:
             return x
-        parts = [torch.empty_like(x) for _ in range(self.tp_size)]
-        dist.all_gather(parts, x.contiguous(), group=self.group)
-        return torch.cat(parts, dim=-1)
+        parts = x.new_empty(self.tp_size, *x.shape)
+        dist.all_gather_into_tensor(parts.flatten(0, 1), x.contiguous(), group=self.group)
+        return torch.cat(parts.unbind(), dim=-1)
 
     def broadcast(self, x: torch.Tensor) -> torch.Tensor:
         """Rank 0's `x` on every rank, in place."""
@@ -107,15 +109,27 @@ def vocab_rows(vocab_size: int, tp_size: int) -> int:
     return -(-vocab_size // tp_size)
 
 
-def shard(model: Decoder, state: ParallelState) -> None:
-    """Turn a model whose parameters are still on the meta device into this rank's part, in place (ConfigError)."""
+def shard(model: Decoder, state: ParallelState, device: torch.device, dtype: torch.dtype) -> None:
+    """Turn a model whose parameters are still on the meta device into this rank's part, in place (ConfigError).
+
+    Where the next thing that happens to a row-parallel layer's output is to be added to the residual stream and
+    normed, the sum over the ranks is left to that norm.
+    """
     if state.tp_size == 1:
         return
     config = model.config
     check_divisible(config, state.tp_size)
-    for layer in model.layers:
-        if isinstance(layer, DecoderLayer):
-            _shard_layer(layer, config, state)
+    fused = reduce_add_rms_norm(state.group, device, dtype, config.hidden_size)
+    deferred = not (config.sandwich_norms or config.output_bias or config.mlp_bias)
+    for index, layer in enumerate(model.layers):
+        if not isinstance(layer, DecoderLayer):
+            raise TypeError(f"layer {index} is no layer of a decoder")
+        _shard_layer(layer, config, state, deferred)
+        if deferred:
+            layer.mlp_norm = SummingNorm(layer.mlp_norm, state, fused, 0)
+            layer.input_norm = SummingNorm(layer.input_norm, state, fused, 1)
+    if deferred:
+        model.norm = SummingNorm(model.norm, state, fused, 1)
     rows = vocab_rows(config.vocab_size, state.tp_size)
     model.embed = VocabParallelEmbedding(model.embed, rows, state)
     if model.lm_head is not None:
@@ -123,32 +137,55 @@ def shard(model: Decoder, state: ParallelState) -> None:
     model.gather_vocab = VocabGather(config.vocab_size, state)
 
 
-def _shard_layer(layer: DecoderLayer, config: DecoderConfig, state: ParallelState) -> None:
+def _shard_layer(layer: DecoderLayer, config: DecoderConfig, state: ParallelState, deferred: bool) -> None:
     q_heads = config.q_heads // state.tp_size
     kv_heads = len(head_range(config.kv_heads, state.tp_size, state.tp_rank))
     attention, mlp = layer.attention, layer.mlp
     attention.qkv_proj = _column_parallel(attention.qkv_proj, (q_heads + 2 * kv_heads) * config.head_dim)
-    attention.o_proj = RowParallelLinear(attention.o_proj, state)
+    attention.o_proj = RowParallelLinear(attention.o_proj, state, deferred)
     mlp.gate_up_proj = _column_parallel(mlp.gate_up_proj, mlp.gate_up_proj.out_features // state.tp_size)
-    mlp.down_proj = RowParallelLinear(mlp.down_proj, state)
+    mlp.down_proj = RowParallelLinear(mlp.down_proj, state, deferred)
 
 
-def _column_parallel(whole: nn.Linear, outputs: int) -> nn.Linear:
-    return nn.Linear(whole.in_features, outputs, whole.bias is not None, device="meta", dtype=whole.weight.dtype)
+def _column_parallel(whole: Linear, outputs: int) -> Linear:
+    return Linear(whole.in_features, outputs, whole.bias is not None, whole.kernels, whole.weight.dtype)
 
 
-class RowParallelLinear(nn.Linear):
-    """A rank's input columns of `whole`; the outputs are summed over the ranks, then the bias is added once."""
+class RowParallelLinear(Linear):
+    """A rank's input columns of `whole`. The outputs are summed over the ranks, then the bias is added once; with
+    `deferred`, and no bias, they are left to a `SummingNorm`."""
 
-    def __init__(self, whole: nn.Linear, state: ParallelState) -> None:
+    def __init__(self, whole: Linear, state: ParallelState, deferred: bool = False) -> None:
         inputs = whole.in_features // state.tp_size
-        bias = whole.bias is not None
-        super().__init__(inputs, whole.out_features, bias, device="meta", dtype=whole.weight.dtype)
+        super().__init__(inputs, whole.out_features, whole.bias is not None, whole.kernels, whole.weight.dtype)
         self.state = state
+        self.deferred = deferred
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        total = self.state.all_reduce(functional.linear(x, self.weight))
+        part = self.kernels.linear(x, self.weight, None)
+        if self.deferred:
+            return part
+        total = self.state.all_reduce(part)
         return total if self.bias is None else total.add_(self.bias)
+
+
+class SummingNorm(RMSNorm):
+    """Like `whole`, but what it adds is first summed over the ranks: `fused` does all in one for up to its `max_rows`.
+
+    A model's norms take turns 0 and 1 in the order in which they are called.
+    """
+
+    def __init__(self, whole: RMSNorm, state: ParallelState, fused: ReduceAddRmsNorm | None, turn: int) -> None:
+        nn.Module.__init__(self)
+        self.weight, self.eps, self.offset, self.kernels = whole.weight, whole.eps, whole.offset, whole.kernels
+        self.state = state
+        self.fused = fused
+        self.turn = turn
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        if self.fused is not None and x.shape[0] <= self.fused.max_rows:
+            return self.fused(x, residual, self.weight, self.eps, self.offset, self.turn)
+        return super().add(self.state.all_reduce(x), residual)
 
 
 class VocabParallelEmbedding(Embedding):

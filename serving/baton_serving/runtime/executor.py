@@ -40,14 +40,15 @@ class ExecutorOptions:
 
 @dataclass(frozen=True)
 class _Fetch:
-    """Device tensors of one step and their copies on the host, complete once `event` has passed (None: already)."""
+    """Device tensors of one step and their copies on the host. Once `event` has passed (None: already) these are
+    complete, and so is all else that the step did: a peer may be sent the pages it wrote."""
 
     host: list[torch.Tensor]
     event: torch.cuda.Event | None
 
     @classmethod
-    def of(cls, tensors: list[torch.Tensor]) -> _Fetch:
-        if not tensors or tensors[0].device.type == "cpu":
+    def of(cls, tensors: list[torch.Tensor], device: torch.device) -> _Fetch:
+        if device.type == "cpu":
             return cls(tensors, None)
         host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
         for target, source in zip(host, tensors, strict=True):
@@ -81,6 +82,7 @@ class PendingStep:
         plan: StepPlan,
         outcome: _Outcome | None,
         prompts: Measured | None,
+        device: torch.device,
         embeddings: torch.Tensor | None = None,
     ) -> None:
         self._plan = plan
@@ -98,7 +100,7 @@ class PendingStep:
             tensors.append(prompts.packed)
         if embeddings is not None:
             tensors.append(embeddings)
-        self._fetch = _Fetch.of(tensors)
+        self._fetch = _Fetch.of(tensors, device)
 
     def result(self) -> StepResult:
         """Wait for the device and bring the step's outcome to the host."""
@@ -156,6 +158,11 @@ class Executor:
         """Capture what `drop_graphs` dropped."""
         self.capture(self._graph_sizes)
 
+    @property
+    def attention_names(self) -> tuple[str, str]:
+        """The attention back ends in use for prefill and decode."""
+        return self._attention.names
+
     @torch.inference_mode()
     def capture(self, sizes: Sequence[int]) -> None:
         """Have decode steps replayed from CUDA graphs of these batch sizes, where model and attention allow it."""
@@ -177,8 +184,10 @@ class Executor:
         self._pool.copy_pages(plan.copies)
         self._tables.write(plan.page_writes)
         self._state.set_up(plan.setups)
+        outcome: _Outcome | None = None
         if self._graphs is not None and plan.rows <= self._graphs.largest and all(plan.sample) and not any(plan.extend):
-            return PendingStep(plan, self._decode(plan, self._graphs.launch(plan.slots, plan.starts)), None)
+            outcome = self._decode(plan, self._graphs.launch(plan.slots, plan.starts))
+            return PendingStep(plan, outcome, None, self._device)
         slots = _upload(plan.slots, self._device)
         rows = tuple(row for row in range(plan.rows) if plan.sample[row])
         spans = _prompt_spans(plan)
@@ -196,13 +205,16 @@ class Executor:
             outcome = self._sample(
                 plan, rows, logits, _upload(sampled_slots, self._device), self._state.plan(sampled_slots)
             )
-        return PendingStep(plan, outcome, prompts, _unit_vectors(hidden[len(rows) + len(wanted) :]))
+        return PendingStep(plan, outcome, prompts, self._device, _unit_vectors(hidden[len(rows) + len(wanted) :]))
 
     def _decode(self, plan: StepPlan, step: GraphStep) -> _Outcome:
-        """Sample a step that a graph ran up to its logits, by a graph as well if one will do."""
+        """Sample a step that a graph ran up to its logits, by a graph as well if one will do.
+
+        Graphs hold nobody else's code: equal logits give equal tokens on every rank, and nothing is broadcast.
+        """
         rows = tuple(range(plan.rows))
         sampling = self._state.plan(plan.slots)
-        tokens = step.sample(sampling.features) if self._parallel.tp_size == 1 else None
+        tokens = step.sample(sampling.features)
         if tokens is None:
             return self._sample(plan, rows, step.logits, step.slots, sampling)
         return self._outcome(plan, rows, step.logits, Sampled(tokens))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
+import torch
 import zmq
 
 from baton_serving.handoff.backends.base import BackendFactory, DeviceMemory, HostMemory, PoolMemory
@@ -29,7 +31,15 @@ def rank_transfer(
     executor = RankExecutor(
         state.tp_rank, slice_, pool_memory(rank.pool), factory, report, write_timeout=write_timeout, name=name
     )
-    return RankTransfer(executor)
+    device = rank.pool.device
+    return RankTransfer(executor, partial(use_device, device))
+
+
+def use_device(device: torch.device) -> None:
+    """Make a GPU current on the calling thread: transfer libraries look for its context and make none themselves."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.synchronize(device)  # setting the device that is current already binds no context
 
 
 def pool_memory(pool: KVPool) -> PoolMemory:

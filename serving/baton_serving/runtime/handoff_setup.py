@@ -23,7 +23,7 @@ from baton_serving.runtime.bootstrap_access import bootstrap_addresses, bootstra
 from baton_serving.runtime.channels import Addresses
 from baton_serving.runtime.handoff_bridge import HandoffBridge
 from baton_serving.runtime.handoff_ranks import FollowerTransfers, rank_transfer
-from baton_serving.runtime.identity import Identity, engine_digest
+from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.rank import Rank
 from baton_serving.runtime.reachable import host_port
 from baton_serving.scheduling.scheduler import Scheduler
@@ -129,7 +129,7 @@ def _descriptor(config: ResolvedConfig, identity: Identity, rank: Rank) -> PeerD
         worker=identity.id,
         incarnation=identity.incarnation,
         weights=rank.loaded.digest,
-        engine=engine_digest(config),
+        engine=rank.engine_digest,
         layout=layout,
         tp_size=config.tp_size,
         pp_size=1,

@@ -31,10 +31,11 @@ class Identity(msgspec.Struct, frozen=True):
         return cls(os.environ.get(ID_VARIABLE) or f"{host}:{port}", uuid.uuid4().hex, time.time_ns(), host)
 
 
-def engine_digest(config: ResolvedConfig) -> str:
+def engine_digest(config: ResolvedConfig, attention: tuple[str, str]) -> str:
     """What computes, in hex: two workers of equal weights and equal engine digest compute the same KV.
 
-    Covers code, libraries, dtypes and attention back ends; not sizes or sharding, in which two workers may differ.
+    `attention` names the back ends in use for prefill and decode. Covers code, libraries, dtypes and attention back
+    ends; not sizes or sharding, in which two workers may differ.
     """
     parts = (
         __version__,
@@ -43,8 +44,7 @@ def engine_digest(config: ResolvedConfig) -> str:
         config.device,
         config.dtype,
         config.kv_dtype,
-        config.prefill_attention_backend,
-        config.decode_attention_backend,
+        *attention,
         config.given.model.model_impl,
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -16,6 +16,7 @@ from baton_serving.model.attention import AttentionPlanner
 from baton_serving.model.loading import LoadedModel, ModelOptions, load_model
 from baton_serving.model.parallel import ParallelState, init_parallel
 from baton_serving.runtime.executor import Executor, ExecutorOptions
+from baton_serving.runtime.identity import engine_digest
 from baton_serving.runtime.memory import LargestSteps, fit_pages, measure_step_bytes
 from baton_serving.runtime.rank_facts import RankFacts
 from baton_serving.runtime.stages import Stages
@@ -31,6 +32,7 @@ class Rank:
     pool: KVPool
     executor: Executor
     parallel: ParallelState
+    engine_digest: str
 
 
 def rank_facts(rank: Rank, processors: Iterable[str], handoff_endpoint: str = "") -> RankFacts:
@@ -40,6 +42,7 @@ def rank_facts(rank: Rank, processors: Iterable[str], handoff_endpoint: str = ""
     groups = len(layout.groups)
     return RankFacts(
         weight_digest=loaded.digest,
+        engine_digest=rank.engine_digest,
         architecture=loaded.info.architecture,
         vocab_size=loaded.info.vocab_size,
         eos_token_ids=list(loaded.info.eos_token_ids),
@@ -70,19 +73,29 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
     """Load this rank's part of the model and make its pool.
 
     All ranks call this together; they meet at --nccl-port, else at the file `rendezvous`.
+    On a GPU the calling thread works on a stream of its own from here on.
     ConfigError for whatever the caller must change.
     """
     device = rank_device(config, tp_rank)
     if device.type == "cpu":
         # One core stays free: threads that wait for a busy core hold up every operator.
         torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // config.tp_size))
+    else:
+        # Copies of transfer libraries wait for all that is queued on the default stream: the next steps, in our case.
+        torch.cuda.set_stream(torch.cuda.Stream(device))
     stages = Stages(config.given.logging.show_time_cost)
     port = config.given.runtime.nccl_port
     meeting = f"tcp://127.0.0.1:{port}" if port else f"file://{rendezvous}"
     parallel = init_parallel(tp_rank, config.tp_size, meeting, device, config.dist_timeout)
     stages.over("meeting the other ranks")
     options = _model_options(config, device, parallel)
-    loaded = load_model(options)
+    try:
+        loaded = load_model(options)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the weights do not fit into the GPU's memory ({str(error).splitlines()[0]}); raise --tp-size, or see "
+            "with nvidia-smi what else is in it"
+        ) from error
     stages.over("loading and hashing the weights")
     try:
         pool, executor = _fitting_pool(config, loaded, parallel, device)
@@ -93,7 +106,7 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
             "--mem-fraction-static, --max-total-tokens or --max-running-requests"
         ) from error
     stages.over("making the KV pool and capturing graphs")
-    return Rank(loaded, options, pool, executor, parallel)
+    return Rank(loaded, options, pool, executor, parallel, engine_digest(config, executor.attention_names))
 
 
 def _model_options(config: ResolvedConfig, device: torch.device, parallel: ParallelState) -> ModelOptions:

@@ -11,6 +11,7 @@ class RankFacts(msgspec.Struct, frozen=True):
     """Sizes in tokens, pages and bytes. `logit_processors` are the names that requests may ask for."""
 
     weight_digest: str
+    engine_digest: str
     architecture: str
     vocab_size: int
     eos_token_ids: list[int]

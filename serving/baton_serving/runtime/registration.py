@@ -14,7 +14,7 @@ from baton_bootstrap.client import RegistrationClient
 from baton_bootstrap.records import Assignment, Beat, Load, Progress, Role, State, Worker
 from baton_serving.config import ResolvedConfig
 from baton_serving.runtime.bootstrap_access import bootstrap_addresses, bootstrap_token, tls_of
-from baton_serving.runtime.identity import Identity, engine_digest
+from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.rank_facts import RankFacts
 from baton_serving.runtime.reachable import url_of
 from baton_serving.runtime.tokenizer_manager import TokenizerManager
@@ -46,7 +46,7 @@ def worker_record(config: ResolvedConfig, identity: Identity, facts: RankFacts, 
         keys=tuple(keys),
         model=config.served_model_name,
         weight_digest=facts.weight_digest,
-        engine_digest=engine_digest(config),
+        engine_digest=facts.engine_digest,
         tp_size=config.tp_size,
         pp_size=1,
         page_size=facts.page_size,

@@ -45,6 +45,13 @@ def complaint(host: HostFacts = CPU, model: ModelFacts = MODEL, /, **values: obj
     return caught.value.message
 
 
+def test_a_narrow_kv_cache_holds_more_tokens() -> None:
+    whole, narrow = resolved(), resolved(kv_cache_dtype="fp8_e4m3")
+    assert (narrow.dtype, narrow.kv_dtype) == ("float32", "float8_e4m3fn")
+    budget = int((16 << 30) * 0.4 - (4 << 30))
+    assert narrow.max_total_tokens == min(budget // 4096, 64 * 4096 + 16) // 16 * 16 > whole.max_total_tokens
+
+
 def test_defaults_on_cpu() -> None:
     config = resolved()
     assert config.device == "cpu"
@@ -194,11 +201,6 @@ WRONG: list[tuple[HostFacts, dict[str, object], str]] = [
         CPU,
         {"disaggregation_transfer_protocol": "nvlink_intra"},
         "--disaggregation-transfer-protocol nvlink_intra needs --device cuda; use tcp",
-    ),
-    (
-        H200,
-        {"disaggregation_transfer_protocol": "nvlink_intra", "disaggregation_transfer_backend": "nixl"},
-        "--disaggregation-transfer-protocol nvlink_intra needs --disaggregation-transfer-backend mooncake",
     ),
 ]
 

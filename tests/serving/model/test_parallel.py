@@ -61,7 +61,12 @@ def test_one_rank_needs_no_group() -> None:
 def test_a_model_that_cannot_be_cut_is_refused(changes: dict[str, int], tp_size: int, message: str) -> None:
     config = replace(llama(), **changes)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
-        shard(Decoder(config, Kernels(CPU, torch.float32), torch.float32, CPU), ParallelState(0, tp_size))
+        shard(
+            Decoder(config, Kernels(CPU, torch.float32), torch.float32, CPU),
+            ParallelState(0, tp_size),
+            CPU,
+            torch.float32,
+        )
 
 
 def test_a_port_in_use_cannot_be_met_at() -> None:

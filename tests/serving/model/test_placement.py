@@ -23,7 +23,7 @@ def describe(kind: str) -> DecoderConfig:
 
 def rank_model(config: DecoderConfig, tp_size: int, tp_rank: int) -> Decoder:
     model = Decoder(config, Kernels(CPU, torch.float32), torch.float32, CPU)
-    shard(model, ParallelState(tp_rank, tp_size))
+    shard(model, ParallelState(tp_rank, tp_size), CPU, torch.float32)
     return model
 
 

@@ -49,12 +49,14 @@ class Transport(msgspec.Struct, frozen=True):
 class TransferBackend(Protocol):
     """One transfer engine over one memory region. Not thread-safe: one thread calls it.
 
-    One `post` takes at most `max_blocks` runs and `max_bytes` bytes. `fenced_by_close` says that after `close` no peer
+    One `post` takes at most `max_blocks` runs and `max_bytes` bytes, and `max_posts` of them may be under way to one
+    peer. `fenced_by_close` says that after `close` no peer
     can write into the region through this engine any more; where it is False only the death of the peer fences.
     """
 
     max_blocks: int
     max_bytes: int
+    max_posts: int
     fenced_by_close: bool
 
     def register(self, region: MemoryRegion) -> None:

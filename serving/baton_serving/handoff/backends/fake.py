@@ -203,6 +203,7 @@ class FakeBackend:
 
     max_blocks = 64
     max_bytes = 1 << 20
+    max_posts = 2
     fenced_by_close = True
 
     def __init__(self, fabric: FakeFabric, name: str) -> None:

@@ -30,6 +30,7 @@ _RUNNING, _DONE = 0, 1
 _NO_TICKET = (0, -1, 2**64 - 1)
 _PORT_ATTEMPTS = 8
 _FAST_BYTES = 1 << 28
+_FAST_POSTS = 8  # some milliseconds' worth, so that the link never waits for somebody to see what ended
 _HANDSHAKE_TIMEOUT = 2.0  # seconds
 _HANDSHAKE_POLL = 0.001
 _WARM_UP_BYTES = 64
@@ -104,7 +105,8 @@ class MooncakeBackend:
     """See `TransferBackend`. `protocol` is auto, tcp, rdma or nvlink_intra; `devices` names InfiniBand devices."""
 
     max_bytes = 1 << 26  # of tcp; some tens of milliseconds
-    max_blocks = 768  # two tickets per peer stay below the 2,048 transfers that its tcp lane queues
+    max_blocks = 768  # two posts per peer stay below the 2,048 transfers that its tcp lane queues
+    max_posts = 2  # one moves while the next is being posted
 
     def __init__(
         self, host: str, retired: RetiredPorts, protocol: str = "auto", devices: str = "", write_timeout: float = 10.0
@@ -125,6 +127,7 @@ class MooncakeBackend:
         self.fenced_by_close = self._used != "nvlink_intra"
         if self._used != "tcp":
             self.max_bytes = _FAST_BYTES
+            self.max_posts = _FAST_POSTS
 
     def _start(self, protocol: str, devices: str) -> tuple[TransferEngine, set[int]]:
         """An engine whose ports no closed engine of this process ever had."""

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import logging
 import os
+import struct
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -25,7 +26,9 @@ logger = logging.getLogger(__name__)
 
 _PACKAGES = ("nixl_cu13", "nixl_cu12")
 _PROGRESS_DELAY_US = 1000
+_DEVICE = "<i"  # an endpoint is the peer's number of its pool's device, then NIXL's metadata
 _FAST_BYTES = 1 << 28
+_FAST_POSTS = 8  # some milliseconds' worth, so that the link never waits for somebody to see what ended
 _TRANSPORTS = {"tcp": "tcp", "cma": "tcp,cma", "rdma": "rc,ud,tcp", "cuda_ipc": "tcp,cuda_ipc"}
 # Of UCX's transports, those through which a peer writes by itself: it needs no engine on our side to do so.
 _PEER_WRITES_ALONE = {"all", "cma", "cuda_ipc", "knem", "posix", "shm", "sm", "sysv", "xpmem"}
@@ -51,6 +54,7 @@ class NixlBackend:
 
     max_blocks = 4096
     max_bytes = 1 << 26
+    max_posts = 2  # one moves while the next is being posted
 
     def __init__(self, name: str, host: str, protocol: str = "auto", devices: str = "", cuda: bool = False) -> None:
         configure_environment(host, protocol, devices, cuda)
@@ -63,10 +67,12 @@ class NixlBackend:
         self.fenced_by_close = _fenced_by_close(os.environ.get("UCX_TLS", "all"))
         if self._used != "tcp":
             self.max_bytes = _FAST_BYTES
+            self.max_posts = _FAST_POSTS
         self._memory = nixl.VRAM_SEG if cuda else nixl.DRAM_SEG
         self._device = 0
         self._regions: object | None = None
         self._peers: dict[bytes, str] = {}
+        self._devices: dict[str, int] = {}
         self._tickets: dict[int, Outcome] = {}
         config = nixl.nixlAgentConfig()
         config.useProgThread = True
@@ -89,18 +95,23 @@ class NixlBackend:
         self._regions = regions
 
     def endpoint(self) -> bytes:
-        return bytes(self._agent.getLocalMD())
+        return struct.pack(_DEVICE, self._device) + bytes(self._agent.getLocalMD())
 
     def transport(self) -> Transport:
         return Transport(asked=self._asked, used=self._used)
 
     def connect(self, endpoint: bytes, address: int) -> str:
         if endpoint not in self._peers:
+            size = struct.calcsize(_DEVICE)
+            if len(endpoint) < size:
+                raise BackendError(f"an endpoint of {len(endpoint)} bytes is none of nixl's")
+            (device,) = struct.unpack(_DEVICE, endpoint[:size])
             try:
-                name = self._agent.loadRemoteMD(endpoint)
+                name = self._agent.loadRemoteMD(endpoint[size:])
             except self._errors as error:
                 raise BackendError(f"nixl does not take the peer's metadata: {error}") from error
-            self._peers[endpoint] = name.decode() if isinstance(name, bytes) else str(name)
+            peer = self._peers[endpoint] = name.decode() if isinstance(name, bytes) else str(name)
+            self._devices[peer] = device
         return self._peers[endpoint]
 
     def connected(self, peer: str) -> bool:
@@ -118,8 +129,8 @@ class NixlBackend:
         try:
             request = self._agent.createXferReq(
                 self._nixl.NIXL_WRITE,
-                self._descriptors(runs.src, runs.nbytes),
-                self._descriptors(runs.dst, runs.nbytes),
+                self._descriptors(runs.src, runs.nbytes, self._device),
+                self._descriptors(runs.dst, runs.nbytes, self._devices[peer]),
                 peer,
                 b"",
                 [self._ucx],
@@ -161,9 +172,9 @@ class NixlBackend:
                 self._agent.deregisterMem(self._regions, [self._ucx])
         del self._agent
 
-    def _descriptors(self, addresses: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> object:
+    def _descriptors(self, addresses: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], device: int) -> object:
         table = np.empty((len(addresses), 3), dtype=np.uint64)
-        table[:, 0], table[:, 1], table[:, 2] = addresses, sizes, self._device
+        table[:, 0], table[:, 1], table[:, 2] = addresses, sizes, device
         return self._nixl.nixlXferDList(self._memory, table)
 
 

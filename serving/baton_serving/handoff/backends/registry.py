@@ -12,8 +12,8 @@ BACKENDS = ("mooncake", "nixl", "fake")
 
 class BackendOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`host` is the address that peers reach this worker at. `protocol` is auto or what the backend knows: tcp, rdma,
-    nvlink_intra (Mooncake); tcp, cma, rdma, cuda_ipc (NIXL). `devices` are adapters, found out when empty. `cuda` says
-    that pools are device memory; `write_timeout` is in seconds."""
+    nvlink_intra (Mooncake); tcp, cma, rdma, cuda_ipc, also called nvlink_intra (NIXL). `devices` are adapters, found
+    out when empty. `cuda` says that pools are device memory; `write_timeout` is in seconds."""
 
     host: str = "127.0.0.1"
     protocol: str = "auto"
@@ -42,7 +42,8 @@ def backend_factory(name: str, options: BackendOptions, fabric: FakeFabric | Non
         from baton_serving.handoff.backends.nixl import NixlBackend
 
         def nixl(engine: str) -> TransferBackend:
-            return NixlBackend(engine, options.host, options.protocol, options.devices, options.cuda)
+            protocol = "cuda_ipc" if options.protocol == "nvlink_intra" else options.protocol
+            return NixlBackend(engine, options.host, protocol, options.devices, options.cuda)
 
         return nixl
     raise ValueError(f"unknown transfer backend {name!r}: choose one of {', '.join(BACKENDS)}")
