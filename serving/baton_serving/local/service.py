@@ -152,7 +152,8 @@ class LocalService:
         running = asyncio.create_task(self._supervisor.run())
         beside = [asyncio.create_task(self.rollout.run()), asyncio.create_task(manifest.run())]
         await self._supervisor.ready()
-        self._started.set()
+        if not self._supervisor.stopping:  # else something failed, which `running` tells
+            self._started.set()
         try:
             await running
         finally:
