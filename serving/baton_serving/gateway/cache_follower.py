@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
 import msgspec
 
+from baton_bootstrap.tls import PEER_NAME, Tls
 from baton_serving.logs import fields
 from baton_serving.runtime.cache_frames import BEAT_SECONDS, PATH, CacheFrame, unpack_keys
 
@@ -25,6 +25,7 @@ CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 3 * BEAT_SECONDS
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # seconds before a broken stream is begun anew
 MAX_LINE = 64 * 1024 * 1024  # bytes: a snapshot of some six million keys
+UNTOLD = frozenset({401, 403, 404, 405, 501})  # of a worker that tells nothing, or not to us: asking again is no use
 
 
 class CacheMemory(Protocol):
@@ -51,13 +52,10 @@ class _Broken(Exception):
 
 
 class CacheFollower:
-    """`update` with every view of the fleet; `aclose` at the end. `headers` are sent to workers, as for any request."""
+    """`update` with every view of the fleet; `aclose` at the end. `tls` is for workers, as it is for requests."""
 
-    def __init__(
-        self, memory: CacheMemory, headers: Mapping[str, str] | None = None, tls: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, memory: CacheMemory, tls: Tls | None = None) -> None:
         self._memory = memory
-        self._headers = dict(headers or {})
         self._tls = tls
         self._tasks: dict[Source, asyncio.Task[None]] = {}
         self._session: aiohttp.ClientSession | None = None
@@ -95,13 +93,15 @@ class CacheFollower:
             pause = min(LONGEST_PAUSE, 2 * pause)
 
     async def _read(self, source: Source) -> bool:
-        """Take in one stream to its end; False when the worker has none."""
+        """Take in one stream to its end; False when the worker has none for us."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(headers=self._headers)
+            self._session = aiohttp.ClientSession()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
-        tls = True if self._tls is None else self._tls
-        async with self._session.get(source.url + PATH, timeout=timeout, ssl=tls) as response:
-            if response.status in (404, 405, 501):
+        tls, name = (True, None) if self._tls is None else (self._tls.client, PEER_NAME)
+        url = source.url + PATH
+        async with self._session.get(url, timeout=timeout, ssl=tls, server_hostname=name) as response:
+            if response.status in UNTOLD:
+                log.info("no cache events", extra=fields(worker=source.worker_id, status=response.status))
                 return False
             response.raise_for_status()
             reader = _Reader(self._memory, source)

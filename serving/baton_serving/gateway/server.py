@@ -99,7 +99,7 @@ class GatewayProcess:
         router = Router(config.routing, tls=self._worker_tls)
         door = None if config.door.open else Door(config.door, ledger)
         self.core = Core(router, door, config.patience, on_begin=self.history.add)
-        self._caches = CacheFollower(router.memory) if isinstance(router.memory, Memory) else None
+        self._caches = CacheFollower(router.memory, self._worker_tls) if isinstance(router.memory, Memory) else None
         self.connections: set[ClientConnection] = set()
         self._siblings = siblings or Siblings()
         self._watch = WatchClient(config.bootstrap, token=config.token, tls=config.worker_tls)

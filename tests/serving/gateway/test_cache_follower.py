@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,8 +16,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from support.certificates import Authority
 
 from baton_bootstrap.hosted import HostedServer
+from baton_bootstrap.tls import Tls
 from baton_serving.api.server import bind
 from baton_serving.gateway import cache_follower
 from baton_serving.gateway.cache_follower import CacheFollower, Source
@@ -25,7 +28,7 @@ from baton_serving.gateway.policies.prefix_keys import header_value, prefix_keys
 from baton_serving.gateway.snapshot import RequestFacts
 from baton_serving.kv.allocator import PageOwner, PagePool
 from baton_serving.kv.layout import KVGroup, KVLayout
-from baton_serving.kv.radix import RadixCache, pack
+from baton_serving.kv.radix import RadixCache, block_hashes, pack
 from baton_serving.runtime import cache_feed
 from baton_serving.runtime.cache_feed import CacheFeed
 from baton_serving.runtime.cache_frames import PATH, CacheFrame, pack_keys, unpack_keys
@@ -80,10 +83,13 @@ def facts(text: bytes) -> RequestFacts:
 
 
 @asynccontextmanager
-async def serving(answer: Callable[[Request], Awaitable[Response]], port: int = 0) -> AsyncIterator[int]:
+async def serving(answer: Callable[[Request], Awaitable[Response]], tls: Tls | None = None) -> AsyncIterator[int]:
     app = Starlette(routes=[Route(PATH, answer)])
-    server = HostedServer(uvicorn.Config(app, lifespan="off", log_config=None, ws="none", timeout_graceful_shutdown=1))
-    with bind("127.0.0.1", port) as listener:
+    config = uvicorn.Config(app, lifespan="off", log_config=None, ws="none", timeout_graceful_shutdown=1)
+    config.load()
+    config.ssl = None if tls is None else tls.server
+    server = HostedServer(config)
+    with bind("127.0.0.1", 0) as listener:
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             yield listener.getsockname()[1]
@@ -169,12 +175,65 @@ async def test_a_missed_change_is_made_good_by_a_fresh_snapshot(monkeypatch: pyt
         await follower.aclose()
 
 
-async def test_a_worker_without_events_is_asked_once() -> None:
+async def test_a_closed_worker_tells_whoever_shows_a_certificate(tmp_path: Path) -> None:
+    """Certificates carry the name of the service's parts and no address."""
+    inside = Authority("inside")
+    worker, memory = CachingWorker(), Memory()
+    text = b"z" * 1024
+    worker.serve(text, header_value(prefix_keys(text, seed_of("m", WEIGHTS)), len(text)))
+
+    async def answer(_: Request) -> Response:
+        return StreamingResponse(worker.feed.lines())
+
+    async with serving(answer, Tls(inside.write(tmp_path / "worker"))) as port:
+        source = Source(worker.id, worker.incarnation, f"https://127.0.0.1:{port}")
+        stranger = CacheFollower(memory, Tls(Authority("outside").write(tmp_path / "stranger", inside)))
+        stranger.update([source])
+        await until(lambda: stranger.resyncs > 0)
+        assert held(memory, worker, text) == 0
+        await stranger.aclose()
+        follower = CacheFollower(memory, Tls(inside.write(tmp_path / "gateway")))
+        follower.update([source])
+        await until(lambda: held(memory, worker, text) > 0)
+        assert follower.resyncs == 0
+        worker.feed.close()
+        await follower.aclose()
+
+
+async def test_other_weights_in_the_same_worker_name_other_blocks() -> None:
+    """The blocks of a prompt under the old weights are no word on what is there under the new ones."""
+    feed = CacheFeed("weights-1", PAGE)
+    tokens = list(range(8))
+    blocks = {weights: block_hashes(weights, pack(tokens), PAGE) for weights in ("weights-1", "weights-2")}
+
+    def ask(key: int) -> None:
+        names = header_value([key], 128)
+        request = GenerateRequest(str(key), [tokens], [Choice(0, SamplingParams())], prefix_keys=names.decode())
+        feed.started(RequestRecord.of(request))
+
+    async def told() -> list[int]:
+        lines = feed.lines()
+        frame = msgspec.json.decode(await anext(lines), type=CacheFrame)
+        await lines.aclose()  # type: ignore[attr-defined]
+        return list(unpack_keys(frame.stored))
+
+    ask(1)
+    feed.changed(blocks["weights-1"], [])
+    assert await told() == [1]
+    feed.rename("weights-2")
+    ask(2)
+    assert await told() == [1]  # the new weights have computed nothing yet
+    feed.changed(blocks["weights-2"], blocks["weights-1"])
+    assert await told() == [2]
+
+
+@pytest.mark.parametrize("status", [401, 404])
+async def test_a_worker_that_tells_nothing_is_asked_once(status: int) -> None:
     asked: list[int] = []
 
     async def answer(_: Request) -> Response:
         asked.append(1)
-        return Response(status_code=404)
+        return Response(status_code=status)
 
     async with serving(answer) as port:
         follower = CacheFollower(Memory())

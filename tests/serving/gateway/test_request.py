@@ -31,7 +31,8 @@ async def test_both_legs_get_the_same_body_and_decode_is_streamed_through(bench:
     assert first.body == second.body
     handoff = first.body.pop("baton_handoff")
     assert isinstance(handoff, dict)
-    assert (handoff["peer"], handoff["attempt"], len(handoff["transfer_id"])) == ("p", 0, 32)
+    assert (handoff["peer"], handoff["receiver"]) == ("p", "d")
+    assert (handoff["attempt"], len(handoff["transfer_id"])) == (0, 32)
     assert len(str(first.body.pop("rid"))) == 32
     assert isinstance(first.body.pop("seed"), int)
     body |= {"bootstrap_host": None, "bootstrap_port": None, "bootstrap_room": None, "baton_resume": None}
