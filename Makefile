@@ -4,6 +4,8 @@ BIN := .venv/bin
 PACKAGES := operator/baton_operator serving/baton_serving bootstrap/baton_bootstrap kernels/baton_kernels
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 WORKERS := 2
+# Tests start many processes: each would compile all of torch's sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 
