@@ -105,7 +105,7 @@ def beat_to_wire(beat: Beat) -> pb.Beat:
         state=_STATES[beat.state],
         load=_load_to_wire(beat.load),
         tick=beat.tick,
-        busy_seconds=beat.busy_seconds,
+        busy_seconds=min(beat.busy_seconds, MAX_BUSY_SECONDS),
         progress=_progress_to_wire(beat.progress),
     )
 

@@ -27,6 +27,11 @@ class Liveness:
             self._moved = self._clock()
 
     @property
+    def busy_seconds(self) -> float:
+        """For how long the tick may still stand, as was declared."""
+        return max(0.0, self._busy_until - self._clock())
+
+    @property
     def alive(self) -> bool:
         now = self._clock()
         return now - self._moved <= WINDOW or now <= self._busy_until

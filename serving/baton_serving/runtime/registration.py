@@ -126,4 +126,5 @@ class Registration:
             total_pages=int(stats.get("pages_total", 0)),
         )
         state = State.DRAINING if self._draining else State.READY
-        return Beat(state=state, load=load, tick=int(stats.get("tick", 0)), progress=self._progress)
+        busy = self._manager.liveness.busy_seconds
+        return Beat(state=state, load=load, tick=int(stats.get("tick", 0)), busy_seconds=busy, progress=self._progress)

@@ -17,6 +17,7 @@ from support.certificates import Authority
 
 from baton_bootstrap.client import RegistrationClient, WatchClient
 from baton_bootstrap.errors import SetupError
+from baton_bootstrap.files import stamp
 from baton_bootstrap.records import Beat, Role, State, Worker
 from baton_bootstrap.server import BootstrapServer, ServerConfig
 from baton_bootstrap.tls import Tls, TlsFiles, tls_files
@@ -45,6 +46,15 @@ class Site:
     def renew(self, authority: Authority, *trusted: Authority) -> None:
         for name in self.parts:
             authority.write(self.root / name, *trusted)
+
+    async def renewed(self) -> None:
+        """Return once worker and gateway use the newest files: only then may the next step of a change follow."""
+        gateway = self.gateway
+        in_use = [tls for tls in (self.worker_tls, gateway._tls, gateway._worker_tls) if tls is not None]
+        while True:
+            if all(tls._stamp == stamp(tls.files.paths) for tls in in_use):
+                return
+            await asyncio.sleep(0.02)
 
     async def taken_over(self, context: ssl.SSLContext, url: str) -> None:
         """Return once the gateway shows its newest certificate: it looks at the files every second."""
@@ -129,6 +139,7 @@ async def test_certificates_are_renewed_under_requests(tmp_path: Path) -> None:
             site.renew(*steps[0])
             for _ in range(4):
                 assert await ask(url, trusting(old, new)) == 200
+            await site.renewed()
             steps.pop(0)
         await asyncio.gather(*asking)
         await site.taken_over(trusting(new), url)

@@ -41,7 +41,9 @@ def test_a_declared_long_operation_is_life_until_its_end() -> None:
     clock = Clock()
     liveness = Liveness(clock)
     liveness.observe(state(1, busy_until=clock.now + 10 * WINDOW))
+    assert liveness.busy_seconds == 10 * WINDOW
     clock.now += 10 * WINDOW
     assert liveness.alive
     clock.now += 1
     assert not liveness.alive
+    assert liveness.busy_seconds == 0.0
