@@ -20,7 +20,8 @@ LIMITS = Limits(lease=2.0)
 Spawn = Callable[..., list[ChildWorker]]
 
 
-@pytest.fixture(params=["mooncake", "nixl"])
+# UCX may abort the surviving process when a peer is killed in the moment of first contact, and the test run with it.
+@pytest.fixture(params=["mooncake", pytest.param("nixl", marks=pytest.mark.deep)])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     made = Cluster(request.param)
     yield made
