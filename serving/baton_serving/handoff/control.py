@@ -7,6 +7,7 @@ message to it (a heartbeat at the latest), which a ROUTER cannot route any more.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -21,6 +22,8 @@ _MAX_FRAME = 1 << 30
 _LINGER_MS = 200  # for the last words on a connection that we end
 _ENDS = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _ENDS |= zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+
+_MAPPED = re.compile(r"\[::ffff:([\d.]+)\]")  # how a socket for both families shows an IPv4 address
 
 
 class CurveKeys(msgspec.Struct, frozen=True):
@@ -63,7 +66,7 @@ class ControlSockets:
 
     @property
     def endpoint(self) -> str:
-        return self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        return _MAPPED.sub(r"\1", self._router.getsockopt_string(zmq.LAST_ENDPOINT))
 
     def watch(self, descriptor: int) -> None:
         """Wake `poll` when this file descriptor is readable."""

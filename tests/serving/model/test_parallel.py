@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +72,23 @@ def test_a_model_that_cannot_be_cut_is_refused(changes: dict[str, int], tp_size:
         )
 
 
+MEET = """
+import sys
+import torch
+from baton_serving.errors import ConfigError
+from baton_serving.model.parallel import init_parallel
+try:
+    init_parallel(0, 2, sys.argv[1], torch.device("cpu"), 5.0)
+except ConfigError as error:
+    print(error)
+"""
+
+
 def test_a_port_in_use_cannot_be_met_at() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=r"^--nccl-port: "):
-        init_parallel(0, 2, f"tcp://127.0.0.1:{taken.getsockname()[1]}", CPU, 5.0)
+    """In a process of its own: after a failed start torch counts the next group as its second."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        meeting = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", MEET, meeting]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=True)
+    assert done.stdout.startswith("--nccl-port: ")
