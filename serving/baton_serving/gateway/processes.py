@@ -49,12 +49,13 @@ def _run(config: GatewayConfig, port: int, count: int, ready: Callable[[int], No
             theirs.close()
             started.append((process, ours))
         processes = [process for process, _ in started]
+        ending = _Ending(processes)
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: _terminate(processes))
+            signal.signal(number, lambda *_: ending.begin())
         if all(_is_ready(pipe) for _, pipe in started):
             ready(port)
             wait([process.sentinel for process in processes])
-        _terminate(processes)
+        ending.begin()
         for process in processes:
             process.join()
     codes = [process.exitcode for process in processes]
@@ -70,10 +71,20 @@ def _is_ready(pipe: Connection) -> bool:
         return False
 
 
-def _terminate(processes: list[BaseProcess]) -> None:
-    for process in processes:
-        if process.is_alive():
-            process.terminate()
+class _Ending:
+    """Asks every process to end, once: a process that is about to end would die of a second signal."""
+
+    def __init__(self, processes: list[BaseProcess]) -> None:
+        self._processes = processes
+        self._begun = False
+
+    def begin(self) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        for process in self._processes:
+            if process.is_alive():
+                process.terminate()
 
 
 def _child(config: GatewayConfig, port: int, folder: Path, index: int, count: int, ready: Connection) -> None:
