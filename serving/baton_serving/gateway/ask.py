@@ -54,6 +54,9 @@ class Fields(msgspec.Struct, gc=False):
     bootstrap_room: Any = UNSET
 
 
+_STEERING = ("baton_handoff", "baton_resume", "bootstrap_host", "bootstrap_port", "bootstrap_room")
+_UNSTEERED = (UNSET,) * len(_STEERING)
+
 _fields = msgspec.json.Decoder(Fields)
 
 
@@ -130,11 +133,10 @@ class Ask:
     def standing_additions(self) -> dict[str, object]:
         """What every attempt adds: a name, a seed that a continuation can use, and no steering fields of a client."""
         fields = self.fields
+        steering = fields.baton_handoff, fields.baton_resume, fields.bootstrap_host, fields.bootstrap_port
         additions: dict[str, object] = {}
-        if fields.baton_handoff is not UNSET or fields.baton_resume is not UNSET or _has_bootstrap(fields):
-            additions = dict.fromkeys(
-                ("baton_handoff", "baton_resume", "bootstrap_host", "bootstrap_port", "bootstrap_room")
-            )
+        if (*steering, fields.bootstrap_room) != _UNSTEERED:
+            additions = dict.fromkeys(_STEERING)
         if self.path == "/generate":
             if self.stream:
                 additions["sampling_params"] = _seeded(fields.sampling_params, self.number)
@@ -203,10 +205,6 @@ def _timeout(value: bytes | None) -> float | None:
     except ValueError:
         return None
     return seconds if 0 < seconds < 1e9 else None
-
-
-def _has_bootstrap(fields: Fields) -> bool:
-    return any(value is not UNSET for value in (fields.bootstrap_host, fields.bootstrap_port, fields.bootstrap_room))
 
 
 def _seeded(params: Any, number: int) -> object:

@@ -14,7 +14,9 @@ class Outgoing:
     Every attempt has a name and a transfer id that no other ever has, and the same seed.
     """
 
-    def __init__(self, ask: Ask, names: Names, deadline: float, *, generates: bool) -> None:
+    __slots__ = ("_ask", "_deadline", "_generates", "_names", "_standing", "rid")
+
+    def __init__(self, ask: Ask, names: Names, deadline: float, generates: bool) -> None:
         """`deadline` on the monotonic clock, 0 for none. What does not generate is sent untouched."""
         self.rid = ask.rid
         self._ask = ask
