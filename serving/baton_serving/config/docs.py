@@ -56,7 +56,7 @@ def _argument_row(argument: Action) -> str:
     if told is not None:
         text = text[: told.start()] + text[told.end() :]
         default = f"`{told[1]}`" if told[1].startswith(("-", "$")) else told[1]
-    if text[1].islower():  # not gRPC
+    if not text[1].isupper():  # as in gRPC
         text = text[0].upper() + text[1:]
     return f"| {_names(tuple(argument.option_strings))} | {value.lower()} | {default} | {text}. |\n"
 
