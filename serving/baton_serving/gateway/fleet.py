@@ -29,7 +29,7 @@ class Endpoint:
     """
 
     __slots__ = (
-        *("_reported", "id", "incarnation", "legs", "page_size", "pool", "responsive", "sent_tokens", "status"),
+        *("_reported", "id", "incarnation", "legs", "pool", "responsive", "sent_tokens", "status", "used_tokens"),
         *("weight_digest", "worker"),
     )
 
@@ -55,9 +55,9 @@ class Endpoint:
     def _take(self, worker: Worker, status: Status) -> None:
         self.worker = worker
         self.weight_digest = worker.weight_digest
-        self.page_size = worker.page_size
         self.status = status
-        self._reported = status.load
+        self._reported = load = status.load
+        self.used_tokens = (load.total_pages - load.free_pages) * worker.page_size
 
     @property
     def usable(self) -> bool:
@@ -73,14 +73,6 @@ class Endpoint:
     def queued_tokens(self) -> int:
         reported, sent = self._reported.queued_tokens, self.sent_tokens
         return sent if sent > reported else reported
-
-    @property
-    def free_pages(self) -> int:
-        return self._reported.free_pages
-
-    @property
-    def total_pages(self) -> int:
-        return self._reported.total_pages
 
 
 class Route:

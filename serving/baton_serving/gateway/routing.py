@@ -59,9 +59,10 @@ class Router:
         self.config = config
         self.fleet = Fleet(tls)
         decode_policy = config.decode_policy or config.policy
-        self._remembers_prefill = config.policy in ASK_MEMORY
-        self._remembers_decode = decode_policy in ASK_MEMORY or config.divide_from > 0
-        self.remembers = self._remembers_prefill or self._remembers_decode
+        of_prefill = config.policy in ASK_MEMORY
+        of_decode = decode_policy in ASK_MEMORY or config.divide_from > 0
+        self.remembers = of_prefill or of_decode
+        self._remembered = slice(0 if of_prefill else 1, 2 if of_decode else 1)  # of a pair
         self.memory: RoutingMemory = memory or (Memory() if self.remembers else NoMemory())
         self.workers: Breakers[str] = Breakers()
         self.links: Breakers[Link] = Breakers()
@@ -105,7 +106,7 @@ class Router:
                 choice = self._decode_policy(Snapshot(usable, self.memory, now), facts)
                 chosen = usable[choice.index]
                 if self.remembers:
-                    self.memory.routed(facts, chosen, now)
+                    self.memory.routed(facts, (chosen,), now)
                 if picky:
                     self.workers.asked(chosen.incarnation, now)
                 return self._decision(found.route(None, chosen), None, (usable, choice), facts)
@@ -158,15 +159,14 @@ class Router:
         decodes = partners[prefill]
         second = self._decode_policy(Snapshot(decodes, self.memory, now), facts)
         decode = decodes[second.index]
-        if self._remembers_prefill:
-            self.memory.routed(facts, prefill, now)
-        if self._remembers_decode:
-            self.memory.routed(facts, decode, now)
+        route = found.route(prefill, decode)
+        if self.remembers:
+            self.memory.routed(facts, route.endpoints[self._remembered], now)
         if picky:
             self.links.asked((prefill.incarnation, decode.incarnation), now)
             self.workers.asked(prefill.incarnation, now)
             self.workers.asked(decode.incarnation, now)
-        return self._decision(found.route(prefill, decode), (prefills, first), (decodes, second), facts)
+        return self._decision(route, (prefills, first), (decodes, second), facts)
 
     def _decision(
         self,

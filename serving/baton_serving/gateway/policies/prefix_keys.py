@@ -27,6 +27,7 @@ def _cuts() -> tuple[int, ...]:
 
 
 CUTS = _cuts()
+_SHARES = tuple(-cut * WHOLE for cut in CUTS)
 
 
 def seed_of(model: str, weight_digest: str) -> int:
@@ -59,7 +60,7 @@ def header_value(keys: Sequence[int], prompt_bytes: int) -> bytes:
     The worker can then say of what it holds by which keys it is known, without knowing how they are made.
     """
     names = array("Q", keys)
-    fractions = array("H", [-(-cut * WHOLE // prompt_bytes) for cut in CUTS[: len(keys)]])
+    fractions = array("H", [-(share // prompt_bytes) for share in _SHARES[: len(keys)]])  # rounded up
     if sys.byteorder == "big":
         names.byteswap()
         fractions.byteswap()
