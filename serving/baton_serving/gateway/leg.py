@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -76,7 +77,7 @@ class Leg:
     _connection: Connection | None = None
     _connecting: asyncio.Task[None] | None = None
 
-    def start(self, request: bytes) -> None:
+    def start(self, request: Sequence[bytes | memoryview]) -> None:
         """Send now on an idle connection, or as soon as a new one stands."""
         endpoint = self.endpoint
         endpoint.legs.add(self)
@@ -200,7 +201,7 @@ class Leg:
         else:
             owner.leg_event(self, REFUSED[self.name])
 
-    async def _connect(self, request: bytes) -> None:
+    async def _connect(self, request: Sequence[bytes | memoryview]) -> None:
         try:
             self._connection = await self.endpoint.pool.connect()
         except OSError as error:

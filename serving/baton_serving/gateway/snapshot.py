@@ -20,7 +20,7 @@ class RequestFacts(msgspec.Struct, kw_only=True, gc=False):
 
     number: int
     model: str
-    prompt: bytes
+    prompt: bytes | memoryview
     prompt_tokens: int
     max_tokens: int = 0
     priority: int = 0

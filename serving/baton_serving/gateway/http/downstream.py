@@ -44,7 +44,7 @@ class Incoming:
         self.version = version
         self.headers = headers
         self.keep_alive = keep_alive
-        self.body = b""
+        self.body: bytes | bytearray = b""
 
 
 class Session(Protocol):
@@ -71,7 +71,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         *("_answering", "_body", "_body_limit", "_connections", "_dispatch", "_head_size", "_incoming", "_lines"),
-        *("_lagging", "_parser", "_reading_paused", "_refusal", "_size", "_target", "_transport"),
+        *("_lagging", "_parser", "_reading_paused", "_refusal", "_target", "_transport"),
         *("_waiting", "begun", "closing", "idle_ticks", "session"),
     )
 
@@ -91,8 +91,7 @@ class ClientConnection(asyncio.Protocol):
         self._reading_paused = False
         self._target = b""
         self._lines: list[tuple[bytes, bytes]] = []  # header names and values as they came
-        self._body: list[bytes] = []
-        self._size = 0
+        self._body: bytes | bytearray = b""
         self._incoming: Incoming | None = None
         self._head_size = 0
         self._refusal: BatonError | None = None
@@ -162,8 +161,7 @@ class ClientConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._target = b""
         self._lines = []
-        self._body = []
-        self._size = 0
+        self._body = b""
         self._incoming = None
 
     def on_url(self, url: bytes) -> None:
@@ -193,17 +191,21 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
-        self._size += len(body)
-        if self._size > self._body_limit:
+        begun = self._body
+        if len(begun) + len(body) > self._body_limit:
             self._stop(TooLarge(f"the body is larger than {self._body_limit} bytes"))
-        self._body.append(body)
+        if not begun:
+            self._body = body
+        elif isinstance(begun, bytearray):
+            begun += body
+        else:  # in several pieces: one buffer that grows where it is
+            self._body = bytearray(begun)
+            self._body += body
 
     def on_message_complete(self) -> None:
         incoming, self._incoming = self._incoming, None
         assert incoming is not None
-        body = self._body
-        incoming.body = body[0] if len(body) == 1 else b"".join(body)
-        self._body = []
+        incoming.body, self._body = self._body, b""
         if self._answering is None:
             self._answer(incoming)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Sequence
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
@@ -67,13 +68,16 @@ class Connection(asyncio.Protocol):
             return bool(self._begun)
         return self._events is None or self._events.partial
 
-    def send(self, listener: Listener, request: bytes) -> None:
-        """Send a whole request; `listener` hears the response."""
+    def send(self, listener: Listener, request: Sequence[bytes | memoryview]) -> None:
+        """Send a whole request, given in pieces; `listener` hears the response."""
         assert self._transport is not None
         self._listener = listener
         self._head = None
         self.quiet = 0
-        self._transport.write(request)
+        if len(request) == 1:
+            self._transport.write(request[0])
+        else:
+            self._transport.writelines(request)
 
     def pause(self) -> None:
         if self.alive and self._transport is not None:

@@ -58,7 +58,7 @@ class Memory:
         self._layouts: dict[int, _Layout] = {}
         self._generation = -1
         self._seeds: dict[tuple[str, str], int] = {}
-        self._cut: tuple[bytes, int, list[int]] = (b"", 0, [])
+        self._cut: tuple[bytes | memoryview, int, list[int]] = (b"", 0, [])
         self._matched = _NOTHING  # of the keys matched last, until something changes
         self._speeds: dict[tuple[str, str], float] = {}
 

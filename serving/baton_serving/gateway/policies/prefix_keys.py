@@ -35,7 +35,7 @@ def seed_of(model: str, weight_digest: str) -> int:
     return xxhash.xxh3_64_intdigest(f"{model}\0{weight_digest}".encode())
 
 
-def prefix_keys(prompt: bytes, seed: int) -> list[int]:
+def prefix_keys(prompt: bytes | memoryview, seed: int) -> list[int]:
     """A key for each place of `CUTS` within `prompt`, shortest beginning first."""
     size = len(prompt)
     if size < FIRST_CUT:
