@@ -5,36 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import msgspec
+
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.routing import Decision
 from baton_serving.gateway.snapshot import Choice
 
 
-class Record:
+class Record(msgspec.Struct, eq=False, gc=False):
     """One request. Times are those of the monotonic clock; `received` is unix time."""
 
-    model = ""
-    tenant = ""
-    trace = ""
-    stream = False
-    bytes_in = 0
-    bytes_out = 0
-    tokens = 0  # of prompt and answer, counted where a limit depends on it
-    first_byte = 0.0
-    ended = 0.0
-    status = 0
-    outcome = ""
-    error = ""
-    moved = 0
-
-    def __init__(self, number: int, request_id: str, path: str, started: float) -> None:
-        self.number = number
-        self.request_id = request_id
-        self.path = path
-        self.started = started
-        self.received = time.time()
-        self.attempts: list[tuple[float, Decision]] = []
-        self.notes: list[tuple[float, str, str]] = []  # when, what, who or why
+    number: int
+    request_id: str
+    path: str
+    started: float
+    model: str = ""
+    tenant: str = ""
+    trace: str = ""
+    stream: bool = False
+    bytes_in: int = 0
+    bytes_out: int = 0
+    tokens: int = 0  # of prompt and answer, counted where a limit depends on it
+    first_byte: float = 0.0
+    ended: float = 0.0
+    status: int = 0
+    outcome: str = ""
+    error: str = ""
+    moved: int = 0
+    received: float = msgspec.field(default_factory=time.time)
+    attempts: list[tuple[float, Decision]] = []
+    notes: list[tuple[float, str, str]] = []  # when, what, who or why
 
     def explain(self) -> dict[str, object]:
         """Everything, as JSON values; stage times are seconds since the request arrived."""
