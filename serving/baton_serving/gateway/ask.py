@@ -22,7 +22,7 @@ from baton_serving.gateway.snapshot import RequestFacts
 
 BYTES_PER_TOKEN = 4  # of English text; only ever an estimate
 
-_PASSED_ON = (b"authorization", b"traceparent", b"tracestate", b"accept")
+_PASSED_ON = (b"traceparent", b"tracestate", b"accept")
 _REQUEST_ID = b"x-request-id"
 _TIMEOUT = b"x-request-timeout"
 _GIVEN_ID = re.compile(rb"[!-~]{1,256}")  # it goes into heads and logs

@@ -55,9 +55,15 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 class Router:
     """Pure but for the clock, the routing memory and the breakers that it reads."""
 
-    def __init__(self, config: RoutingConfig, memory: RoutingMemory | None = None, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        config: RoutingConfig,
+        memory: RoutingMemory | None = None,
+        tls: Tls | None = None,
+        worker_key: str | None = None,
+    ) -> None:
         self.config = config
-        self.fleet = Fleet(tls)
+        self.fleet = Fleet(tls, worker_key)
         decode_policy = config.decode_policy or config.policy
         self._remembers_prefill = config.policy in ASK_MEMORY
         self._remembers_decode = decode_policy in ASK_MEMORY or config.divide_from > 0

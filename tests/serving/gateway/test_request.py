@@ -38,7 +38,7 @@ async def test_both_legs_get_the_same_body_and_decode_is_streamed_through(bench:
     body |= {"bootstrap_host": None, "bootstrap_port": None, "bootstrap_room": None, "baton_resume": None}
     assert first.body == body
     for call in (first, second):
-        assert call.headers["authorization"] == "Bearer k"
+        assert "authorization" not in call.headers
         assert call.headers["x-request-id"] == "id-1"
         assert call.headers["traceparent"] == "00-1"
         assert "x-other" not in call.headers
