@@ -178,7 +178,7 @@ class ScriptedScheduler:
             completion_tokens=len(message.output_ids) + running.position,
             finish=end if isinstance(end, Finish) else None,
             failure=end if isinstance(end, Failure) else None,
-            timings=Timings(received=message.received, transfer_bytes=64) if isinstance(end, Finish) else None,
+            timings=_timings(message) if isinstance(end, Finish) else None,
         )
         if message.embed:
             output.embedding = [0.6, 0.0, 0.8]
@@ -190,6 +190,10 @@ class ScriptedScheduler:
                     logprob_of(token, options.top, options.token_ids) for token in message.input_ids[first:]
                 ]
         self._to_detokenizer.send(TokenBatch(outputs=[output]))
+
+
+def _timings(message: GenerateInput) -> Timings:
+    return Timings(received=message.received, transfer_bytes=64, transfer_pages=2, transport="mooncake tcp")
 
 
 def logprob_of(token: int, top: int, token_ids: tuple[int, ...] = ()) -> TokenLogprobs:

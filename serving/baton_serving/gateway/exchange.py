@@ -10,6 +10,7 @@ from baton_serving.errors import BatonError, QueueFull, Unavailable
 from baton_serving.gateway.ask import Ask
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.handover import Handover, MoveCall
+from baton_serving.gateway.http.head import Head
 from baton_serving.gateway.leg import DONE, LOST, Leg
 from baton_serving.gateway.lifecycle import Action, Event, Phase, advance
 from baton_serving.gateway.outgoing import Outgoing
@@ -275,6 +276,7 @@ class Exchange:
         assert decode is not None
         assert decode.head is not None
         chunks, self._chunks = self._chunks, b""
+        self._note_transfer(decode.head)
         if self._handover is not None:
             chunks = self._handover.pass_on(chunks)
         if self._continuation is not None:
@@ -307,6 +309,7 @@ class Exchange:
                 self._sink.relay(self._handover.give_back())
             self._sink.end()
         else:
+            self._note_transfer(decode.head)
             self.record.status = decode.head.status
             self.record.bytes_out = len(decode.body)
             if self._core.admission.counts_tokens:
@@ -446,6 +449,12 @@ class Exchange:
 
     def _note(self, what: str, detail: str) -> None:
         self.record.notes.append((self._core.now(), what, detail))
+
+    def _note_transfer(self, head: Head) -> None:
+        """What the latest attempt's decode worker got from its prefill worker."""
+        record, number = self.record, len(self.record.attempts)
+        if head.transfer and number not in record.transfers:
+            record.transfers = {**record.transfers, number: head.transfer}
 
     def _release(self) -> None:
         for leg in (self.prefill, self.decode, self.taker):

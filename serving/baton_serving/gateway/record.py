@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.routing import Decision
@@ -11,7 +12,10 @@ from baton_serving.gateway.snapshot import Choice
 
 
 class Record:
-    """One request. Times are those of the monotonic clock; `received` is unix time."""
+    """One request. Times are those of the monotonic clock; `received` is unix time.
+
+    `transfers` are what decode workers said of the pages they got, by number of the attempt.
+    """
 
     model = ""
     tenant = ""
@@ -26,6 +30,7 @@ class Record:
     outcome = ""
     error = ""
     moved = 0
+    transfers: Mapping[int, str] = MappingProxyType({})
 
     def __init__(self, number: int, request_id: str, path: str, started: float) -> None:
         self.number = number
@@ -52,7 +57,7 @@ class Record:
             "first_byte_after": self._after(self.first_byte),
             "ended_after": self._after(self.ended),
             "migrations": self.moved,
-            "attempts": [self._attempt(at, decision) for at, decision in self.attempts],
+            "attempts": [self._attempt(number, *attempt) for number, attempt in enumerate(self.attempts, 1)],
             "stages": [{"after": self._after(at), "what": what, "detail": detail} for at, what, detail in self.notes],
         }
 
@@ -86,13 +91,22 @@ class Record:
     def _after(self, at: float) -> float | None:
         return round(at - self.started, 6) if at else None
 
-    def _attempt(self, at: float, decision: Decision) -> dict[str, object]:
+    def _attempt(self, number: int, at: float, decision: Decision) -> dict[str, object]:
         route = decision.route
         told: dict[str, object] = {"after": self._after(at), "decode": _leg(route.decode, decision.decode)}
         if route.prefill is not None and decision.prefill is not None:
             told["prefill"] = _leg(route.prefill, decision.prefill)
         told["weights"] = route.decode.weight_digest
+        if number in self.transfers:
+            told["transfer"] = _transfer(self.transfers[number])
         return told
+
+
+def _transfer(text: str) -> dict[str, object]:
+    """A worker's `TRANSPORT; pages=N; bytes=N`; what does not look so is left out."""
+    transport, *figures = text.split("; ")
+    pairs = (figure.partition("=") for figure in figures)
+    return {"transport": transport, **{name: int(value) for name, _, value in pairs if value.isdecimal()}}
 
 
 def _leg(chosen: Endpoint, considered: tuple[Sequence[Endpoint], Choice]) -> dict[str, object]:
