@@ -184,11 +184,10 @@ class ScriptedScheduler:
             output.embedding = [0.6, 0.0, 0.8]
         if options is not None:
             output.logprobs = [logprob_of(token, options.top, options.token_ids) for token in tokens]
-            if options.start >= 0 and running.position == len(tokens):
-                first = max(1, options.start)
-                output.prompt_logprobs = [
-                    logprob_of(token, options.top, options.token_ids) for token in message.input_ids[first:]
-                ]
+            if (options.start >= 0 or options.replay) and running.position == len(tokens):
+                first = max(1, options.start) if options.start >= 0 else len(message.input_ids)
+                known = message.input_ids + (message.output_ids if options.replay else [])
+                output.prompt_logprobs = [logprob_of(token, options.top, options.token_ids) for token in known[first:]]
         self._to_detokenizer.send(TokenBatch(outputs=[output]))
 
 

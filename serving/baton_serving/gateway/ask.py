@@ -148,6 +148,11 @@ class Ask:
             self._choices = self._count_choices()
         return self._choices
 
+    def movable(self) -> bool:
+        """Whether a stream's pages can move: it has one choice, and its events do not say again what it measured."""
+        measured = self.path == "/generate" and bool(orjson.loads(self.body).get("return_logprob"))
+        return self.choices() == 1 and not measured
+
     def _count_choices(self) -> int:
         body: dict[str, Any] = orjson.loads(self.body)
         n = body.get("n") or 1

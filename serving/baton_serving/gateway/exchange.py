@@ -129,7 +129,7 @@ class Exchange:
         if leg is not self.decode or self.phase is not Phase.STREAMING or leg.asked_to_move:
             return
         leg.asked_to_move = True
-        if self._can_go_on() and self.ask.choices() == 1:
+        if self._can_go_on() and self.ask.movable():
             self._happen(Event.DRAINING)
 
     def worker_stands_still(self, leg: Leg, reason: str) -> None:
