@@ -169,9 +169,7 @@ class Request:
         self.output = list(output)
         self.slot = -1
         self.held: RequestPages | None = None
-        self.goal = len(
-            prompt
-        )  # tokens to compute before the next one can be sampled: prompt, and output on resumption
+        self.goal = len(prompt)  # tokens, on resumption of the output too, to compute before the next is sampled
         self.goal_key = b""  # those tokens as the tree's key, while in the queue or in prefill
         self.computed = 0
         self.kv = 0
