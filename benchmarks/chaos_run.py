@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,13 @@ class Tally:
 class Chaos:
     """The fleet under load."""
 
-    def __init__(self, session: aiohttp.ClientSession, gateways: list[Worker], fleet: Run, seed: int) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, gateways: list[Worker], kinds: Sequence[list[Worker]], seed: int
+    ) -> None:
+        """`kinds`: prefill and decode workers."""
         self._session = session
         self._gateways = gateways
-        self._fleet = fleet
+        self._kinds = kinds
         self._draw = random.Random(seed)
         self.tally = Tally()
 
@@ -173,8 +177,8 @@ class Chaos:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(over.wait(), period)
                     return
-                kinds = [[one for one in kind if one.ready] for kind in (self._fleet.prefills, self._fleet.decodes)]
-                victims = [kind for kind in kinds if len(kind) > 1]
+                up = [[one for one in kind if one.ready] for kind in self._kinds]
+                victims = [kind for kind in up if len(kind) > 1]
                 if victims:
                     victim, fault = self._draw.choice(self._draw.choice(victims)), self._draw.choice(FAULTS)
                     victim.ready = False
@@ -308,15 +312,15 @@ async def run(args: argparse.Namespace, folder: Path, progress: Progress) -> tup
             wanted, truths = await steady(session, whole.url, drawn, progress)
             whole.kill()
             await asyncio.gather(*(each.start() for each in (*prefills, *decodes, *gateways)))
-            fleet = Run(session, prefills, decodes, args.seed)
-            chaos = Chaos(session, gateways, fleet, args.seed)
+            chaos = Chaos(session, gateways, (prefills, decodes), args.seed)
             tally, over, begun = chaos.tally, asyncio.Event(), time.monotonic()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(chaos.havoc(args.period, args.stopped, over))
                 await chaos.load(wanted, truths, args.requests, args.concurrency, progress)
                 tally.seconds = time.monotonic() - begun
                 over.set()
-            tally.failed += [f"{what} at the end: {figure:g}" for what, figure in (await fleet.leaks()).items()]
+            held = await Run(session, prefills, decodes, args.seed).leaks()
+            tally.failed += [f"{what} at the end: {figure:g}" for what, figure in held.items()]
         await asyncio.gather(*(gateway.end() for gateway in gateways))
         ended = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
         tally.migrated = sum(one["migrations"] for one in ended)
