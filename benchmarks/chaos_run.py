@@ -64,6 +64,7 @@ class Tally:
     migrated: int = 0  # as the gateways' logs say
     moved: int = 0  # with their pages
     computed: int = 0  # anew, at another worker
+    again: int = 0  # times that the other worker, too, was lost before it spoke
     unexplained: int = 0  # streams of a gateway that was gone before it could be asked
     by_kind: Counter[str] = field(default_factory=Counter)  # of request, of streams that went on elsewhere
     faults: Counter[str] = field(default_factory=Counter)
@@ -157,7 +158,8 @@ class Chaos:
         for stage in facts["stages"]:
             if stage["after"] < first:
                 continue
-            if stage["what"] == "lost" and not noticed:
+            if stage["what"] == "lost":
+                tally.again += noticed > 0
                 noticed = stage["after"]
             elif stage["what"] == "goes on":
                 tally.computed += 1
@@ -170,7 +172,7 @@ class Chaos:
 
     # Faults
 
-    async def havoc(self, period: float, stopped: float, over: asyncio.Event) -> None:
+    async def havoc(self, faults: Sequence[str], period: float, stopped: float, over: asyncio.Event) -> None:
         """Until `over`; returns when every worker is up again."""
         async with asyncio.TaskGroup() as mending:
             while not over.is_set():
@@ -180,7 +182,7 @@ class Chaos:
                 up = [[one for one in kind if one.ready] for kind in self._kinds]
                 victims = [kind for kind in up if len(kind) > 1]
                 if victims:
-                    victim, fault = self._draw.choice(self._draw.choice(victims)), self._draw.choice(FAULTS)
+                    victim, fault = self._draw.choice(self._draw.choice(victims)), self._draw.choice(faults)
                     victim.ready = False
                     self.tally.faults[fault] += 1
                     mending.create_task(self._strike(victim, fault, stopped))
@@ -315,7 +317,7 @@ async def run(args: argparse.Namespace, folder: Path, progress: Progress) -> tup
             chaos = Chaos(session, gateways, (prefills, decodes), args.seed)
             tally, over, begun = chaos.tally, asyncio.Event(), time.monotonic()
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(chaos.havoc(args.period, args.stopped, over))
+                tasks.create_task(chaos.havoc(args.faults, args.period, args.stopped, over))
                 await chaos.load(wanted, truths, args.requests, args.concurrency, progress)
                 tally.seconds = time.monotonic() - begun
                 over.set()
@@ -348,7 +350,7 @@ def report(tally: Tally, left_out: int, args: argparse.Namespace) -> Table:
         ("tokens duplicated, missing", f"{tally.duplicated}, {tally.missing}"),
         ("tried again before the first byte", str(tally.retried)),
         ("went on at another worker", f"{tally.migrated}, of {tally.unexplained} streams it is not known how"),
-        ("… computed again", str(tally.computed)),
+        ("… computed again", f"{tally.computed}, of which {tally.again} lost the next worker, too, before it spoke"),
         ("… with their pages", str(tally.moved)),
         ("… by kind", ", ".join(f"{number} × {kind}" for kind, number in sorted(tally.by_kind.items()))),
         ("gateways' ends after SIGTERM", ", ".join(f"{seconds:.1f} s" for seconds in tally.drains)),
@@ -369,6 +371,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=count, default=70, help="distinct requests among them")
     parser.add_argument("--concurrency", type=count, default=12)
     parser.add_argument("--workers", type=count, default=2, help="prefill workers, and as many decode workers")
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS)
     parser.add_argument("--period", type=positive, default=5.0, help="seconds between two faults")
     parser.add_argument("--stopped", type=positive, default=6.0, help="seconds for which a worker is stopped")
     parser.add_argument("--seed", type=int, default=0)
