@@ -42,6 +42,7 @@ class Exchange:
     _decision: Decision | None = None
     _failure: BatonError | Reply | None = None
     _lost: frozenset[Endpoint] = frozenset()  # not asked again, but for want of others
+    _spoke = False  # decode of the latest attempt, before it was lost
     _tries = 0  # attempts since the client last got something
     _pauses = 0
     _wait_until = 0.0
@@ -188,10 +189,15 @@ class Exchange:
             self._timer = core.loop.call_later(left, self._look_for_workers)
 
     def _route(self) -> Decision | None:
-        """Rather a wholly different pair: the other leg may have been the reason."""
+        """Rather a wholly different pair: the other leg may have been the reason.
+
+        But when decode was lost in the middle of its answer, the prefill worker, which holds the prompt, was not.
+        """
         router, facts, divided = self._core.router, self.ask.facts, self._generates
         last = None if self._decision is None else self._decision.route
         if self._lost and last is not None and last.prefill is not None:
+            if self._spoke and last.prefill not in self._lost:
+                return router.route(facts, self._lost, divided=divided, keep=last.prefill)
             fresh = router.route(facts, self._lost.union(last.endpoints), divided=divided)
             if fresh is not None and fresh.route.prefill is not None:
                 return fresh
@@ -238,6 +244,7 @@ class Exchange:
 
     def _blame(self) -> None:
         """Who failed is avoided, unless an idle connection had merely been closed meanwhile."""
+        self._spoke = self.decode is not None and self.decode.saw_bytes
         for leg in (self.prefill, self.decode, self.taker):
             if leg is None or not leg.done or not leg.failure:
                 continue

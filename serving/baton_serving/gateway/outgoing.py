@@ -65,4 +65,4 @@ class Outgoing:
         if self._deadline:
             lines += b"x-request-timeout: %.3f\r\n" % max(0.001, self._deadline - time.monotonic())
         head = b"POST %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n%b"
-        return head % (ask.route, endpoint.pool.first_lines, lines, len(body), body)
+        return head % (ask.route, endpoint.pool.host_line, lines, len(body), body)

@@ -60,6 +60,17 @@ async def test_a_stream_goes_on_at_another_pair(bench: Bench, model: Model, mode
     assert 'baton_gateway_migrations_total{how="computed"} 1.0' in text
 
 
+async def test_the_prefill_worker_that_holds_the_prompt_computes_the_rest(bench: Bench, model: Model) -> None:
+    await start(bench, model, "p1")
+    await start(bench, model, "p2")
+    await start(bench, model, "d1", "die", after=5)
+    await start(bench, model, "d2")
+    heard, _, response = await ask(bench)
+    assert heard.done
+    assert response.headers["x-baton-route"] == "p1>d1"
+    assert {body["baton_handoff"]["peer"] for body in model.resumed} == {"p1"}
+
+
 async def test_choices_that_were_over_are_not_told_twice(bench: Bench, model: Model) -> None:
     await start(bench, model, "b1", "die", after=13)  # the first of three is over by then
     await start(bench, model, "b2")

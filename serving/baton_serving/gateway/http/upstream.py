@@ -198,9 +198,9 @@ class Pool:
         self.host = parts.hostname
         self.port = parts.port or (80 if tls is None else 443)
         self._tls = tls
-        self.first_lines = b"host: %b\r\n" % parts.netloc.encode("ascii")  # of the head of every request
-        if key is not None:
-            self.first_lines += b"authorization: Bearer %b\r\n" % key.encode("ascii")
+        self.host_line = b"host: %b\r\n" % parts.netloc.encode("ascii")
+        if key is not None:  # a line of its own, in the head of every request like the host's
+            self.host_line += b"authorization: Bearer %b\r\n" % key.encode("ascii")
         self._idle: list[Connection] = []
 
     def take(self) -> Connection | None:
