@@ -10,8 +10,9 @@ port closed go to the other.
 
 Prints what failed, what differs from the undisturbed stream, tokens that came twice or never, what was tried again,
 what went on at another worker and how, and how long that took: from the gateway's noticing to the next bytes, as a
-ratio to the usual time to first token of the same request. Beside it stands the same ratio of undisturbed streams: what
-the load alone makes of it. Requests whose undivided streams already depend on what else the worker computes (ties to
+ratio to the usual time to first token of the same request. Beside it stand the same ratio of undisturbed streams, which
+is what the load alone makes of it, and the first over the second at about the same time, when other streams go on and
+workers start, too. Requests whose undivided streams already depend on what else the worker computes (ties to
 the last bit) are left out. Exit status 1 when anything failed, was wrong, or leaked.
 """
 
@@ -45,10 +46,20 @@ from streams import Asked, Stream, asked, difference, read
 
 FAULTS = ("kill", "stop", "end")
 LIMIT_SECONDS = 150.0  # of one request
+NEAR_SECONDS = 2.5  # of what happens at about the same time
 GRACE_SECONDS = 35.0  # of a gateway that is told to end, and a little more
 VIEW_SECONDS = 60.0  # until a worker that came back must be known
 
 Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """How long a stream of distinct request `which` waited, from `begun` (unix time) on."""
+
+    which: int
+    begun: float
+    seconds: float
 
 
 @dataclass
@@ -69,8 +80,8 @@ class Tally:
     by_kind: Counter[str] = field(default_factory=Counter)  # of request, of streams that went on elsewhere
     faults: Counter[str] = field(default_factory=Counter)
     drains: list[float] = field(default_factory=list)  # seconds that a gateway took to end
-    first: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))  # undisturbed, by request
-    resumed: list[tuple[int, float]] = field(default_factory=list)  # request, and seconds from noticing to next bytes
+    first: list[Wait] = field(default_factory=list)  # of undisturbed streams for their first bytes
+    resumed: list[Wait] = field(default_factory=list)  # of others, from the gateway's noticing to the next bytes
     seconds: float = 0.0
 
     @property
@@ -151,10 +162,11 @@ class Chaos:
 
     def _note_times(self, which: int, kind: str, facts: Facts) -> None:
         """What the gateway says of a stream's stages: seconds since it came."""
-        tally, noticed = self.tally, 0.0
+        tally, noticed, came = self.tally, 0.0, facts["received"]
         first = facts["first_byte_after"]
         if len(facts["attempts"]) == 1:
-            tally.first[which].append(first - facts["attempts"][0]["after"])
+            sent = facts["attempts"][0]["after"]
+            tally.first.append(Wait(which, came + sent, first - sent))
         for stage in facts["stages"]:
             if stage["after"] < first:
                 continue
@@ -164,7 +176,7 @@ class Chaos:
             elif stage["what"] == "goes on":
                 tally.computed += 1
                 tally.by_kind[kind] += 1
-                tally.resumed.append((which, stage["after"] - noticed))
+                tally.resumed.append(Wait(which, came + noticed, stage["after"] - noticed))
                 noticed = 0.0
             elif stage["what"] == "moved":
                 tally.moved += 1
@@ -337,10 +349,25 @@ def _quantiles(values: list[float]) -> str:
     return f"p50 {p50:.2f}, p99 {p99:.2f}, longest {ordered[-1]:.2f}, of {len(ordered)}"
 
 
+def compared(tally: Tally) -> tuple[list[float], list[float], list[float]]:
+    """Waits over the usual first token of the same request: of streams that went on, of undisturbed ones, and the first
+    over the median of those of the second that began about then."""
+    by_request: dict[int, list[float]] = defaultdict(list)
+    for wait in tally.first:
+        by_request[wait.which].append(wait.seconds)
+    usual = {which: statistics.median(seconds) for which, seconds in by_request.items() if len(seconds) >= 3}
+    ratios = [(wait.begun, wait.seconds / usual[wait.which]) for wait in tally.resumed if wait.which in usual]
+    control = [(wait.begun, wait.seconds / usual[wait.which]) for wait in tally.first if wait.which in usual]
+    fair = []
+    for begun, ratio in ratios:
+        near = [other for at, other in control if abs(at - begun) <= NEAR_SECONDS]
+        if near:
+            fair.append(ratio / statistics.median(near))
+    return [ratio for _, ratio in ratios], [ratio for _, ratio in control], fair
+
+
 def report(tally: Tally, left_out: int, args: argparse.Namespace) -> Table:
-    usual = {which: statistics.median(times) for which, times in tally.first.items() if len(times) >= 3}
-    ratios = [seconds / usual[which] for which, seconds in tally.resumed if which in usual]
-    control = [one / usual[which] for which, times in tally.first.items() if which in usual for one in times]
+    ratios, control, fair = compared(tally)
     table = Table("what", "found", title=f"Chaos: {args.workers}P{args.workers}D, {args.backend}", title_justify="left")
     for what, found in (
         ("requests", f"{args.requests} in {tally.seconds:.0f} s; {left_out} of {args.prompts} distinct ones left out"),
@@ -355,9 +382,10 @@ def report(tally: Tally, left_out: int, args: argparse.Namespace) -> Table:
         ("… by kind", ", ".join(f"{number} × {kind}" for kind, number in sorted(tally.by_kind.items()))),
         ("gateways' ends after SIGTERM", ", ".join(f"{seconds:.1f} s" for seconds in tally.drains)),
         ("turned away by one that ends", ", ".join(f"{n} × {name}" for name, n in tally.turned_away.items()) or "0"),
-        ("noticed to next bytes, seconds", _quantiles([seconds for _, seconds in tally.resumed])),
-        ("noticed to next bytes / usual first token", _quantiles(ratios)),
-        ("undisturbed first token / usual first token", _quantiles(control)),
+        ("noticed to next bytes, seconds", _quantiles([wait.seconds for wait in tally.resumed])),
+        ("… / usual first token of the request", _quantiles(ratios)),
+        ("undisturbed first token / the same", _quantiles(control)),
+        (f"the former / the latter within {NEAR_SECONDS:g} s", _quantiles(fair)),
     ):
         table.add_row(what, found)
     return table
