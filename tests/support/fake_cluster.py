@@ -30,7 +30,7 @@ class FakeCluster:
         self.edit(spec)
         self.objects: dict[Ref, dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
-        self.workers: list[WorkerReport] = []
+        self.workers: list[WorkerReport] | None = None
         self.now = START
         self.writes = 0
 
