@@ -1,4 +1,4 @@
-"""Tells every replica of the bootstrap server what workers are to serve."""
+"""Tells every replica of the bootstrap server what workers are to serve, and asks for it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import grpc.aio
 from baton_bootstrap.auth import credentials
 from baton_bootstrap.client.link import REPLY_TIMEOUT, connect, parse_addresses
 from baton_bootstrap.records import Assignment
+from baton_bootstrap.tls import TlsFiles
 from baton_bootstrap.wire import codec
 from baton_bootstrap.wire.generated import registry_pb2 as pb
 
@@ -36,3 +37,20 @@ async def assign(
         except grpc.aio.AioRpcError as error:
             logger.warning("bootstrap server %s took no assignments: %s", address, error.details())
     return taken
+
+
+async def assigned(
+    addresses: str | Sequence[str], worker_id: str, *, token: str | None = None, tls: TlsFiles | None = None
+) -> Assignment | None:
+    """What a worker is to serve, as the first replica says that knows; None when none does."""
+    request = pb.AssignedRequest(id=worker_id)
+    for address in parse_addresses(addresses):
+        try:
+            async with connect(address, tls) as stub:
+                reply = await stub.Assigned(request, metadata=credentials(token), timeout=REPLY_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            logger.warning("bootstrap server %s knows no assignment of %s: %s", address, worker_id, error.details())
+            continue
+        if reply.HasField("assignment"):
+            return codec.assignment_from_wire(reply.assignment)
+    return None

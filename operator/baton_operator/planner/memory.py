@@ -40,22 +40,22 @@ def record(
     message: str,
 ) -> RolloutStatus:
     """The status of a rollout; of one that is over, only what does not change with time."""
-    plain = {"phase": str(memory.phase), "version": memory.version, "stable": memory.stable}
+    made = RolloutStatus(phase=str(memory.phase), version=memory.version, stable=memory.stable)
     if memory.phase is Phase.DONE:
-        return RolloutStatus(**plain)
+        return made
     words = {"failed": memory.failed, "reason": memory.reason[:1024], "message": message[:1024]}
+    made = made.model_copy(update=words)
     if memory.phase is Phase.FAILED:
-        return RolloutStatus(**plain, **words)
-    made = RolloutStatus(
-        **plain,
-        **words,
-        moving=sorted(memory.moving),
-        moved_at=_text(memory.moved_at),
-        looked_at=_text(memory.at),
-        spent_seconds=round(memory.spent, 3),
-        promoted=memory.promoted,
-        workers=_workers(workers, reports),
-    )
+        return made
+    running = {
+        "moving": sorted(memory.moving),
+        "moved_at": _text(memory.moved_at),
+        "looked_at": _text(memory.at),
+        "spent_seconds": round(memory.spent, 3),
+        "promoted": memory.promoted,
+        "workers": _workers(workers, reports),
+    }
+    made = made.model_copy(update=running)
     if before is not None and memory.at - _seconds(before.looked_at) < _WRITTEN_EVERY:
         clock = {"looked_at": before.looked_at, "spent_seconds": before.spent_seconds}
         if made.model_copy(update=clock) == before:

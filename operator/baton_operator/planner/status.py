@@ -198,7 +198,7 @@ def _words(trouble: Trouble | None) -> tuple[str, str] | None:
 
 def _role(situation: Situation, revision: RoleRevision) -> RoleStatus:
     name, rollout = WHOLE if revision.whole else revision.role, situation.rollout
-    old = [one.role == name and one.version != rollout.goal for one in rollout.workers]
+    old = [1 for one in rollout.workers if one.role == name and one.version != rollout.goal]
     old += [group.present for group in situation.old if group.role == revision.role and not group.wanted]
     return RoleStatus(
         desired=situation.desired[revision.role],

@@ -26,7 +26,7 @@ from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.config.check import addresses, check
 from baton_serving.errors import ConfigError, InternalError, Unavailable
 from baton_serving.runtime.assigned import Assigned
-from baton_serving.runtime.bootstrap_access import tls_of
+from baton_serving.runtime.bootstrap_access import as_assigned, tls_of
 from baton_serving.runtime.cache_feed import CacheFeed
 from baton_serving.runtime.crash_dump import CrashDump
 from baton_serving.runtime.identity import Identity
@@ -62,6 +62,7 @@ def serve(config: ServerConfig) -> int:
     meeting = addresses("--disaggregation-bootstrap-addr", config.disaggregation.disaggregation_bootstrap_addr)
     with bind(http.host, http.port) as listener, reserve("--grpc-port", http.host, http.grpc_port):
         tls = _tls(config)
+        config = as_assigned(config)
         listening, port = listener.getsockname()[:2]
         with Worker(config, Identity.fresh(reachable_host(listening, meeting), port)) as worker:
             stages = Stages(config.logging.show_time_cost)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from baton_bootstrap.auth import read_token
+from baton_bootstrap.client import assigned
 from baton_bootstrap.errors import BootstrapError
+from baton_bootstrap.records import Goal
 from baton_bootstrap.tls import TlsFiles, tls_files
 from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.errors import ConfigError
+from baton_serving.runtime.identity import ID_VARIABLE
 
 TOKEN_VARIABLE = "BATON_TOKEN_FILE"  # set by a deployment: the secret that a service's own parts share
 
@@ -34,3 +39,22 @@ def tls_of(config: ServerConfig) -> TlsFiles | None:
 
 def bootstrap_addresses(config: ResolvedConfig) -> list[str]:
     return [f"{host}:{port}" for host, port in config.bootstrap_addrs]
+
+
+def as_assigned(config: ServerConfig) -> ServerConfig:
+    """`config` with the weights that the bootstrap server assigns to this worker: those that it was to switch to before
+    it was started again. Unchanged without an assignment, or an id by which it could have one.
+    """
+    worker_id = os.environ.get(ID_VARIABLE)
+    meeting = config.disaggregation.disaggregation_bootstrap_addr
+    if not worker_id or not meeting:
+        return config
+    found = asyncio.run(assigned(meeting, worker_id, token=bootstrap_token(), tls=tls_of(config)))
+    if found is None or found.goal is not Goal.SWITCH:
+        return config
+    served = config.api.served_model_name or config.model.model_path
+    return replace(
+        config,
+        model=replace(config.model, model_path=found.model, revision=found.model_revision or None),
+        api=replace(config.api, served_model_name=served),
+    )

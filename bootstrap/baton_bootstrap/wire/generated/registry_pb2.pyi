@@ -189,6 +189,18 @@ class AssignReply(_message.Message):
     instance: str
     def __init__(self, instance: _Optional[str] = ...) -> None: ...
 
+class AssignedRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class AssignedReply(_message.Message):
+    __slots__ = ("assignment",)
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    assignment: Assignment
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ...) -> None: ...
+
 class Beat(_message.Message):
     __slots__ = ("state", "load", "tick", "busy_seconds", "progress")
     STATE_FIELD_NUMBER: _ClassVar[int]
