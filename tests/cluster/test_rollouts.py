@@ -150,3 +150,138 @@ def test_new_weights_under_load(rolling: Rolling, strategy: str) -> None:
     stayed = pods & set(rolling.node.containers)
     assert len(stayed) == (4 if strategy == "InPlace" else 2)
     assert {"RolloutMoving", "RolloutDone"} <= {one["reason"] for one in rolling.events()}
+
+
+@pytest.mark.parametrize("strategy", ["InPlace", "Surge"])
+def test_the_operator_is_killed_at_any_step(rolling: Rolling, strategy: str) -> None:
+    """At each step that its status tells of, until there are no more."""
+    seen: set[str] = set()
+    with load(rolling):
+        rolling.serve(rolling.other, strategy)
+        while rolling.phase != "Done":
+            step = json.dumps([rolling.rollout.get(name) for name in ("phase", "moving", "message")])
+            if step not in seen and len(seen) < 8 and rolling.phase:
+                seen.add(step)
+                rolling.operator.crash()
+                rolling.operator.start()
+            time.sleep(0.05)
+        rolling.wait_served()
+    assert len(seen) >= 2
+
+
+def test_a_worker_dies_during_the_swap(rolling: Rolling) -> None:
+    """Its container is started again, asks what it is to serve, and serves that."""
+    with load(rolling):
+        rolling.serve(rolling.other, "InPlace")
+        moving = eventually(lambda: rolling.rollout.get("moving"), PATIENCE, rolling.why)[0]
+        rolling.node.containers[moving].signal(signal.SIGKILL)
+        rolling.wait_served()
+        assert rolling.node.containers[moving].starts == 2
+
+
+def half_uploaded(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+
+
+def of_another_architecture(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["GptOssForCausalLM"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+BROKEN: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "half_uploaded_in_place": ("InPlace", half_uploaded),
+    "half_uploaded_surge": ("Surge", half_uploaded),
+    "architecture_in_place": ("InPlace", of_another_architecture),
+    "architecture_surge": ("Surge", of_another_architecture),
+}
+
+
+@pytest.mark.parametrize(("strategy", "damage"), BROKEN.values(), ids=list(BROKEN))
+def test_weights_that_cannot_be_served_are_rolled_back(
+    rolling: Rolling, tmp_path: Path, strategy: str, damage: Callable[[Path], None]
+) -> None:
+    before, broken = rolling.model, tmp_path / "broken"
+    shutil.copytree(rolling.other, broken)
+    damage(broken)
+    with load(rolling):
+        rolling.serve(broken, strategy)
+        assert rolling.wait("Failed", "Done") == "Failed"
+        assert rolling.condition("Degraded")["reason"] == "RolledBack"
+        assert rolling.condition("Stalled")["status"] == "True"
+        assert rolling.rollout["reason"] in rolling.condition("Degraded")["message"]
+        rolling.model = before
+    rolling.serve(before, strategy)
+    rolling.wait_served()
+
+
+def test_no_room_for_a_surge(rolling: Rolling) -> None:
+    """New pods are refused; after rollout.progressSeconds everything stays as it was."""
+    before = rolling.model
+    quota = {"metadata": {"name": "few"}, "spec": {"hard": {"pods": "4"}}}
+    rolling.cluster.create("v1", "resourcequotas", NAMESPACE, quota)
+    with load(rolling):
+        rolling.serve(rolling.other, "Surge", progressSeconds=30)
+        eventually(lambda: rolling.condition("Degraded")["reason"] == "QuotaExceeded", PATIENCE, rolling.why)
+        assert rolling.wait("Failed", "Done") == "Failed"
+        assert "not done within 30 s" in rolling.rollout["reason"]
+        rolling.model = before
+    rolling.cluster.delete("v1", "resourcequotas", NAMESPACE, "few")
+    rolling.serve(before, "Surge")
+    rolling.wait_served()
+
+
+def test_a_gateway_is_replaced_meanwhile(rolling: Rolling) -> None:
+    """The one that leaves ends what it has begun."""
+    with load(rolling):
+        rolling.serve(rolling.other, "InPlace")
+        eventually(lambda: rolling.phase not in ("", "Done"), PATIENCE, rolling.why)
+        rolling.cluster.delete("v1", "pods", NAMESPACE, rolling.node.of("gateway")[0].name)
+        rolling.wait_served()
+
+
+def test_the_bootstrap_server_is_killed_meanwhile(rolling: Rolling) -> None:
+    """It comes back knowing nothing: workers and operator tell it."""
+    with load(rolling):
+        rolling.serve(rolling.other, "InPlace")
+        eventually(lambda: rolling.phase not in ("", "Done"), PATIENCE, rolling.why)
+        rolling.node.of("bootstrap")[0].signal(signal.SIGKILL)
+        rolling.wait_served()
+
+
+@pytest.mark.parametrize("strategy", ["InPlace", "Surge"])
+def test_it_is_taken_back_meanwhile(rolling: Rolling, strategy: str) -> None:
+    before = rolling.model
+    with load(rolling):
+        rolling.serve(rolling.other, strategy)
+        eventually(lambda: rolling.phase == "Moving", PATIENCE, rolling.why)
+        rolling.serve(before, strategy)
+        rolling.wait_served()
+
+
+def test_another_change_comes_meanwhile(rolling: Rolling) -> None:
+    """Other flags as well: the first change ends as it stands, and new workers take over."""
+    with load(rolling):
+        rolling.serve(rolling.other, "InPlace")
+        eventually(lambda: rolling.phase == "Moving", PATIENCE, rolling.why)
+        rolling.serve(rolling.model, "InPlace", ["--max-running-requests", "40"])
+        rolling.wait_served()
+    flags = [rolling.node.containers[one.name].spec["args"] for one in rolling.node.of("decode")]
+    assert flags
+    assert all("--max-running-requests" in words for words in flags)
+
+
+@pytest.mark.parametrize("strategy", ["InPlace", "Surge"])
+def test_it_is_scaled_meanwhile(rolling: Rolling, strategy: str) -> None:
+    with load(rolling):
+        rolling.decode = 1
+        rolling.serve(rolling.other, strategy)
+        eventually(lambda: rolling.phase not in ("", "Done"), PATIENCE, rolling.why)
+        rolling.decode = 2
+        rolling.serve(rolling.model, strategy)
+        rolling.wait_served()
+        assert len(rolling.node.of("decode")) == 2
+        rolling.decode = 1
+        rolling.serve(rolling.model, strategy)
+        eventually(lambda: len(rolling.node.of("decode")) == 1, PATIENCE, rolling.why)

@@ -23,7 +23,7 @@ class NameProxy:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 pass
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 target = urlsplit(self.path)
                 url = target._replace(netloc=f"{resolve(target.hostname or '')}:{target.port or 80}").geturl()
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))

@@ -1,4 +1,4 @@
-"""What stands in for a node where pods are to do real work: runs the containers of a namespace's pods as processes here.
+"""What stands in for a node where pods are to do real work: runs the containers of pods as processes here.
 
 Every pod has a loopback address of its own, so that ports are those of the pod. Names of Services lead to such an
 address too; for programs that resolve names themselves there is an HTTP proxy.

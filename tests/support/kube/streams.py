@@ -10,10 +10,10 @@ import time
 from types import TracebackType
 
 import aiohttp
-from rollout_run import Tally, Watch, ask, judge
 from support.kube.node import Node
 
 from baton_bootstrap.client import WatchClient
+from rollout_run import Tally, Watch, ask, judge
 
 _BASES = itertools.count(step=1000)  # nobody asks what others have asked: workers remember it
 
