@@ -140,6 +140,11 @@ class _Planning:
         return self._plain(desired, running | {key_of(role): 0 for role in self._goal.roles}, "")
 
     def _unseen(self, desired: Mapping[str, int]) -> Rollout:
+        """A change is wanted that cannot begin, or not go on, for now."""
+        if self._memory.version != self._wanted:
+            now = self._now.timestamp()
+            fresh = Memory(Phase.STAGING, self._memory.stable, self._wanted, at=now, moved_at=now)
+            self._memory = replace(fresh, moving=self._memory.moving)
         made = self._plain(desired, {key_of(group): group.wanted for group in self._groups}, _UNSEEN)
         return replace(made, requeue_after=_LOOK)
 

@@ -1,0 +1,163 @@
+"""Rollouts as the operator drives them, on workers that follow their assignments."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.rolling_cluster import RollingCluster, digest_of
+
+
+def spec(model: str, strategy: str = "Surge", prefill: int = 1, decode: int = 1, **more: object) -> str:
+    rollout = {"strategy": strategy, **more}
+    words = ", ".join(f"{name}: {value}" for name, value in rollout.items())
+    return (
+        f"{{model: {{uri: 'pvc://models/{model}', servedName: m}}, prefill: {{replicas: {prefill}}}, "
+        f"decode: {{replicas: {decode}}}, rollout: {{{words}}}}}"
+    )
+
+
+def path(model: str) -> str:
+    return f"/models/{model}"
+
+
+def running(strategy: str = "Surge", prefill: int = 1, decode: int = 1, seed: int = 0) -> RollingCluster:
+    cluster = RollingCluster(spec("a", strategy, prefill, decode), seed)
+    for _ in range(30):
+        cluster.round()
+        cluster.live()
+    assert cluster.condition("Ready")["status"] == "True"
+    return cluster
+
+
+def settle(cluster: RollingCluster) -> None:
+    for _ in range(12):
+        cluster.round()
+        cluster.live(1.0)
+    assert cluster.condition("Progressing")["status"] == "False", cluster.condition("Progressing")
+
+
+def test_in_place_no_pod_is_replaced() -> None:
+    cluster = running("InPlace")
+    before, workloads = set(cluster.weights), cluster.replicas()
+    cluster.edit(spec("b", "InPlace"))
+    cluster.until("Done")
+    settle(cluster)
+    assert set(cluster.weights) == before
+    assert set(cluster.weights.values()) == {digest_of(path("b"))}
+    assert cluster.replicas() == workloads
+    assert {"RolloutStaging", "RolloutMoving", "RolloutDone"} <= set(cluster.events)
+    assert cluster.condition("Ready")["status"] == "True"
+
+
+def test_pods_that_come_after_a_change_in_place_begin_with_the_new_weights() -> None:
+    """Their workload still names those that it was made with."""
+    cluster = running("InPlace")
+    cluster.edit(spec("b", "InPlace"))
+    cluster.until("Done")
+    cluster.kill(next(iter(cluster.weights)))
+    cluster.edit(spec("b", "InPlace", decode=3))
+    seen: set[str] = set()
+    for _ in range(30):
+        cluster.round()
+        cluster.live()
+        seen |= set(cluster.weights.values())
+    assert (len(cluster.weights), seen) == (4, {digest_of(path("b"))})
+
+
+def test_flags_take_new_pods_also_in_place() -> None:
+    cluster = running("InPlace")
+    before = set(cluster.weights)
+    cluster.edit(spec("a", "InPlace").replace("replicas: 1", "replicas: 1, extraArgs: [--disable-radix-cache]"))
+    cluster.until("Done")
+    settle(cluster)
+    assert not before & set(cluster.weights)
+
+
+@pytest.mark.parametrize("strategy", ["Surge", "InPlace"])
+def test_broken_weights_are_rolled_back_and_stay_so_until_the_manifest_changes(strategy: str) -> None:
+    cluster = running(strategy)
+    cluster.broken.add(path("b"))
+    cluster.edit(spec("b", strategy))
+    cluster.until("Failed")
+    settle(cluster)
+    assert set(cluster.weights.values()) == {digest_of(path("a"))}
+    assert "damaged" in cluster.condition("Degraded")["message"]
+    assert cluster.condition("Stalled")["status"] == "True"
+    for _ in range(5):
+        assert cluster.round().status is None, "it is left alone"
+    cluster.edit(spec("c", strategy))
+    cluster.until("Done")
+    settle(cluster)
+    assert set(cluster.weights.values()) == {digest_of(path("c"))}
+
+
+def test_nothing_changes_in_place_while_nobody_says_what_workers_do() -> None:
+    cluster = running("InPlace")
+    cluster.reachable = False
+    cluster.edit(spec("b", "InPlace"))
+    for _ in range(5):
+        cluster.round()
+        cluster.live()
+    assert set(cluster.weights.values()) == {digest_of(path("a"))}
+    assert len(cluster.replicas()) == 2
+    assert "bootstrap" in cluster.rollout["message"]
+    cluster.reachable = True
+    cluster.until("Done")
+
+
+def test_old_workers_stay_until_every_gateway_sends_requests_to_the_new() -> None:
+    cluster = running()
+    before = set(cluster.weights)
+    cluster.gateways = [frozenset(before), frozenset(before)]
+    cluster.edit(spec("b"))
+    for _ in range(30):
+        cluster.round()
+        cluster.live()
+    assert before < set(cluster.weights)
+    cluster.gateways = [frozenset(before), frozenset(cluster.weights)]
+    cluster.round()
+    cluster.live()
+    assert before < set(cluster.weights)
+    cluster.gateways = [frozenset(cluster.weights)] * 2
+    cluster.until("Done")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_whatever_happens_something_serves_and_the_right_weights_in_the_end(data: st.DataObject) -> None:
+    """Kills of operator and workers, edits, scaling, silence of the bootstrap server, in any order."""
+    strategies = st.sampled_from(["Surge", "InPlace"])
+    counts = st.integers(1, 3)
+    cluster = running(data.draw(strategies), data.draw(counts), data.draw(counts), data.draw(st.integers(0, 999)))
+    for _ in range(data.draw(st.integers(1, 25))):
+        match data.draw(st.sampled_from(["round", "killed", "live", "live", "edit", "silence", "worker"])):
+            case "round":
+                cluster.round()
+            case "killed":
+                cluster.round(steps=data.draw(st.integers(0, 25)))
+            case "live":
+                cluster.live()
+            case "silence":
+                cluster.reachable = not cluster.reachable
+            case "worker":
+                sets = cluster.serving()
+                name = data.draw(st.sampled_from(sorted(cluster.weights)))
+                if sum(sets.values()) > 1 and sets.get(cluster.weights[name], 0) > 1:
+                    cluster.kill(name)
+            case _:
+                model = data.draw(st.sampled_from("abc"))
+                cluster.edit(spec(model, data.draw(strategies), data.draw(counts), data.draw(counts)))
+        assert cluster.serving(), cluster.rollout
+    cluster.reachable = True
+    for _ in range(150):
+        cluster.round()
+        cluster.live()
+        assert cluster.serving(), cluster.rollout
+    model = str(cluster.service["spec"]["model"]["uri"]).removeprefix("pvc://models/")
+    assert cluster.rollout["phase"] == "Done", cluster.rollout
+    assert set(cluster.weights.values()) == {digest_of(path(model))}
+    wanted = cluster.service["spec"].get("prefill", {}).get("replicas", 1) + cluster.service["spec"].get(
+        "decode", {}
+    ).get("replicas", 1)
+    assert len(cluster.pods) == wanted
