@@ -177,7 +177,8 @@ class RegistryService(RegistryServicer):
         self, request: pb.AssignedRequest, context: Context
     ) -> pb.AssignedReply:
         await self._admit(context)
-        assignment = self._registry.assignment(request.id)
+        found = (self._registry.assignment(name) for name in request.names)
+        assignment = next((one for one in found if one is not None), None)
         return pb.AssignedReply(assignment=None if assignment is None else codec.assignment_to_wire(assignment))
 
     async def _admit(self, context: Context) -> None:

@@ -136,6 +136,7 @@ class RollingCluster(FakeCluster):
         name = pod["metadata"]["name"]
         args = pod["spec"]["containers"][0]["args"]
         model = args[args.index("--model-path") + 1]
+        told = told or self.told.get(name.rpartition("-")[0])
         if told is not None and told["goal"] == "switch":
             model = told["model"]
         if model in self.broken:

@@ -40,16 +40,16 @@ async def assign(
 
 
 async def assigned(
-    addresses: str | Sequence[str], worker_id: str, *, token: str | None = None, tls: TlsFiles | None = None
+    addresses: str | Sequence[str], names: Sequence[str], *, token: str | None = None, tls: TlsFiles | None = None
 ) -> Assignment | None:
-    """What a worker is to serve, as the first replica says that knows; None when none does."""
-    request = pb.AssignedRequest(id=worker_id)
+    """What the first of `names` is to serve that has an assignment, as the first replica says that knows any."""
+    request = pb.AssignedRequest(names=names)
     for address in parse_addresses(addresses):
         try:
             async with connect(address, tls) as stub:
                 reply = await stub.Assigned(request, metadata=credentials(token), timeout=REPLY_TIMEOUT)
         except grpc.aio.AioRpcError as error:
-            logger.warning("bootstrap server %s knows no assignment of %s: %s", address, worker_id, error.details())
+            logger.warning("bootstrap server %s knows no assignment of %s: %s", address, names[0], error.details())
             continue
         if reply.HasField("assignment"):
             return codec.assignment_from_wire(reply.assignment)

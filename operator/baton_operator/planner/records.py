@@ -13,7 +13,7 @@ from baton_operator.planner.context import COMPONENT, REVISION, VERSION, Context
 from baton_operator.planner.objects import Object, int_at, label, list_at, map_at, merged, text_at
 from baton_operator.planner.observed import PROVEN, WEIGHTS, Key, Observed, key_of
 from baton_operator.planner.revision import RoleRevision
-from baton_operator.planner.worker import WHOLE, build_workload, role_of, workload_name
+from baton_operator.planner.worker import GROUP_VARIABLE, WHOLE, build_workload, role_of, workload_name
 
 _START_ONLY = ("--model-path", "--revision")  # flags that name the weights with which a worker starts
 
@@ -139,7 +139,8 @@ def _without_model(container: object) -> object:
     words = list_at(container, "args")
     starts = {at for at, word in enumerate(words) if word in _START_ONLY}
     kept = [word for at, word in enumerate(words) if at not in starts and at - 1 not in starts]
-    return {**container, "args": kept} if isinstance(container, Mapping) else container
+    env = [entry for entry in list_at(container, "env") if text_at(entry, "name") != GROUP_VARIABLE]
+    return {**container, "args": kept, "env": env} if isinstance(container, Mapping) else container
 
 
 def _flags(workload: Object) -> dict[str, str]:

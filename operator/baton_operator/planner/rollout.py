@@ -17,6 +17,7 @@ from baton_operator.planner.observed import Group, Key, Observed, key_of
 from baton_operator.planner.records import Records, Version
 from baton_operator.planner.revision import RoleRevision, name_of, wanted_revisions
 from baton_operator.planner.scaling import desired_replicas
+from baton_operator.planner.worker import workload_name
 from baton_operator.rollout import (
     WHOLE,
     Memory,
@@ -209,10 +210,24 @@ class _Planning:
         return near[0] if in_place and near and key_of(own) not in running else key_of(own)
 
     def _assignments(self, planned: Step, *, in_place: bool) -> dict[str, Mapping[str, object]]:
+        known = [member for member in self._members if "/" not in member.worker.id]
+        found = {member.worker.id: self._assignment(member, planned, in_place=in_place) for member in known}
+        if in_place and self._goal.digest:  # for those that are started before anybody has heard of them
+            for role in self._goal.roles:
+                key = self._host(WHOLE if role.whole else role.role, self._goal.name, in_place=True)
+                if key is not None and key != key_of(role):
+                    name = workload_name(self._context, replace(role, revision=key[1]))
+                    found[name] = {**self._order(self._goal.name, "switch"), "whole": False, "share": 100}
+        return found
+
+    def _order(self, name: str, goal: str) -> Mapping[str, object]:
+        version = self._versions.get(name)
         return {
-            member.worker.id: self._assignment(member, planned, in_place=in_place)
-            for member in self._members
-            if "/" not in member.worker.id
+            "revision": name,
+            "model": "" if version is None else version.model,
+            "model_revision": "" if version is None else version.model_revision,
+            "digest": "" if version is None else version.digest,
+            "goal": goal if version is not None else "serve",
         }
 
     def _assignment(self, member: Member, planned: Step, *, in_place: bool) -> Mapping[str, object]:
@@ -220,15 +235,7 @@ class _Planning:
         worker, order = member.worker, planned.orders.get(member.worker.id, Order.KEEP)
         new = in_place and worker.id not in self._fleet.reporting and bool(self._goal.digest)
         name = planned.version if new or order in (Order.STAGE, Order.SWITCH) else worker.version
-        version = self._versions.get(name)
         changed = name != member.starts and order is not Order.STAGE
         goal = "switch" if new or order is Order.SWITCH or changed else "stage" if order is Order.STAGE else "serve"
-        return {
-            "revision": name,
-            "model": "" if version is None else version.model,
-            "model_revision": "" if version is None else version.model_revision,
-            "digest": "" if version is None else version.digest,
-            "goal": goal if version is not None else "serve",
-            "whole": worker.id in planned.whole,
-            "share": planned.shares.get(worker.version, 100),
-        }
+        whole, share = worker.id in planned.whole, planned.shares.get(worker.version, 100)
+        return {**self._order(name, goal), "whole": whole, "share": share}

@@ -14,7 +14,7 @@ from baton_bootstrap.records import Goal
 from baton_bootstrap.tls import TlsFiles, tls_files
 from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.errors import ConfigError
-from baton_serving.runtime.identity import ID_VARIABLE
+from baton_serving.runtime.identity import GROUP_VARIABLE, ID_VARIABLE
 
 TOKEN_VARIABLE = "BATON_TOKEN_FILE"  # set by a deployment: the secret that a service's own parts share
 
@@ -42,14 +42,15 @@ def bootstrap_addresses(config: ResolvedConfig) -> list[str]:
 
 
 def as_assigned(config: ServerConfig) -> ServerConfig:
-    """`config` with the weights that the bootstrap server assigns to this worker: those that it was to switch to before
-    it was started again. Unchanged without an assignment, or an id by which it could have one.
+    """`config` with the weights that the bootstrap server assigns to this worker, or to new ones of its group: those to
+    which it was to switch before it was started again. Unchanged without an assignment, or a name by which it could
+    have one.
     """
-    worker_id = os.environ.get(ID_VARIABLE)
+    names = [os.environ[name] for name in (ID_VARIABLE, GROUP_VARIABLE) if os.environ.get(name)]
     meeting = config.disaggregation.disaggregation_bootstrap_addr
-    if not worker_id or not meeting:
+    if not names or not meeting:
         return config
-    found = asyncio.run(assigned(meeting, worker_id, token=bootstrap_token(), tls=tls_of(config)))
+    found = asyncio.run(assigned(meeting, names, token=bootstrap_token(), tls=tls_of(config)))
     if found is None or found.goal is not Goal.SWITCH:
         return config
     served = config.api.served_model_name or config.model.model_path

@@ -116,5 +116,6 @@ async def test_workers_hear_at_once_what_they_are_to_serve(server: BootstrapServ
             await Reports(session).assign(CONTEXT, observed(deployment("chat-bootstrap-0", 1)), {"d-0": order})
         wanted = Assignment(revision="r2", model="/models/b", goal=Goal.SWITCH)
         assert await asyncio.wait_for(heard.get(), 10) == wanted
-    assert await assigned(f"127.0.0.1:{server.port}", "d-0") == wanted
-    assert await assigned(f"127.0.0.1:{server.port}", "d-1") is None
+    assert await assigned(f"127.0.0.1:{server.port}", ["d-0", "d"]) == wanted
+    assert await assigned(f"127.0.0.1:{server.port}", ["d-1", "d-0"]) == wanted, "its group's"
+    assert await assigned(f"127.0.0.1:{server.port}", ["d-1"]) is None

@@ -23,10 +23,10 @@ def path(model: str) -> str:
 
 def running(strategy: str = "Surge", prefill: int = 1, decode: int = 1, seed: int = 0) -> RollingCluster:
     cluster = RollingCluster(spec("a", strategy, prefill, decode), seed)
-    for _ in range(30):
+    cluster.round()
+    while cluster.condition("Ready")["status"] != "True" or len(cluster.weights) < prefill + decode:
         cluster.round()
         cluster.live()
-    assert cluster.condition("Ready")["status"] == "True"
     return cluster
 
 
@@ -123,10 +123,22 @@ def test_old_workers_stay_until_every_gateway_sends_requests_to_the_new() -> Non
     cluster.until("Done")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=15)
 @given(st.data())
 def test_whatever_happens_something_serves_and_the_right_weights_in_the_end(data: st.DataObject) -> None:
-    """Kills of operator and workers, edits, scaling, silence of the bootstrap server, in any order."""
+    everything_in_any_order(data)
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(3600)
+@settings(deadline=None, max_examples=1500)
+@given(st.data())
+def test_whatever_happens_in_very_many_orders(data: st.DataObject) -> None:
+    everything_in_any_order(data)
+
+
+def everything_in_any_order(data: st.DataObject) -> None:
+    """Kills of operator and workers, edits, scaling, silence of the bootstrap server."""
     strategies = st.sampled_from(["Surge", "InPlace"])
     counts = st.integers(1, 3)
     cluster = running(data.draw(strategies), data.draw(counts), data.draw(counts), data.draw(st.integers(0, 999)))
@@ -141,9 +153,8 @@ def test_whatever_happens_something_serves_and_the_right_weights_in_the_end(data
             case "silence":
                 cluster.reachable = not cluster.reachable
             case "worker":
-                sets = cluster.serving()
                 name = data.draw(st.sampled_from(sorted(cluster.weights)))
-                if sum(sets.values()) > 1 and sets.get(cluster.weights[name], 0) > 1:
+                if cluster.serving().get(cluster.weights[name], 0) > 1:
                     cluster.kill(name)
             case _:
                 model = data.draw(st.sampled_from("abc"))
@@ -154,10 +165,15 @@ def test_whatever_happens_something_serves_and_the_right_weights_in_the_end(data
         cluster.round()
         cluster.live()
         assert cluster.serving(), cluster.rollout
-    model = str(cluster.service["spec"]["model"]["uri"]).removeprefix("pvc://models/")
-    assert cluster.rollout["phase"] == "Done", cluster.rollout
-    assert set(cluster.weights.values()) == {digest_of(path(model))}
-    wanted = cluster.service["spec"].get("prefill", {}).get("replicas", 1) + cluster.service["spec"].get(
-        "decode", {}
-    ).get("replicas", 1)
-    assert len(cluster.pods) == wanted
+        if is_as_the_manifest_says(cluster):
+            break
+    settle(cluster)
+    assert is_as_the_manifest_says(cluster), (cluster.rollout, cluster.weights)
+
+
+def is_as_the_manifest_says(cluster: RollingCluster) -> bool:
+    wanted = cluster.service["spec"]
+    model = str(wanted["model"]["uri"]).removeprefix("pvc://models/")
+    count = wanted["prefill"]["replicas"] + wanted["decode"]["replicas"]
+    served = list(cluster.weights.values()) == [digest_of(path(model))] * count
+    return served and len(cluster.pods) == count and cluster.rollout["phase"] == "Done"

@@ -190,10 +190,10 @@ class AssignReply(_message.Message):
     def __init__(self, instance: _Optional[str] = ...) -> None: ...
 
 class AssignedRequest(_message.Message):
-    __slots__ = ("id",)
-    ID_FIELD_NUMBER: _ClassVar[int]
-    id: str
-    def __init__(self, id: _Optional[str] = ...) -> None: ...
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AssignedReply(_message.Message):
     __slots__ = ("assignment",)
