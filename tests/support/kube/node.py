@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
-from support.baton_processes import die_with_parent
+from support.baton_processes import bound_to_parent
 from support.kube.client import Cluster, Item
 from support.kube.name_proxy import NameProxy
 
@@ -185,13 +185,12 @@ class Node:
         words = [self._word(word, container.address) for word in container.spec["args"]]
         with container.log.open("wb") as log:
             container.process = subprocess.Popen(
-                [sys.executable, "-m", "baton_serving.cli.main", *words],
+                bound_to_parent([sys.executable, "-m", "baton_serving.cli.main", *words]),
                 env=self._environment(container),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
             )
 
     def _word(self, word: str, address: str) -> str:
