@@ -25,6 +25,7 @@ ROLES: Final = ("prefill", "decode")
 WHOLE: Final = "baton.dev/serves-whole"
 GROUP_VARIABLE: Final = "BATON_WORKER_GROUP"  # by which a pod that is new asks what to serve: nobody knows its name yet
 _RENDEZVOUS_PORT = 20000
+_LAST_SECONDS = 4  # for a worker to end once its requests have
 
 
 def role_of(context: Context, name: str) -> WorkerRole:
@@ -67,7 +68,7 @@ def _pod(context: Context, revision: RoleRevision, image: str, labels: Object, n
         "name": "worker",
         "image": image,
         "args": worker_args(context, revision, source),
-        "env": [*_identity_env(name), *source.env, *token_env, *environment(role.env)],
+        "env": [*_identity_env(name), _drain_env(context), *source.env, *token_env, *environment(role.env)],
         "ports": [{"name": "http", "containerPort": WORKER_PORT}],
         "resources": resources(role, {device: "1"} if rdma and device else None),
         # RDMA pins memory.
@@ -108,6 +109,12 @@ def _identity_env(group: str) -> list[object]:
         {"name": "BATON_LOG_FORMAT", "value": "json"},
         {"name": "HOME", "value": "/tmp"},
     ]
+
+
+def _drain_env(context: Context) -> object:
+    """A little less than the pod is given, so that requests that take longer end with a reason."""
+    seconds = context.manifest.spec.rollout.drain_seconds
+    return {"name": "BATON_DRAIN_SECONDS", "value": str(max(1, seconds - _LAST_SECONDS))}
 
 
 def _probes() -> dict[str, object]:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import os
 import signal
 import socket
 from pathlib import Path
@@ -48,7 +49,8 @@ from baton_serving.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 25.0  # below Kubernetes' default grace period of 30
+DRAIN_VARIABLE = "BATON_DRAIN_SECONDS"  # set by a deployment: how long open requests may take to end
+DRAIN_SECONDS = "25"  # below Kubernetes' default grace period of 30
 
 
 def serve(config: ServerConfig) -> int:
@@ -254,7 +256,7 @@ async def _warm_up(manager: TokenizerManager) -> None:
 async def _drain(manager: TokenizerManager) -> None:
     """Let open requests end, up to a bound, then fail the rest."""
     try:
-        async with asyncio.timeout(DRAIN_SECONDS):
+        async with asyncio.timeout(float(os.environ.get(DRAIN_VARIABLE) or DRAIN_SECONDS)):
             await manager.wait_idle()
     except TimeoutError:
         manager.end_all(Failure(Unavailable.code, "the worker is shutting down"))
