@@ -1,4 +1,4 @@
-"""Tells every replica of the bootstrap server what workers are to serve."""
+"""Tells every replica of the bootstrap server what workers are to serve, and asks for it."""
 
 from __future__ import annotations
 
@@ -41,3 +41,20 @@ async def assign(
         except grpc.aio.AioRpcError as error:
             logger.warning("bootstrap server %s took no assignments: %s", address, error.details())
     return taken
+
+
+async def assigned(
+    addresses: str | Sequence[str], names: Sequence[str], *, token: str | None = None, tls: TlsFiles | None = None
+) -> Assignment | None:
+    """What the first of `names` is to serve that has an assignment, as the first replica says that knows any."""
+    request = pb.AssignedRequest(names=names)
+    for address in parse_addresses(addresses):
+        try:
+            async with connect(address, tls) as stub:
+                reply = await stub.Assigned(request, metadata=credentials(token), timeout=REPLY_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            logger.warning("bootstrap server %s knows no assignment of %s: %s", address, names[0], error.details())
+            continue
+        if reply.HasField("assignment"):
+            return codec.assignment_from_wire(reply.assignment)
+    return None

@@ -136,8 +136,10 @@ class Exchange:
     def worker_drains(self, leg: Leg) -> None:
         if leg is not self.decode or self.phase is not Phase.STREAMING or leg.asked_to_move:
             return
-        leg.asked_to_move = True
-        if self._can_go_on() and self.ask.movable():
+        # A stream that stands still for nobody is held up until its worker gives up waiting.
+        takers = self._core.router.takers(self.ask.facts, leg.endpoint, self._lost)
+        if takers and self._can_go_on() and self.ask.movable():
+            leg.asked_to_move = True
             self._happen(Event.DRAINING)
 
     def worker_stands_still(self, leg: Leg, reason: str) -> None:

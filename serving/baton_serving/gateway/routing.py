@@ -146,18 +146,22 @@ class Router:
         self.workers.forget(endpoint.incarnation)
         self.memory.forget(endpoint.id, endpoint.incarnation)
 
-    def taker(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> Endpoint | None:
-        """A worker that can take over pages of `source`, chosen by the decode policy."""
+    def takers(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> list[Endpoint]:
+        """Workers that can take over pages of `source`."""
         found = self.fleet.models.get(source.worker.model)
-        if found is None:
-            return None
         now = time.monotonic()
-        usable = [
+        return [
             one
-            for one in (*found.decode, *found.whole)
+            for one in (() if found is None else (*found.decode, *found.whole))
             if one is not source and fits(source.worker, one.worker) and self._allows(one, facts, avoid, now)
         ]
-        return usable[self._decode_policy(Snapshot(usable, self.memory, now), facts).index] if usable else None
+
+    def taker(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> Endpoint | None:
+        """The one of them that the decode policy chooses."""
+        usable = self.takers(facts, source, avoid)
+        if not usable:
+            return None
+        return usable[self._decode_policy(Snapshot(usable, self.memory, time.monotonic()), facts).index]
 
     def moved(self, decision: Decision | None, target: Endpoint) -> Decision:
         """What stands in the books for a stream whose pages moved to `target`."""
