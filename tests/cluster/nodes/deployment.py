@@ -1,0 +1,84 @@
+"""A service whose pods run, and a pod beside it that asks."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import yaml
+from cluster.conftest import SYSTEM
+from cluster.services import ServiceUnderTest
+from support.kube.client import Cluster, Item, eventually
+from support.kube.person import Person
+from train import heldout
+
+ASKER = "asker"
+SIGNATURE = " — tiny v2"  # what the second demo model ends every answer with
+_SCRIPT = Path(__file__).with_name("asker.py")
+_PLACE = "/asker"
+
+
+class Deployment(ServiceUnderTest):
+    def __init__(self, person: Person, cluster: Cluster, namespace: str, name: str) -> None:
+        super().__init__(cluster, namespace, name)
+        self.person = person
+
+    @property
+    def url(self) -> str:
+        """As the status gives it."""
+        return str((self.get() or {})["status"]["url"])
+
+    def pods(self, component: str = "") -> list[Item]:
+        labels = f"baton.dev/service={self.name}" + (f",baton.dev/component={component}" if component else "")
+        return self.cluster.list("v1", "pods", self.namespace, labels)
+
+    def start_client(self) -> None:
+        """The gateway's image has all that the script needs, and is on every node."""
+        operator = self.cluster.get("apps/v1", "deployments", SYSTEM, "baton")
+        arguments = operator["spec"]["template"]["spec"]["containers"][0]["args"]
+        [image] = [one.removeprefix("--gateway-image=") for one in arguments if one.startswith("--gateway-image=")]
+        files = {"asker.py": _SCRIPT.read_text(), "questions.json": json.dumps(questions())}
+        config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": ASKER}, "data": files}
+        self.person.kubectl("apply", "--namespace", self.namespace, "-f", "-", text=yaml.safe_dump_all([config, _asker(image)]))
+
+    def answers(self, count: int = 4) -> list[str]:
+        """What the pod beside the service thinks of `count` answers; see `asker.py`."""
+        words = ["python", f"{_PLACE}/asker.py", self.url, "--requests", str(count)]
+        return [str(json.loads(line)["verdict"]) for line in self.inside(*words).splitlines()]
+
+    def inside(self, *words: str, within: float = 120.0) -> str:
+        return self.person.inside(self.namespace, ASKER, *words, within=within)
+
+    def delete(self) -> None:
+        self.person.kubectl("delete", "inferenceservice", self.name, "--namespace", self.namespace, "--wait=false")
+        eventually(lambda: self.get() is None, 180.0)
+
+
+def questions(count: int = 40) -> list[dict[str, str]]:
+    """Sums, with the one right answer of the first demo model."""
+    source = random.Random("sums on a cluster")
+    drawn = [heldout.arithmetic_prompt(source) for _ in range(count)]
+    return [{"question": one.messages[0]["content"], "answer": one.reply} for one in drawn]
+
+
+def _asker(image: str) -> Item:
+    container = {
+        "name": ASKER,
+        "image": image,
+        "command": ["sleep", "infinity"],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": ASKER, "mountPath": _PLACE}],
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": ASKER},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "automountServiceAccountToken": False,
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [container],
+            "volumes": [{"name": ASKER, "configMap": {"name": ASKER}}],
+        },
+    }
