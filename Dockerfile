@@ -1,5 +1,6 @@
 # Four images: `docker build --target operator|gateway|worker|worker-cpu .` Operator and gateway have no torch; the worker
-# for machines without a GPU is an image of its own. All but the GPU worker have the versions of constraints.txt.
+# for machines without a GPU is an image of its own. All but the GPU worker have the versions of constraints.txt. The
+# user has no entry in /etc/passwd, as under clusters that choose one themselves; libraries that ask for a name find USER.
 ARG PYTHON=3.12
 ARG CUDA=13.0.1
 
@@ -40,7 +41,7 @@ LABEL org.opencontainers.image.title="Baton" \
 COPY --from=slim-environment /opt/baton /opt/baton
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     /opt/baton/bin/pip install --no-cache-dir --no-index --no-deps /wheels/*.whl
-ENV PATH=/opt/baton/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+ENV PATH=/opt/baton/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp USER=baton
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["baton"]
@@ -67,7 +68,7 @@ COPY --from=cpu-environment /opt/baton /opt/baton
 COPY examples/models /opt/baton/share/models
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     /opt/baton/bin/pip install --no-cache-dir --no-index --no-deps /wheels/*.whl
-ENV PATH=/opt/baton/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+ENV PATH=/opt/baton/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp USER=baton
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["baton"]
@@ -88,7 +89,7 @@ RUN apt-get update \
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels python3 -m venv /opt/baton \
     && /opt/baton/bin/pip install --no-cache-dir "$(echo /wheels/*.whl)[cuda]"
 COPY examples/models /opt/baton/share/models
-ENV PATH=/opt/baton/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+ENV PATH=/opt/baton/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp USER=baton
 USER 65532:65532
 WORKDIR /tmp
 ENTRYPOINT ["baton"]

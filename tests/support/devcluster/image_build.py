@@ -46,7 +46,7 @@ class Builder:
         self._done: dict[str, list[Path]] = {}
 
     def build(self, target: str) -> Built:
-        """Raises `CalledProcessError` when a step fails, `ValueError` when the stage needs a registry."""
+        """Raises `RuntimeError` when a step fails, `ValueError` when the stage needs a registry."""
         with self._alone():
             return Built(self._stage(self._stages[target]), self._stages[target].config)
 
@@ -166,7 +166,12 @@ class Builder:
         inner = f"mkdir -p {step.folder} && cd {step.folder} && {step.script}"
         lines.append(f"exec chroot {root} /usr/bin/env -i {' '.join(assignments)} /bin/sh -ec {shlex.quote(inner)}")
         own = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
-        subprocess.run([*own, "sh", "-ec", "\n".join(lines)], check=True, stdin=subprocess.DEVNULL)
+        command = [*own, "sh", "-ec", "\n".join(lines)]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"RUN {step.script} ended with {done.returncode}:\n{done.stdout[-3000:]}")
         root.rmdir()
 
     def _mount(self, mount: Mount, root: Path, partial: Path) -> Iterator[str]:
