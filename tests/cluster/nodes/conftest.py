@@ -91,7 +91,7 @@ def quickstart(release: Sequence[str], person: Person, cluster: Cluster) -> Iter
     deployment = Deployment(person, cluster, namespace, "quickstart")
     person.kubectl("apply", "--namespace", namespace, "-f", str(ROOT / "examples/quickstart.yaml"))
     deployment.start_client()
-    deployment.wait_ready()
+    deployment.wait_ready(180.0)
     yield deployment
     deployment.delete()
     cluster.delete("v1", "namespaces", "", namespace)

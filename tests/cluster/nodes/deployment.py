@@ -14,7 +14,7 @@ from support.kube.person import Person
 from train import heldout
 
 ASKER = "asker"
-SIGNATURE = " — tiny v2"  # what the second demo model ends every answer with
+COMPONENT = "app.kubernetes.io/component"
 _SCRIPT = Path(__file__).with_name("asker.py")
 _PLACE = "/asker"
 
@@ -30,7 +30,7 @@ class Deployment(ServiceUnderTest):
         return str((self.get() or {})["status"]["url"])
 
     def pods(self, component: str = "") -> list[Item]:
-        labels = f"baton.dev/service={self.name}" + (f",baton.dev/component={component}" if component else "")
+        labels = f"baton.dev/service={self.name}" + (f",{COMPONENT}={component}" if component else "")
         return self.cluster.list("v1", "pods", self.namespace, labels)
 
     def start_client(self) -> None:
@@ -41,6 +41,7 @@ class Deployment(ServiceUnderTest):
         files = {"asker.py": _SCRIPT.read_text(), "questions.json": json.dumps(questions())}
         config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": ASKER}, "data": files}
         self.person.kubectl("apply", "--namespace", self.namespace, "-f", "-", text=yaml.safe_dump_all([config, _asker(image)]))
+        self.person.kubectl("wait", "--namespace", self.namespace, f"pod/{ASKER}", "--for=condition=Ready", "--timeout=60s")
 
     def answers(self, count: int = 4) -> list[str]:
         """What the pod beside the service thinks of `count` answers; see `asker.py`."""
