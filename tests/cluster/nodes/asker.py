@@ -12,6 +12,7 @@ import itertools
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 
 import aiohttp
 
@@ -25,6 +26,16 @@ def verdict(text: str, answer: str) -> str:
     if text == answer + SIGNATURE:
         return "second"
     return "mixed" if text.startswith(answer) and SIGNATURE.startswith(text[len(answer) :]) else "wrong"
+
+
+async def ask_again(session: aiohttp.ClientSession, url: str, model: str, question: str) -> str:
+    """Like OpenAI's own client: a connection that cannot be made is tried again, since nothing was sent yet."""
+    for _ in range(4):
+        try:
+            return await ask(session, url, model, question)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            await asyncio.sleep(0.2)
+    return await ask(session, url, model, question)
 
 
 async def ask(session: aiohttp.ClientSession, url: str, model: str, question: str) -> str:
@@ -47,17 +58,17 @@ async def ask(session: aiohttp.ClientSession, url: str, model: str, question: st
     return text
 
 
-async def stream(session: aiohttp.ClientSession, arguments: argparse.Namespace, numbers: itertools.count) -> None:
+async def stream(session: aiohttp.ClientSession, arguments: argparse.Namespace, numbers: Iterator[int]) -> None:
     while (number := next(numbers)) < arguments.requests and not (arguments.until and arguments.until.exists()):
         item = QUESTIONS[number % len(QUESTIONS)]
         began = time.time()
         record: dict[str, object] = {"began": began}
         try:
-            text = await ask(session, arguments.url, arguments.model, item["question"])
+            text = await ask_again(session, arguments.url, arguments.model, item["question"])
             record["verdict"] = verdict(text, item["answer"])
             if record["verdict"] in ("wrong", "mixed"):
                 record["why"] = {"text": text, "answer": item["answer"]}
-        except (aiohttp.ClientError, OSError, RuntimeError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, RuntimeError, TimeoutError, ValueError) as error:
             record |= {"verdict": "failed", "why": f"{type(error).__name__}: {error}"}
         print(json.dumps({**record, "seconds": time.time() - began}), flush=True)
 
@@ -71,7 +82,7 @@ async def main() -> None:
     parser.add_argument("--until", type=pathlib.Path)
     arguments = parser.parse_args()
     numbers = itertools.count()
-    timeout = aiohttp.ClientTimeout(total=120)
+    timeout = aiohttp.ClientTimeout(total=120, sock_connect=2)
     connector = aiohttp.TCPConnector(force_close=True)  # a new connection each: as many clients would
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         await asyncio.gather(*(stream(session, arguments, numbers) for _ in range(arguments.streams)))

@@ -22,8 +22,9 @@ def test_the_openai_client_asks_through_a_port_forward(quickstart: Deployment) -
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         assert [model.id for model in client.models.list()] == ["baton-tiny"]
         for item in questions(2):
-            messages = [{"role": "user", "content": item["question"]}]
-            answer = client.chat.completions.create(model="baton-tiny", messages=messages, temperature=0)  # type: ignore[call-overload]
+            answer = client.chat.completions.create(
+                model="baton-tiny", messages=[{"role": "user", "content": item["question"]}], temperature=0
+            )
             assert answer.choices[0].message.content == item["answer"]
 
 

@@ -97,11 +97,13 @@ def corefile(layout: Layout) -> str:
 
 def dns_objects() -> Iterator[tuple[str, dict[str, object]]]:
     """A Service for CoreDNS, which is no pod here, with the paths to post to."""
-    ports = [{"name": f"dns-{protocol.lower()}", "port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]
+    ports: list[object] = [
+        {"name": f"dns-{protocol.lower()}", "port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")
+    ]
     place = {"name": "kube-dns", "namespace": "kube-system"}
-    service = {"metadata": place, "spec": {"clusterIP": DNS_ADDRESS, "ports": ports}}
+    service: dict[str, object] = {"metadata": place, "spec": {"clusterIP": DNS_ADDRESS, "ports": ports}}
     yield "/api/v1/namespaces/kube-system/services", service
     meta = {**place, "name": "kube-dns-machine", "labels": {"kubernetes.io/service-name": "kube-dns"}}
     endpoints = [{"addresses": [MACHINE_ADDRESS], "conditions": {"ready": True}}]
-    found = {"metadata": meta, "addressType": "IPv4", "endpoints": endpoints, "ports": ports}
+    found: dict[str, object] = {"metadata": meta, "addressType": "IPv4", "endpoints": endpoints, "ports": ports}
     yield "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices", found

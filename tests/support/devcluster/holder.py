@@ -22,7 +22,17 @@ from support.baton_processes import die_with_parent
 from support.devcluster import cgroups
 from support.devcluster.layout import Layout
 
-_UNSHARE = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private")
+_UNSHARE = (
+    "unshare",
+    "--mount",
+    "--net",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "--propagation",
+    "private",
+)
 
 
 def main() -> None:

@@ -55,8 +55,8 @@ class Archive:
                     header.size = size
                     with _pipe_of(folder) as content:
                         tar.addfile(header, content)
-            for content in (self._config, self._manifest):
-                _add(tar, _place(_digest(content)), content)
+            for text in (self._config, self._manifest):
+                _add(tar, _place(_digest(text)), text)
             _add(tar, "index.json", json.dumps(index).encode())
 
 

@@ -130,7 +130,9 @@ class Builder:
         lines = (self._context / ".dockerignore").read_text().splitlines()
         patterns = [line.removeprefix("**/") for line in lines if line[:1] not in ("", "#", "!") and line != "*"]
         parents = [name, *map(str, Path(name).parents)]
-        return any(fnmatch.fnmatch(part, p) or fnmatch.fnmatch(Path(part).name, p) for part in parents for p in patterns)
+        return any(
+            fnmatch.fnmatch(part, p) or fnmatch.fnmatch(Path(part).name, p) for part in parents for p in patterns
+        )
 
     def _copy(self, step: Copy, changes: Path) -> None:
         target = changes / step.target.lstrip("/")

@@ -1,4 +1,4 @@
-"""Images that every node finds on its disk from the start: imported once into a containerd folder that nodes link to."""
+"""Images that nodes find on their disks: imported once, into one folder of containerd that the nodes link to."""
 
 from __future__ import annotations
 

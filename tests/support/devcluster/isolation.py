@@ -20,7 +20,15 @@ def own_file_system(scratch: Path) -> None:
     """Writes to /var go to `scratch`, /run is empty; for a process in a mount namespace of its own."""
     for name in ("upper", "work"):
         (scratch / name).mkdir(parents=True, exist_ok=True)
-    run("mount", "-t", "overlay", "overlay", "-o", f"lowerdir=/var,upperdir={scratch}/upper,workdir={scratch}/work", "/var")
+    run(
+        "mount",
+        "-t",
+        "overlay",
+        "overlay",
+        "-o",
+        f"lowerdir=/var,upperdir={scratch}/upper,workdir={scratch}/work",
+        "/var",
+    )
     run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
     Path("/run/netns").mkdir()
     run("mount", "--make-rshared", "/")

@@ -1,6 +1,6 @@
 """One node: containerd, kubelet and kube-proxy in mount and network namespaces of their own.
 
-    unshare --mount --net --propagation private python -m support.devcluster.node STATE INDEX
+unshare --mount --net --propagation private python -m support.devcluster.node STATE INDEX
 """
 
 from __future__ import annotations

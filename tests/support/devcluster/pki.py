@@ -12,7 +12,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from support.devcluster.layout import API, MACHINE_ADDRESS, Layout
 
 _DAY = datetime.timedelta(days=1)
@@ -35,10 +34,15 @@ def write(layout: Layout) -> None:
     authority = _Authority("baton-dev")
     layout.pki("ca.crt").write_bytes(authority.pem)
     layout.pki("ca.key").write_bytes(_key_pem(authority.key))
-    authority.serve(layout.pki("api"), "kube-apiserver", [*_NAMES, "localhost"], ["127.0.0.1", "10.96.0.1", MACHINE_ADDRESS])
+    authority.serve(
+        layout.pki("api"), "kube-apiserver", [*_NAMES, "localhost"], ["127.0.0.1", "10.96.0.1", MACHINE_ADDRESS]
+    )
     for node in layout.nodes:
         authority.serve(layout.pki(node.name), node.name, [node.name], [node.address])
-    users = {**_USERS, **{f"kubelet-{node.name}": (f"system:node:{node.name}", "system:nodes") for node in layout.nodes}}
+    users = {
+        **_USERS,
+        **{f"kubelet-{node.name}": (f"system:node:{node.name}", "system:nodes") for node in layout.nodes},
+    }
     for user, (name, group) in users.items():
         authority.identify(layout.pki(user), name, group)
         _kubeconfig(layout, user, API, layout.user(user))
@@ -84,7 +88,9 @@ class _Authority:
     def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key)
-        return builder.serial_number(x509.random_serial_number()).not_valid_before(now - _DAY).not_valid_after(now + _LIFE)
+        return (
+            builder.serial_number(x509.random_serial_number()).not_valid_before(now - _DAY).not_valid_after(now + _LIFE)
+        )
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:

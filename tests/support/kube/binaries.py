@@ -76,7 +76,7 @@ TOOLS = (
 
 
 def find(names: Collection[str] = ()) -> tuple[dict[str, Path], list[str]]:
-    """The programs and files that are there, by name, and the names of those that are not; of all where none is named."""
+    """Of those named, or of all: the programs and files that are there, and the names of the others."""
     wanted = {name: tool for tool in TOOLS for name in (*tool.programs, *tool.files) if not names or name in names}
     found = {name: path for name, tool in wanted.items() if (path := _find(name, tool)) is not None}
     return found, [name for name in wanted if name not in found]
