@@ -173,7 +173,8 @@ def test_a_worker_dies_during_the_swap(rolling: Rolling) -> None:
     """Its container is started again, asks what it is to serve, and serves that."""
     with load(rolling):
         rolling.serve(rolling.other, "InPlace")
-        moving = eventually(lambda: rolling.rollout.get("moving"), PATIENCE, rolling.why)[0]
+        names: list[str] = eventually(lambda: rolling.rollout.get("moving"), PATIENCE, rolling.why) or []
+        moving = names[0]
         rolling.node.containers[moving].signal(signal.SIGKILL)
         rolling.wait_served()
         assert rolling.node.containers[moving].starts == 2
