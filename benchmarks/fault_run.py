@@ -88,7 +88,7 @@ class Worker:
         self.process = self._spawn("--port", str(self.port), "--announce-file", str(announced))
         while not announced.exists():
             if self.process.poll() is not None:
-                raise SystemExit(f"{self.name} did not start:\n{self._log.read_text()[-2000:]}")
+                raise SystemExit(f"{self.name} did not start:\n{self.tail()}")
             await asyncio.sleep(0.05)
         facts: dict[str, Any] = json.loads(announced.read_text())
         self.port = int(facts.get("http_port") or urlsplit(str(facts.get("http", ""))).port or 0)
@@ -119,6 +119,18 @@ class Worker:
         self.signal(signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
+
+    async def end(self) -> int:
+        """Tell it to end and wait; its exit status."""
+        self.ready = False
+        self.killed = time.monotonic()
+        assert self.process is not None
+        self.process.terminate()
+        return await asyncio.to_thread(self.process.wait)
+
+    def tail(self) -> str:
+        """What it logged last."""
+        return self._log.read_text()[-2000:]
 
     async def pause(self, seconds: float) -> None:
         """Stop it and its children for a while."""

@@ -19,11 +19,15 @@ logger = logging.getLogger(__name__)
 
 
 async def assign(
-    addresses: str | Sequence[str], assignments: Mapping[str, Assignment], *, token: str | None = None
+    addresses: str | Sequence[str],
+    assignments: Mapping[str, Assignment],
+    *,
+    token: str | None = None,
+    tls: TlsFiles | None = None,
 ) -> int:
     """Send all assignments, by worker id, to each replica; returns how many took them.
 
-    They are soft state there: send them again and again.
+    They are soft state there: send them again and again. Raises `SetupError` when `tls` is unusable.
     """
     request = pb.AssignRequest(
         assignments={worker_id: codec.assignment_to_wire(one) for worker_id, one in assignments.items()}
@@ -31,7 +35,7 @@ async def assign(
     taken = 0
     for address in parse_addresses(addresses):
         try:
-            async with connect(address) as stub:
+            async with connect(address, tls) as stub:
                 await stub.Assign(request, metadata=credentials(token), timeout=REPLY_TIMEOUT)
             taken += 1
         except grpc.aio.AioRpcError as error:

@@ -92,7 +92,9 @@ class _ApiProcess:
         self._intake, self._tokenizer = load_intake(facts)
         self._options = _app_options(self._config, facts)
         given = self._config.given
-        served = ServedWeights(facts.rank.weight_digest, given.api.weight_version, given.model.model_path)
+        served = ServedWeights(
+            facts.rank.weight_digest, given.api.weight_version, given.model.model_path, facts.identity.incarnation
+        )
         self._labels = {
             "model": self._options.served_model_name,
             "weight_digest": served.digest,
@@ -197,12 +199,12 @@ class _ApiProcess:
         self._registration = registration
         self._following = asyncio.create_task(assigned.run())
 
-    def _weights_changed(self, weights: ServedWeights, incarnation: str) -> None:
+    def _weights_changed(self, weights: ServedWeights) -> None:
         self._labels["weight_digest"] = weights.digest
         if self._cache_feed is not None:
             self._cache_feed.rename(weights.digest)
         if self._registration is not None:
-            self._registration.serve(weights.digest, incarnation)
+            self._registration.serve(weights.digest, weights.incarnation)
 
     def _opened(self, is_open: bool) -> None:
         if self._registration is not None:
