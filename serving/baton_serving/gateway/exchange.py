@@ -134,12 +134,10 @@ class Exchange:
             self._switch_when_complete()
 
     def worker_drains(self, leg: Leg) -> None:
-        if leg is not self.decode or self.phase is not Phase.STREAMING or leg.asked_to_move:
+        if leg is not self.decode or self.phase is not Phase.STREAMING or leg.asked_to_move or self.ask.choices() != 1:
             return
-        # A stream that stands still for nobody is held up until its worker gives up waiting.
-        takers = self._core.router.takers(self.ask.facts, leg.endpoint, self._lost)
-        if takers and self._can_go_on() and self.ask.movable():
-            leg.asked_to_move = True
+        leg.asked_to_move = self._core.router.can_move(self.ask.facts, leg.endpoint, self._lost) and self._can_go_on()
+        if leg.asked_to_move:
             self._happen(Event.DRAINING)
 
     def worker_stands_still(self, leg: Leg, reason: str) -> None:
