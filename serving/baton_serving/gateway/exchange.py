@@ -134,10 +134,9 @@ class Exchange:
             self._switch_when_complete()
 
     def worker_drains(self, leg: Leg) -> None:
-        if leg is not self.decode or self.phase is not Phase.STREAMING or leg.asked_to_move or self.ask.choices() != 1:
-            return
-        leg.asked_to_move = self._core.router.can_move(self.ask.facts, leg.endpoint, self._lost) and self._can_go_on()
-        if leg.asked_to_move:
+        streams = leg is self.decode and self.phase is Phase.STREAMING and not leg.asked_to_move and self.ask.movable()
+        if streams and self._core.router.can_move(self.ask.facts, leg.endpoint, self._lost) and self._can_go_on():
+            leg.asked_to_move = True
             self._happen(Event.DRAINING)
 
     def worker_stands_still(self, leg: Leg, reason: str) -> None:
