@@ -158,7 +158,9 @@ def test_the_operator_is_killed_at_any_step(rolling: Rolling, strategy: str) -> 
     seen: set[str] = set()
     with load(rolling):
         rolling.serve(rolling.other, strategy)
+        end = time.monotonic() + PATIENCE
         while rolling.phase != "Done":
+            assert time.monotonic() < end, rolling.why()
             step = json.dumps([rolling.rollout.get(name) for name in ("phase", "moving", "message")])
             if step not in seen and len(seen) < 8 and rolling.phase:
                 seen.add(step)
