@@ -175,7 +175,7 @@ def test_a_worker_dies_during_the_swap(rolling: Rolling) -> None:
     """Its container is started again, asks what it is to serve, and serves that."""
     with load(rolling):
         rolling.serve(rolling.other, "InPlace")
-        moving = eventually(lambda: rolling.rollout.get("moving"), PATIENCE, rolling.why)[0]
+        moving = eventually(lambda: list(rolling.rollout.get("moving", [])), PATIENCE, rolling.why)[0]
         rolling.node.containers[moving].signal(signal.SIGKILL)
         rolling.wait_served()
         assert rolling.node.containers[moving].starts == 2
