@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
+
+import msgspec
 
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.routing import Decision
 from baton_serving.gateway.snapshot import Choice
 
 
-class Record:
+class Record(msgspec.Struct, eq=False, gc=False):
     """One request. Times are those of the monotonic clock; `received` is unix time.
 
-    `transfers` are what decode workers said of the pages they got, by number of the attempt.
+    `transfers` are numbers of attempts, and what their decode workers said of the pages they got.
     """
 
-    model = ""
-    tenant = ""
-    trace = ""
-    stream = False
-    bytes_in = 0
-    bytes_out = 0
-    tokens = 0  # of prompt and answer, counted where a limit depends on it
-    first_byte = 0.0
-    ended = 0.0
-    status = 0
-    outcome = ""
-    error = ""
-    moved = 0
-    transfers: Mapping[int, str] = MappingProxyType({})
-
-    def __init__(self, number: int, request_id: str, path: str, started: float) -> None:
-        self.number = number
-        self.request_id = request_id
-        self.path = path
-        self.started = started
-        self.received = time.time()
-        self.attempts: list[tuple[float, Decision]] = []
-        self.notes: list[tuple[float, str, str]] = []  # when, what, who or why
+    number: int
+    request_id: str
+    path: str
+    started: float
+    model: str = ""
+    tenant: str = ""
+    trace: str = ""
+    stream: bool = False
+    bytes_in: int = 0
+    bytes_out: int = 0
+    tokens: int = 0  # of prompt and answer, counted where a limit depends on it
+    first_byte: float = 0.0
+    ended: float = 0.0
+    status: int = 0
+    outcome: str = ""
+    error: str = ""
+    moved: int = 0
+    received: float = msgspec.field(default_factory=time.time)
+    attempts: list[tuple[float, Decision]] = []
+    transfers: tuple[tuple[int, str], ...] = ()
+    notes: list[tuple[float, str, str]] = []  # when, what, who or why
 
     def explain(self) -> dict[str, object]:
         """Everything, as JSON values; stage times are seconds since the request arrived."""
@@ -57,7 +56,7 @@ class Record:
             "first_byte_after": self._after(self.first_byte),
             "ended_after": self._after(self.ended),
             "migrations": self.moved,
-            "attempts": [self._attempt(number, *attempt) for number, attempt in enumerate(self.attempts, 1)],
+            "attempts": self._told_attempts(),
             "stages": [{"after": self._after(at), "what": what, "detail": detail} for at, what, detail in self.notes],
         }
 
@@ -91,14 +90,18 @@ class Record:
     def _after(self, at: float) -> float | None:
         return round(at - self.started, 6) if at else None
 
-    def _attempt(self, number: int, at: float, decision: Decision) -> dict[str, object]:
+    def _told_attempts(self) -> list[dict[str, object]]:
+        told = [self._attempt(at, decision) for at, decision in self.attempts]
+        for number, transfer in self.transfers:
+            told[number - 1]["transfer"] = _transfer(transfer)
+        return told
+
+    def _attempt(self, at: float, decision: Decision) -> dict[str, object]:
         route = decision.route
         told: dict[str, object] = {"after": self._after(at), "decode": _leg(route.decode, decision.decode)}
         if route.prefill is not None and decision.prefill is not None:
             told["prefill"] = _leg(route.prefill, decision.prefill)
         told["weights"] = route.decode.weight_digest
-        if number in self.transfers:
-            told["transfer"] = _transfer(self.transfers[number])
         return told
 
 

@@ -65,9 +65,10 @@ class Router:
         self.config = config
         self.fleet = Fleet(tls, worker_key)
         decode_policy = config.decode_policy or config.policy
-        self._remembers_prefill = config.policy in ASK_MEMORY
-        self._remembers_decode = decode_policy in ASK_MEMORY or config.divide_from > 0
-        self.remembers = self._remembers_prefill or self._remembers_decode
+        of_prefill = config.policy in ASK_MEMORY
+        of_decode = decode_policy in ASK_MEMORY or config.divide_from > 0
+        self.remembers = of_prefill or of_decode
+        self._remembered = slice(0 if of_prefill else 1, 2 if of_decode else 1)  # of a pair
         self.memory: RoutingMemory = memory or (Memory() if self.remembers else NoMemory())
         self.workers: Breakers[str] = Breakers()
         self.links: Breakers[Link] = Breakers()
@@ -113,8 +114,8 @@ class Router:
         keep: Endpoint | None,
     ) -> Decision | None:
         now = time.monotonic()
-        picky = bool(avoid or self.workers or self.links or facts.weights)
-        if divided and found.partners and not self._too_short(facts, found):
+        picky = bool(avoid or self.troubled or facts.weights)
+        if divided and found.partners and not (self.config.divide_from and self._too_short(facts, found)):
             decision = self._pair(facts, found, avoid, now, picky, keep)
             if decision is not None:
                 return decision
@@ -123,9 +124,17 @@ class Router:
             if usable:
                 choice = self._decode_policy(Snapshot(usable, self.memory, now), facts)
                 chosen = usable[choice.index]
-                self._note(facts, chosen, now, self.remembers)
-                return self._decision(Route(None, chosen), None, (usable, choice), facts)
+                if self.remembers:
+                    self.memory.routed(facts, (chosen,), now)
+                if picky:
+                    self.workers.asked(chosen.incarnation, now)
+                return self._decision(found.route(None, chosen), None, (usable, choice), facts)
         return None
+
+    @property
+    def troubled(self) -> bool:
+        """Whether any worker or link might be refused for its failures."""
+        return bool(self.workers.troubled or self.links.troubled)
 
     def answered(self, decision: Decision, seconds: float) -> None:
         """The first token of this attempt came so long after it was sent."""
@@ -178,13 +187,14 @@ class Router:
         decodes = partners[prefill]
         second = self._decode_policy(Snapshot(decodes, self.memory, now), facts)
         decode = decodes[second.index]
-        self._note(facts, prefill, now, self._remembers_prefill)
-        if self._remembers_decode:
-            self.memory.routed(facts, decode, now)
+        route = found.route(prefill, decode)
+        if self.remembers:
+            self.memory.routed(facts, route.endpoints[self._remembered], now)
         if picky:
             self.links.asked((prefill.incarnation, decode.incarnation), now)
+            self.workers.asked(prefill.incarnation, now)
             self.workers.asked(decode.incarnation, now)
-        return self._decision(Route(prefill, decode), (prefills, first), (decodes, second), facts)
+        return self._decision(route, (prefills, first), (decodes, second), facts)
 
     def _decision(
         self,
@@ -231,16 +241,10 @@ class Router:
     def _too_short(self, facts: RequestFacts, found: ModelFleet) -> bool:
         """Whether dividing would cost more than it gives: what is not cached of the prompt is little."""
         limit = self.config.divide_from
-        if not limit or not found.decode:
+        if not found.decode:
             return False
         held = self.memory.held(facts, found.decode) if facts.prompt_tokens >= limit else ()
         return facts.prompt_tokens - (held[0][0] if held else 0) < limit
-
-    def _note(self, facts: RequestFacts, endpoint: Endpoint, now: float, remember: bool) -> None:
-        if remember:
-            self.memory.routed(facts, endpoint, now)
-        if self.workers:
-            self.workers.asked(endpoint.incarnation, now)
 
     def _other_model(self, facts: RequestFacts) -> ModelFleet | None:
         """The only model when none was named. "default" is what workers, too, take for theirs."""
