@@ -39,15 +39,24 @@ class Deployment(ServiceUnderTest):
         labels = f"baton.dev/service={self.name}" + (f",{COMPONENT}={component}" if component else "")
         return self.cluster.list("v1", "pods", self.namespace, labels)
 
+    def image(self, kind: str) -> str:
+        """What the operator was told to take for services that name none."""
+        operator = self.cluster.get("apps/v1", "deployments", SYSTEM, "baton")
+        flag = f"--{kind}-image="
+        arguments = operator["spec"]["template"]["spec"]["containers"][0]["args"]
+        return str(next(one.removeprefix(flag) for one in arguments if one.startswith(flag)))
+
     def start_client(self) -> None:
         """The gateway's image has all that the script needs, and is on every node."""
-        operator = self.cluster.get("apps/v1", "deployments", SYSTEM, "baton")
-        arguments = operator["spec"]["template"]["spec"]["containers"][0]["args"]
-        [image] = [one.removeprefix("--gateway-image=") for one in arguments if one.startswith("--gateway-image=")]
         files = {"asker.py": _SCRIPT.read_text(), "questions.json": json.dumps(questions())}
         config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": ASKER}, "data": files}
         self.person.kubectl(
-            "apply", "--namespace", self.namespace, "-f", "-", text=yaml.safe_dump_all([config, _asker(image)])
+            "apply",
+            "--namespace",
+            self.namespace,
+            "-f",
+            "-",
+            text=yaml.safe_dump_all([config, small_pod(ASKER, self.image("gateway"), ["sleep", "infinity"])]),
         )
         self.person.kubectl(
             "wait", "--namespace", self.namespace, f"pod/{ASKER}", "--for=condition=Ready", "--timeout=60s"
@@ -112,18 +121,19 @@ def questions(count: int = 40) -> list[dict[str, str]]:
     return [{"question": one.messages[0]["content"], "answer": one.reply} for one in drawn]
 
 
-def _asker(image: str) -> Item:
+def small_pod(name: str, image: str, command: list[str]) -> Item:
+    """A restricted pod that sees the ConfigMap of its name in the folder of its name."""
     container = {
-        "name": ASKER,
+        "name": name,
         "image": image,
-        "command": ["sleep", "infinity"],
+        "command": command,
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [{"name": ASKER, "mountPath": _PLACE}],
+        "volumeMounts": [{"name": name, "mountPath": f"/{name}"}],
     }
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": ASKER},
+        "metadata": {"name": name},
         "spec": {
             # On the first node where there are two: what is done to nodes is done to the second.
             "affinity": _first_node(),
@@ -131,7 +141,7 @@ def _asker(image: str) -> Item:
             "automountServiceAccountToken": False,
             "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [container],
-            "volumes": [{"name": ASKER, "configMap": {"name": ASKER}}],
+            "volumes": [{"name": name, "configMap": {"name": name}}],
         },
     }
 
