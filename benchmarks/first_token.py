@@ -1,6 +1,8 @@
-"""From `helm install` to a first token on a cluster of real pods on this machine, by step. Needs root; images are warm.
+"""From `helm install` to a first token on a cluster of real pods on this machine, by step.
 
-python benchmarks/first_token.py [--nodes 2]
+    PYTHONPATH=tests python benchmarks/first_token.py --nodes 2
+
+Starts the cluster itself, which takes root. Images are built before the clock starts.
 """
 
 from __future__ import annotations
