@@ -1,4 +1,4 @@
-"""A change of `spec.model.revision` under load from a pod: every answer is whole, and by one of the two models."""
+"""Workers on two nodes, and a change of `spec.model.revision` under load from a pod: no answer fails or is mixed."""
 
 from __future__ import annotations
 
@@ -29,11 +29,27 @@ def hub(quickstart: Deployment) -> Iterator[str]:
     quickstart.person.kubectl("delete", f"pod/{HUB}", f"service/{HUB}", "--namespace", quickstart.namespace)
 
 
-def test_a_change_of_the_revision_fails_and_mixes_nothing(quickstart: Deployment, hub: str, figures: Figures) -> None:
-    quickstart.apply(**spec(hub, "v1"))
+@pytest.fixture(scope="module")
+def spread(quickstart: Deployment, hub: str) -> dict[str, str]:
+    """The service with the first revision, and the node of each role: different ones where there are two."""
+    nodes = [item["metadata"]["name"] for item in quickstart.cluster.list("v1", "nodes")]
+    places = {"prefill": nodes[0], "decode": nodes[min(1, len(nodes) - 1)]}
+    quickstart.apply(**spec(hub, "v1", places))
     quickstart.wait_settled(240.0)
+    return places
+
+
+def test_the_kv_cache_travels_from_node_to_node(quickstart: Deployment, spread: dict[str, str]) -> None:
+    found = {role: [pod["spec"]["nodeName"] for pod in quickstart.pods(role)] for role in spread}
+    assert found == {role: [node] for role, node in spread.items()}
+    assert quickstart.answers(4) == ["first"] * 4
+
+
+def test_a_change_of_the_revision_fails_and_mixes_nothing(
+    quickstart: Deployment, hub: str, spread: dict[str, str], figures: Figures
+) -> None:
     with quickstart.load() as load, figures.timed("spec.model.revision v1 to v2, Surge"):
-        quickstart.apply(**spec(hub, "v2"))
+        quickstart.apply(**spec(hub, "v2", spread))
         quickstart.wait_settled(240.0)
         load.wait_for(4)
     figures.note(f"answers: {dict(load.count())}")
@@ -43,12 +59,13 @@ def test_a_change_of_the_revision_fails_and_mixes_nothing(quickstart: Deployment
     assert verdicts[-1] == "second"
 
 
-def spec(hub: str, revision: str) -> dict[str, Any]:
+def spec(hub: str, revision: str, places: dict[str, str]) -> dict[str, Any]:
     """One worker of each role. Where a hub is, is nothing that a manifest has a field for."""
-    fetch = {
-        "name": "fetch-model",
-        "env": [{"name": "HF_ENDPOINT", "value": hub}, {"name": "HF_HUB_DISABLE_XET", "value": "1"}],
+    variables = {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
+    fetch = {"name": "fetch-model", "env": [{"name": name, "value": value} for name, value in variables.items()]}
+    overrides = {"spec": {"initContainers": [fetch]}}
+    roles = {
+        role: {"overrides": overrides, "placement": {"nodeSelector": {"kubernetes.io/hostname": node}}}
+        for role, node in places.items()
     }
-    role = {"overrides": {"spec": {"initContainers": [fetch]}}}
-    model = {"uri": "hf://baton/tiny", "revision": revision, "servedName": "baton-tiny"}
-    return {"model": model, "prefill": role, "decode": role}
+    return {"model": {"uri": "hf://baton/tiny", "revision": revision, "servedName": "baton-tiny"}, **roles}
