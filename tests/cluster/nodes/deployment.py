@@ -77,9 +77,11 @@ class Deployment(ServiceUnderTest):
         script = f"{_PLACE}/asker.py {self.url} --streams {streams} --until {_STOP}"
         run = f"rm -f {_STOP} {_ENDED}; (python {script}; touch {_ENDED}) > {_ANSWERS} 2>&1 &"
         self.inside("sh", "-c", f"setsid sh -c '{run}'")
-        load.wait_for(2)
-        yield load
-        self.inside("touch", _STOP)
+        try:
+            load.wait_for(2)
+            yield load
+        finally:
+            self.inside("touch", _STOP)
         eventually(lambda: not self.attempt_inside("test", "-e", _ENDED).returncode, 150.0)
 
     def attempt_inside(self, *words: str) -> subprocess.CompletedProcess[str]:
