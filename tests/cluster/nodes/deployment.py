@@ -75,7 +75,7 @@ class Deployment(ServiceUnderTest):
         """Questions without a pause while the context lasts; they go on whatever happens to API server and kubelet."""
         load = Load(self)
         script = f"{_PLACE}/asker.py {self.url} --streams {streams} --until {_STOP}"
-        run = f"rm -f {_STOP} {_ENDED}; (python {script}; touch {_ENDED}) > {_ANSWERS} 2>&1 &"
+        run = f"rm -f {_STOP} {_ENDED}; true > {_ANSWERS}; (python {script}; touch {_ENDED}) > {_ANSWERS} 2>&1 &"
         self.inside("sh", "-c", f"setsid sh -c '{run}'")
         try:
             load.wait_for(2)
@@ -102,7 +102,8 @@ class Load:
 
     def records(self) -> list[Item]:
         """Each answer's verdict, when its question was sent, how long it took, and `why` where it is not right."""
-        return [json.loads(line) for line in self._deployment.inside("cat", _ANSWERS).splitlines()]
+        whole = self._deployment.inside("cat", _ANSWERS).rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
 
     def count(self) -> Counter[str]:
         return Counter(record["verdict"] for record in self.records())
