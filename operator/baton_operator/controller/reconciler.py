@@ -14,6 +14,7 @@ from baton_operator.controller.api_server import ApiServer
 from baton_operator.controller.memory import Applied
 from baton_operator.controller.reports import Reports
 from baton_operator.controller.resources import EVENTS, SERVICES, resource_of, served
+from baton_operator.controller.rollouts import Rollouts
 from baton_operator.errors import Conflict, NotFound, Refused
 from baton_operator.planner import FIELD_MANAGER, FINALIZER, Context, Event, Observed, Plan, Service, Settings, plan
 from baton_operator.planner.context import INSTANCE
@@ -27,10 +28,11 @@ Key = tuple[str, str]  # namespace and name of a service
 class Reconciler:
     """Remembers nothing that it could not do without; `settings` may be replaced between rounds."""
 
-    def __init__(self, api: ApiServer, reports: Reports, settings: Settings) -> None:
+    def __init__(self, api: ApiServer, reports: Reports, rollouts: Rollouts, settings: Settings) -> None:
         self.settings = settings
         self._api = api
         self._reports = reports
+        self._rollouts = rollouts
         self._applied = Applied()
 
     async def round(self, key: Key) -> float | None:
@@ -43,6 +45,7 @@ class Reconciler:
             item = await self._api.get(SERVICES, namespace, name)
         except NotFound:
             self._applied.forget(key)
+            self._rollouts.forget(key)
             return None
         try:
             service = Service.from_object(item)
@@ -56,6 +59,10 @@ class Reconciler:
             observed = replace(observed, refused=refused)
             made = plan(service, observed, datetime.now(UTC), self.settings)
         await self._report(item, made)
+        context = Context(service, self.settings)
+        if made.assignments is not None:  # only what the status has on record: the next operator goes on from there
+            await self._reports.assign(context, observed, made.assignments)
+        self._rollouts.probe(key, context, observed, made)
         if refused:  # soon again: some refusals pass, such as those of an API server that does not know our kinds yet
             raise Refused(422, "; ".join(refused))
         return made.requeue_after
@@ -65,8 +72,9 @@ class Reconciler:
         lists = [self._api.list(resource, namespace, {INSTANCE: name}) for resource in served(self.settings.apis)]
         items = [item for found in await asyncio.gather(*lists) for item in found]
         observed = Observed.of(service, items)
-        workers = await self._reports.of(Context(service, self.settings), observed)
-        return replace(observed, workers=workers)
+        context = Context(service, self.settings)
+        workers = await self._reports.of(context, observed)
+        return await self._rollouts.look(key, context, replace(observed, workers=workers))
 
     async def _change_objects(self, key: Key, item: Object, made: Plan, observed: Observed) -> Sequence[str]:
         """Finalizers, applies, deletions, in this order; what the API server would not take."""

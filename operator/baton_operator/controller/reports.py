@@ -1,4 +1,4 @@
-"""What workers report, read from a service's bootstrap server."""
+"""What workers report, read from a service's bootstrap server, and what they are to serve, written there."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import aiohttp
 from baton_operator.planner import Context, Observed, WorkerReport
 from baton_operator.planner.bootstrap import COMPONENT as BOOTSTRAP
 from baton_operator.planner.context import BOOTSTRAP_HTTP_PORT, COMPONENT
-from baton_operator.planner.objects import Object, int_at, label, list_at, text_at
+from baton_operator.planner.objects import Object, int_at, label, list_at, text_at, value_at
 
 log = logging.getLogger(__name__)
 
 _TIMEOUT = aiohttp.ClientTimeout(total=3.0)
 _MAX_BYTES = 16 << 20
+_TEXTS = ("id", "role", "state", "weights", "url", "incarnation", "revision", "phase", "staged", "error")
 
 
 class Reports:
@@ -25,28 +26,48 @@ class Reports:
         self._session = session
 
     async def of(self, context: Context, observed: Observed) -> Sequence[WorkerReport] | None:
-        """None while no replica is up or none answers."""
-        up = {text_at(item, "metadata", "name") for item in observed.of_kind("Deployment") if _is_up(item)}
-        for name in context.bootstrap_names():
-            if name in up:
-                url = f"http://{context.host(name)}:{BOOTSTRAP_HTTP_PORT}/workers"
-                try:
-                    return await self._read(url)
-                except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                    log.debug("no reports from %s: %s", url, error)
+        """None while no replica is up, none answers or those that do have just begun to hear of workers."""
+        for url in _urls(context, observed):
+            try:
+                found = await self._read(f"{url}/workers")
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                log.debug("no reports from %s: %s", url, error)
+                continue
+            if found is not None:
+                return found
         return None
 
-    async def _read(self, url: str) -> Sequence[WorkerReport]:
+    async def assign(
+        self, context: Context, observed: Observed, assignments: Mapping[str, Mapping[str, object]]
+    ) -> None:
+        """Tell every replica that is up what workers are to serve; to be repeated, as they do not keep it."""
+        for url in _urls(context, observed):
+            try:
+                async with self._session.put(f"{url}/assignments", json=assignments, timeout=_TIMEOUT) as answer:
+                    if answer.status >= 400:
+                        log.warning("%s took no assignments: %s", url, (await answer.text()).strip())
+            except (aiohttp.ClientError, TimeoutError) as error:
+                log.warning("%s took no assignments: %s", url, error)
+
+    async def _read(self, url: str) -> Sequence[WorkerReport] | None:
         async with self._session.get(url, timeout=_TIMEOUT) as answer:
             answer.raise_for_status()
             if (answer.content_length or 0) > _MAX_BYTES:
                 raise ValueError(f"{answer.content_length} bytes are too many")
             body = await answer.json()
+        if value_at(body, "warming") is True:
+            return None
         return [_report(row) for row in list_at(body, "workers") if isinstance(row, Mapping)]
 
 
 def _report(row: Object) -> WorkerReport:
-    return WorkerReport(*(text_at(row, key) for key in ("id", "role", "state", "weights")))
+    texts = {key: text_at(row, key) for key in _TEXTS}
+    return WorkerReport(**texts, done=int_at(row, "done"), total=int_at(row, "total"))
+
+
+def _urls(context: Context, observed: Observed) -> Sequence[str]:
+    up = {text_at(item, "metadata", "name") for item in observed.of_kind("Deployment") if _is_up(item)}
+    return [f"http://{context.host(name)}:{BOOTSTRAP_HTTP_PORT}" for name in context.bootstrap_names() if name in up]
 
 
 def _is_up(item: Object) -> bool:

@@ -22,7 +22,7 @@ from baton_serving.gateway.snapshot import RequestFacts
 
 BYTES_PER_TOKEN = 4  # of English text; only ever an estimate
 
-_PASSED_ON = (b"authorization", b"traceparent", b"tracestate", b"accept")
+_PASSED_ON = (b"traceparent", b"tracestate", b"accept")
 _REQUEST_ID = b"x-request-id"
 _TIMEOUT = b"x-request-timeout"
 _GIVEN_ID = re.compile(rb"[!-~]{1,256}")  # it goes into heads and logs
@@ -149,6 +149,11 @@ class Ask:
         if not self._choices:
             self._choices = self._count_choices()
         return self._choices
+
+    def movable(self) -> bool:
+        """Whether a stream's pages can move: it has one choice, and its events do not say again what it measured."""
+        measured = self.path == "/generate" and bool(orjson.loads(self.body).get("return_logprob"))
+        return self.choices() == 1 and not measured
 
     def _count_choices(self) -> int:
         body: dict[str, Any] = orjson.loads(self.body)

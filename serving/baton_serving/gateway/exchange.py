@@ -11,6 +11,7 @@ from baton_serving.errors import BatonError, QueueFull, Unavailable
 from baton_serving.gateway.ask import Ask
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.handover import Handover, MoveCall
+from baton_serving.gateway.http.head import Head
 from baton_serving.gateway.leg import DONE, LOST, Leg
 from baton_serving.gateway.lifecycle import Action, Event, Phase, advance
 from baton_serving.gateway.outgoing import Outgoing
@@ -51,6 +52,7 @@ class Exchange:
     _decision: Decision | None = None
     _failure: BatonError | Reply | None = None
     _lost: frozenset[Endpoint] = frozenset()  # not asked again, but for want of others
+    _spoke: bool = False  # decode of the latest attempt, before it was lost
     _tries: int = 0  # attempts since the client last got something
     _pauses: int = 0
     _wait_until: float = 0.0
@@ -134,8 +136,10 @@ class Exchange:
     def worker_drains(self, leg: Leg) -> None:
         if leg is not self.decode or self.phase is not Phase.STREAMING or leg.asked_to_move:
             return
-        leg.asked_to_move = True
-        if self._can_go_on() and self.ask.choices() == 1:
+        # A stream that stands still for nobody is held up until its worker gives up waiting.
+        takers = self._core.router.takers(self.ask.facts, leg.endpoint, self._lost)
+        if takers and self._can_go_on() and self.ask.movable():
+            leg.asked_to_move = True
             self._happen(Event.DRAINING)
 
     def worker_stands_still(self, leg: Leg, reason: str) -> None:
@@ -194,10 +198,15 @@ class Exchange:
             self._timer = core.loop.call_later(left, self._look_for_workers)
 
     def _route(self) -> Decision | None:
-        """Rather a wholly different pair: the other leg may have been the reason."""
+        """Rather a wholly different pair: the other leg may have been the reason.
+
+        But when decode was lost in the middle of its answer, the prefill worker, which holds the prompt, was not.
+        """
         router, facts, divided = self._core.router, self.ask.facts, self._generates
         last = self._decision.route if self._lost and self._decision is not None else None
         if last is not None and last.prefill is not None:
+            if self._spoke and last.prefill not in self._lost:
+                return router.route(facts, self._lost, divided=divided, keep=last.prefill)
             fresh = router.route(facts, self._lost.union(last.endpoints), divided=divided)
             if fresh is not None and fresh.route.prefill is not None:
                 return fresh
@@ -244,6 +253,7 @@ class Exchange:
 
     def _blame(self) -> None:
         """Who failed is avoided, unless an idle connection had merely been closed meanwhile."""
+        self._spoke = self.decode is not None and self.decode.saw_bytes
         for leg in (self.prefill, self.decode, self.taker):
             if leg is None or not leg.done or not leg.failure:
                 continue
@@ -282,6 +292,7 @@ class Exchange:
         assert decode is not None
         assert decode.head is not None
         chunks, self._chunks = self._chunks, b""
+        self._note_transfer(decode.head)
         if self._handover is not None:
             chunks = self._handover.pass_on(chunks)
         if self._continuation is not None:
@@ -314,6 +325,7 @@ class Exchange:
                 self._sink.relay(self._handover.give_back())
             self._sink.end()
         else:
+            self._note_transfer(decode.head)
             self.record.status = decode.head.status
             self.record.bytes_out = len(decode.body)
             if self._core.admission.counts_tokens:
@@ -449,6 +461,12 @@ class Exchange:
 
     def _note(self, what: str, detail: str) -> None:
         self.record.notes.append((self._core.now(), what, detail))
+
+    def _note_transfer(self, head: Head) -> None:
+        """What the latest attempt's decode worker got from its prefill worker."""
+        record, number = self.record, len(self.record.attempts)
+        if head.transfer and number not in record.transfers:
+            record.transfers = {**record.transfers, number: head.transfer}
 
     def _release(self) -> None:
         for leg in (self.prefill, self.decode, self.taker):

@@ -164,8 +164,10 @@ def _model_fleet(roles: Mapping[Role, list[Endpoint]]) -> ModelFleet:
 class Fleet:
     """All endpoints and the models they serve. An endpoint missing from a view keeps its legs until it is expired."""
 
-    def __init__(self, tls: Tls | None = None) -> None:
+    def __init__(self, tls: Tls | None = None, key: str | None = None) -> None:
+        """`tls` and `key`, an API key, are for workers."""
         self._tls = tls
+        self._key = key
         self.models: Mapping[str, ModelFleet] = {}
         self.endpoints: dict[Key, Endpoint] = {}
         self.absent: dict[Key, Endpoint] = {}
@@ -177,7 +179,7 @@ class Fleet:
         changed = False
         for entry in entries:
             key = entry.worker.id, entry.worker.incarnation
-            endpoint = known.pop(key, None) or _endpoint(entry, self._tls)
+            endpoint = known.pop(key, None) or _endpoint(entry, self._tls, self._key)
             if endpoint is not None:
                 changed |= endpoint.update(entry.worker, entry.status)
                 self.endpoints[key] = endpoint
@@ -204,10 +206,10 @@ class Fleet:
         return self.absent.pop(endpoint.key, None) is not None
 
 
-def _endpoint(entry: Entry, tls: Tls | None) -> Endpoint | None:
+def _endpoint(entry: Entry, tls: Tls | None, key: str | None) -> Endpoint | None:
     """None for a worker whose address cannot be used: it is shown by the bootstrap server, but gets no requests."""
     try:
-        return Endpoint(entry.worker, entry.status, Pool(entry.worker.http_url, tls))
+        return Endpoint(entry.worker, entry.status, Pool(entry.worker.http_url, tls, key))
     except ValueError as error:
         log.warning("worker left out", extra=fields(worker=entry.worker.id, reason=str(error)))
         return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
@@ -13,7 +14,10 @@ from baton_serving.gateway.snapshot import Choice
 
 
 class Record(msgspec.Struct, eq=False, gc=False):
-    """One request. Times are those of the monotonic clock; `received` is unix time."""
+    """One request. Times are those of the monotonic clock; `received` is unix time.
+
+    `transfers` are what decode workers said of the pages they got, by number of the attempt.
+    """
 
     number: int
     request_id: str
@@ -32,6 +36,7 @@ class Record(msgspec.Struct, eq=False, gc=False):
     outcome: str = ""
     error: str = ""
     moved: int = 0
+    transfers: Mapping[int, str] = MappingProxyType({})
     received: float = msgspec.field(default_factory=time.time)
     attempts: list[tuple[float, Decision]] = []
     notes: list[tuple[float, str, str]] = []  # when, what, who or why
@@ -52,7 +57,7 @@ class Record(msgspec.Struct, eq=False, gc=False):
             "first_byte_after": self._after(self.first_byte),
             "ended_after": self._after(self.ended),
             "migrations": self.moved,
-            "attempts": [self._attempt(at, decision) for at, decision in self.attempts],
+            "attempts": [self._attempt(number, *attempt) for number, attempt in enumerate(self.attempts, 1)],
             "stages": [{"after": self._after(at), "what": what, "detail": detail} for at, what, detail in self.notes],
         }
 
@@ -86,13 +91,22 @@ class Record(msgspec.Struct, eq=False, gc=False):
     def _after(self, at: float) -> float | None:
         return round(at - self.started, 6) if at else None
 
-    def _attempt(self, at: float, decision: Decision) -> dict[str, object]:
+    def _attempt(self, number: int, at: float, decision: Decision) -> dict[str, object]:
         route = decision.route
         told: dict[str, object] = {"after": self._after(at), "decode": _leg(route.decode, decision.decode)}
         if route.prefill is not None and decision.prefill is not None:
             told["prefill"] = _leg(route.prefill, decision.prefill)
         told["weights"] = route.decode.weight_digest
+        if number in self.transfers:
+            told["transfer"] = _transfer(self.transfers[number])
         return told
+
+
+def _transfer(text: str) -> dict[str, object]:
+    """A worker's `TRANSPORT; pages=N; bytes=N`; what does not look so is left out."""
+    transport, *figures = text.split("; ")
+    pairs = (figure.partition("=") for figure in figures)
+    return {"transport": transport, **{name: int(value) for name, _, value in pairs if value.isdecimal()}}
 
 
 def _leg(chosen: Endpoint, considered: tuple[Sequence[Endpoint], Choice]) -> dict[str, object]:

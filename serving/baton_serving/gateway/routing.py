@@ -55,9 +55,15 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 class Router:
     """Pure but for the clock, the routing memory and the breakers that it reads."""
 
-    def __init__(self, config: RoutingConfig, memory: RoutingMemory | None = None, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        config: RoutingConfig,
+        memory: RoutingMemory | None = None,
+        tls: Tls | None = None,
+        worker_key: str | None = None,
+    ) -> None:
         self.config = config
-        self.fleet = Fleet(tls)
+        self.fleet = Fleet(tls, worker_key)
         decode_policy = config.decode_policy or config.policy
         of_prefill = config.policy in ASK_MEMORY
         of_decode = decode_policy in ASK_MEMORY or config.divide_from > 0
@@ -74,9 +80,17 @@ class Router:
         """The fleet has changed: remember its models, so that one whose workers are gone is missing, not unknown."""
         self._seen_models.update(self.fleet.models)
 
-    def route(self, facts: RequestFacts, avoid: frozenset[Endpoint], *, divided: bool = True) -> Decision | None:
+    def route(
+        self,
+        facts: RequestFacts,
+        avoid: frozenset[Endpoint],
+        *,
+        divided: bool = True,
+        keep: Endpoint | None = None,
+    ) -> Decision | None:
         """Workers for one attempt, none of `avoid`; None when none is ready.
 
+        `keep` is a prefill worker that holds the prompt: it is taken while it can be.
         A pair of equal weights, else a worker that serves whole, else a decode or prefill worker alone. Where versions
         have different shares one is drawn first; the others serve when it cannot. Raises
         `NotFound` for a model that no worker ever offered, `InvalidRequest` when none is named among several.
@@ -86,18 +100,23 @@ class Router:
             return None
         if found.uneven and not facts.weights:
             drawn = msgspec.structs.replace(facts, weights=weighted(found.shares, facts.number))
-            decision = self._route(found, drawn, avoid, divided=divided)
+            decision = self._route(found, drawn, avoid, divided, keep)
             if decision is not None:
                 return decision
-        return self._route(found, facts, avoid, divided=divided)
+        return self._route(found, facts, avoid, divided, keep)
 
     def _route(
-        self, found: ModelFleet, facts: RequestFacts, avoid: frozenset[Endpoint], *, divided: bool
+        self,
+        found: ModelFleet,
+        facts: RequestFacts,
+        avoid: frozenset[Endpoint],
+        divided: bool,
+        keep: Endpoint | None,
     ) -> Decision | None:
         now = time.monotonic()
         picky = bool(avoid or self.troubled or facts.weights)
         if divided and found.partners and not (self.config.divide_from and self._too_short(facts, found)):
-            decision = self._pair(facts, found, avoid, now, picky)
+            decision = self._pair(facts, found, avoid, now, picky, keep)
             if decision is not None:
                 return decision
         for group in (found.whole, found.decode, found.prefill):
@@ -127,18 +146,22 @@ class Router:
         self.workers.forget(endpoint.incarnation)
         self.memory.forget(endpoint.id, endpoint.incarnation)
 
-    def taker(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> Endpoint | None:
-        """A worker that can take over pages of `source`, chosen by the decode policy."""
+    def takers(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> list[Endpoint]:
+        """Workers that can take over pages of `source`."""
         found = self.fleet.models.get(source.worker.model)
-        if found is None:
-            return None
         now = time.monotonic()
-        usable = [
+        return [
             one
-            for one in (*found.decode, *found.whole)
+            for one in (() if found is None else (*found.decode, *found.whole))
             if one is not source and fits(source.worker, one.worker) and self._allows(one, facts, avoid, now)
         ]
-        return usable[self._decode_policy(Snapshot(usable, self.memory, now), facts).index] if usable else None
+
+    def taker(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> Endpoint | None:
+        """The one of them that the decode policy chooses."""
+        usable = self.takers(facts, source, avoid)
+        if not usable:
+            return None
+        return usable[self._decode_policy(Snapshot(usable, self.memory, time.monotonic()), facts).index]
 
     def moved(self, decision: Decision | None, target: Endpoint) -> Decision:
         """What stands in the books for a stream whose pages moved to `target`."""
@@ -146,7 +169,13 @@ class Router:
         return Decision(Route(prefill, target), None, ((target,), Choice(0)))
 
     def _pair(
-        self, facts: RequestFacts, found: ModelFleet, avoid: frozenset[Endpoint], now: float, picky: bool
+        self,
+        facts: RequestFacts,
+        found: ModelFleet,
+        avoid: frozenset[Endpoint],
+        now: float,
+        picky: bool,
+        keep: Endpoint | None,
     ) -> Decision | None:
         partners: Mapping[Endpoint, tuple[Endpoint, ...]] = found.partners
         if picky:
@@ -154,7 +183,10 @@ class Router:
             if not partners:
                 return None
         prefills = tuple(partners) if picky else found.paired
-        first = self._prefill_policy(Snapshot(prefills, self.memory, now), facts)
+        if keep is not None and keep in partners:
+            first = Choice(prefills.index(keep))
+        else:
+            first = self._prefill_policy(Snapshot(prefills, self.memory, now), facts)
         prefill = prefills[first.index]
         decodes = partners[prefill]
         second = self._decode_policy(Snapshot(decodes, self.memory, now), facts)

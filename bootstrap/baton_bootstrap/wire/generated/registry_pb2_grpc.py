@@ -54,6 +54,11 @@ class RegistryStub:
                 request_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignRequest.SerializeToString,
                 response_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignReply.FromString,
                 _registered_method=True)
+        self.Assigned = channel.unary_unary(
+                '/baton.registry.v1.Registry/Assigned',
+                request_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignedRequest.SerializeToString,
+                response_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignedReply.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -82,8 +87,15 @@ class RegistryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Assign(self, request, context):
-        """What workers are to serve: all assignments of one author, in the place of those of before. Workers hear of theirs in
-        the answers to their beats; it is soft state, to be sent again when a server is new.
+        """What workers are to serve: all assignments of one author, in the place of those of before. Workers hear of theirs at
+        once, and again in the answers to their beats; it is soft state, to be sent again when a server is new.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Assigned(self, request, context):
+        """What a worker is to serve, for one that is about to load.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +123,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.Assign,
                     request_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignRequest.FromString,
                     response_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignReply.SerializeToString,
+            ),
+            'Assigned': grpc.unary_unary_rpc_method_handler(
+                    servicer.Assigned,
+                    request_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignedRequest.FromString,
+                    response_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignedReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -221,6 +238,33 @@ class Registry:
             '/baton.registry.v1.Registry/Assign',
             baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignRequest.SerializeToString,
             baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Assigned(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.registry.v1.Registry/Assigned',
+            baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignedRequest.SerializeToString,
+            baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignedReply.FromString,
             options,
             channel_credentials,
             insecure,

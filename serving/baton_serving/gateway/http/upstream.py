@@ -201,8 +201,11 @@ class Connection(asyncio.Protocol):
 class Pool:
     """Idle connections to one worker; as many as its requests need, none kept longer than `IDLE_LIMIT`."""
 
-    def __init__(self, url: str, tls: Tls | None = None) -> None:
-        """`url` is `http://host:port`, or with `tls` `https://host:port`. Raises ValueError when it is not."""
+    def __init__(self, url: str, tls: Tls | None = None, key: str | None = None) -> None:
+        """`url` is `http://host:port`, or with `tls` `https://host:port`; `key` is the worker's API key.
+
+        Raises ValueError when `url` is not such a URL.
+        """
         parts = urlsplit(url)
         scheme = "http" if tls is None else "https"
         if parts.scheme != scheme or parts.hostname is None:
@@ -211,6 +214,8 @@ class Pool:
         self.port = parts.port or (80 if tls is None else 443)
         self._tls = tls
         self.host_line = b"host: %b\r\n" % parts.netloc.encode("ascii")
+        if key is not None:  # a line of its own, in the head of every request like the host's
+            self.host_line += b"authorization: Bearer %b\r\n" % key.encode("ascii")
         self._idle: list[Connection] = []
 
     def take(self) -> Connection | None:
