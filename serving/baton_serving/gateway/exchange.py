@@ -229,7 +229,7 @@ class Exchange:
         assert decision is not None
         route, ask, record = decision.route, self.ask, self.record
         self._tries += 1
-        record.attempts.append((core.now(), decision))
+        record.attempts += ((core.now(), decision),)
         resume = None if self._progress is None else self._progress.resume(ask.choices())
         body = self._outgoing.body(len(record.attempts), route.prefill, route.decode, resume)
         tokens = decision.uncached
@@ -395,7 +395,7 @@ class Exchange:
         resume = {**self._progress.resume(1), "output_ids": [handover.told]}
         body = self._outgoing.body(handover.attempt, decode.endpoint, target, resume, handover.transfer_id)
         decision = self._core.router.moved(self._decision, target)
-        self.record.attempts.append((self._core.now(), decision))
+        self.record.attempts += ((self._core.now(), decision),)
         self.taker = Leg(target, "taker", self, 0)
         self.taker.start(self._outgoing.request(target, body))
 
@@ -460,7 +460,7 @@ class Exchange:
         return b"x-request-id: %b\r\nx-baton-attempts: %d\r\n%b" % (request_id, attempts, route)
 
     def _note(self, what: str, detail: str) -> None:
-        self.record.notes.append((self._core.now(), what, detail))
+        self.record.notes += ((self._core.now(), what, detail),)
 
     def _note_transfer(self, head: Head) -> None:
         """What the latest attempt's decode worker got from its prefill worker."""

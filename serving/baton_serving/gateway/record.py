@@ -38,8 +38,8 @@ class Record(msgspec.Struct, eq=False, gc=False):
     moved: int = 0
     transfers: Mapping[int, str] = MappingProxyType({})
     received: float = msgspec.field(default_factory=time.time)
-    attempts: list[tuple[float, Decision]] = []
-    notes: list[tuple[float, str, str]] = []  # when, what, who or why
+    attempts: tuple[tuple[float, Decision], ...] = ()
+    notes: tuple[tuple[float, str, str], ...] = ()  # when, what, who or why
 
     def explain(self) -> dict[str, object]:
         """Everything, as JSON values; stage times are seconds since the request arrived."""
