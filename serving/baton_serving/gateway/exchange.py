@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 SECOND_CHANCE = 0.1  # seconds before a worker that failed is asked again, when there is no other; then four times that
 
 _WAITING = (Phase.QUEUED, Phase.STRANDED)
-# Looked up for every event; by way of their class that takes longer than the rest of the step (Python 3.11).
-_STREAMING, _TAKING, _NOTHING, _PREFILL_DONE = Phase.STREAMING, Phase.TAKING, Action.NONE, Event.PREFILL_DONE
+_STREAMING, _NOTHING = Phase.STREAMING, Action.NONE  # asked for with every event: in an enum's class that takes long
 
 
 @dataclass(slots=True, eq=False)
@@ -130,15 +129,12 @@ class Exchange:
                 event = Event.MOVE_FAILED  # there is no stream left to stay with
         if leg is self.prefill or leg is self.decode or leg is self.taker:
             self._happen(event)
-        if self.phase is _TAKING and leg is self.decode:
+        if self.phase is Phase.TAKING and leg is self.decode:
             self._switch_when_complete()
 
     def worker_drains(self, leg: Leg) -> None:
-        if leg is not self.decode or self.phase is not Phase.STREAMING or leg.asked_to_move:
-            return
-        # A stream that stands still for nobody is held up until its worker gives up waiting.
-        takers = self._core.router.takers(self.ask.facts, leg.endpoint, self._lost)
-        if takers and self._can_go_on() and self.ask.movable():
+        streams = leg is self.decode and self.phase is Phase.STREAMING and not leg.asked_to_move and self.ask.movable()
+        if streams and self._core.router.can_move(self.ask.facts, leg.endpoint, self._lost) and self._can_go_on():
             leg.asked_to_move = True
             self._happen(Event.DRAINING)
 
@@ -157,7 +153,7 @@ class Exchange:
         self.phase, action = advance(self.phase, event)
         if action is not _NOTHING:
             _ACTIONS[action](self)
-        elif event is _PREFILL_DONE:
+        elif event is Event.PREFILL_DONE:
             self._note("prefill done", "")
 
     # Looking for workers
@@ -346,9 +342,8 @@ class Exchange:
     def _reply(self, what: BatonError | Reply) -> None:
         reply = error_reply(what) if isinstance(what, BatonError) else what
         self.record.status = reply.status
-        self.record.error = (
-            what.message if isinstance(what, BatonError) else reply.body[:300].decode("utf-8", "replace")
-        )
+        text = what.message if isinstance(what, BatonError) else reply.body[:300].decode(errors="replace")
+        self.record.error = text
         self._sink.reply(reply.status, reply.lines + self._own_lines(), reply.body)
         self._over("refused" if reply.status < 500 and reply.status != QueueFull.status else "failed")
 
@@ -465,8 +460,8 @@ class Exchange:
     def _note_transfer(self, head: Head) -> None:
         """What the latest attempt's decode worker got from its prefill worker."""
         record, number = self.record, len(self.record.attempts)
-        if head.transfer and number not in record.transfers:
-            record.transfers = {**record.transfers, number: head.transfer}
+        if head.transfer and (not record.transfers or record.transfers[-1][0] != number):
+            record.transfers += ((number, head.transfer),)
 
     def _release(self) -> None:
         for leg in (self.prefill, self.decode, self.taker):
