@@ -264,7 +264,7 @@ class Run:
                     mending.create_task(_restart(victim) if stopped is None else victim.pause(stopped))
 
     async def watch(self) -> None:
-        """Note when survivors' quarantines are empty again and when the gateway tries again; until cancelled."""
+        """Note when survivors' quarantines are empty again; until cancelled."""
         since: dict[str, float] = {}
         while True:
             await asyncio.sleep(SAMPLE_SECONDS)
@@ -280,11 +280,14 @@ class Run:
                     since.pop(worker.name, None)
 
     async def watch_gateway(self, gateway: Worker) -> None:
-        """Note how long after a fault the gateway tries again; until cancelled. Attributed to the latest fault."""
-        seen = (await self.figures(gateway)).get("gateway_retries", 0.0)
+        """Note how long after a fault the gateway gives up a leg, to go on elsewhere at once; until cancelled.
+
+        Attributed to the latest fault.
+        """
+        seen = (await self.figures(gateway)).get("gateway_lost_legs", 0.0)
         while True:
             await asyncio.sleep(SAMPLE_SECONDS / 5)
-            found = (await self.figures(gateway)).get("gateway_retries", seen)
+            found = (await self.figures(gateway)).get("gateway_lost_legs", seen)
             self.tally.retried += int(found - seen)
             if found > seen and self.tally.faults:
                 self.tally.client += [time.monotonic() - self.tally.faults[-1]] * int(found - seen)
@@ -450,7 +453,7 @@ def _report(tallies: dict[str, Tally], args: argparse.Namespace) -> Table:
             ("requests", f"{args.requests} in {tally.seconds:.0f} s"),
             ("faults", f"{len(tally.faults)}, one every {pace:.1f} s"),
             ("failed", f"{len(tally.failed)}"),
-            ("tried again", f"{tally.retried}"),
+            ("tried again (gateway: legs lost)", f"{tally.retried}"),
             ("wrong", f"{len(tally.wrong)}"),
             ("leaked", json.dumps(tally.held) if tally.held else "0 pages"),
             ("fault to the retry or error", _quantiles(tally.client)),

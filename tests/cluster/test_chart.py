@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +85,7 @@ def scoped(installed: ControlPlane, namespace: str) -> Iterator[str]:
     done = installed.run("helm", "install", "scoped", CHART, *words)
     assert done.returncode == 0, done.stderr
     yield namespace
-    assert installed.run("helm", "uninstall", "scoped", "--namespace", namespace).returncode == 0
+    assert installed.run("helm", "uninstall", "scoped", "--no-hooks", "--namespace", namespace).returncode == 0
 
 
 def test_a_release_for_one_namespace_has_rights_there_alone(
@@ -113,7 +116,7 @@ def test_an_upgrade_keeps_services_and_a_removal_leaves_only_the_definitions(ins
     assert upgraded.returncode == 0, upgraded.stderr
     deployment = cluster.get("apps/v1", "deployments", "baton-system", "baton")
     assert "--log-level=debug" in deployment["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert installed.run("helm", "uninstall", "baton", *place).returncode == 0
+    assert installed.run("helm", "uninstall", "baton", "--no-hooks", *place).returncode == 0
     assert service.get() is not None
     service.delete()
     mark = "app.kubernetes.io/instance=baton"
@@ -130,3 +133,20 @@ def test_an_upgrade_keeps_services_and_a_removal_leaves_only_the_definitions(ins
     assert {"inferenceservices.baton.dev", "workerscalers.baton.dev"} <= definitions
     again = installed.run("helm", "install", "baton", CHART, *place)
     assert again.returncode == 0, again.stderr
+
+
+def test_the_operator_says_whether_it_may_be_removed(cluster: Cluster, namespace: str, rights: Path) -> None:
+    """What the chart's hook asks before the release goes."""
+    scope = ["--namespace", namespace]
+    assert check_removal(rights, *scope).returncode == 0
+    ServiceUnderTest(cluster, namespace).apply()
+    for flags in (scope, []):
+        refused = check_removal(rights, *flags)
+        assert refused.returncode == 1
+        assert f"services exist: {namespace}/chat" in refused.stderr
+
+
+def check_removal(rights: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "baton_serving.cli.main", "operator", "--check-removal", *flags]
+    environment = {**os.environ, "KUBECONFIG": str(rights), "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)

@@ -10,6 +10,7 @@ from baton_operator.planner.pods import container_security, downloads
 from baton_operator.planner.revision import fetches
 
 MODELS = "/models"
+IN_IMAGE = "/opt/baton/share"  # the Dockerfile copies models to here
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def model_source(context: Context, image: str) -> ModelSource:
         return _mounted(volume, path)
     if scheme == "oci":
         return _mounted({"name": "model", "image": {"reference": rest, "pullPolicy": "IfNotPresent"}}, "")
-    return ModelSource(["--model-path", rest])
+    return ModelSource(["--model-path", rest if rest.startswith("/") else f"{IN_IMAGE}/{rest}"])
 
 
 def _mounted(volume: dict[str, object], path: str) -> ModelSource:

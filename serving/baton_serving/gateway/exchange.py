@@ -462,8 +462,8 @@ class Exchange:
     def _note_transfer(self, head: Head) -> None:
         """What the latest attempt's decode worker got from its prefill worker."""
         record, number = self.record, len(self.record.attempts)
-        if head.transfer and number not in record.transfers:
-            record.transfers = {**record.transfers, number: head.transfer}
+        if head.transfer and (not record.transfers or record.transfers[-1][0] != number):
+            record.transfers += ((number, head.transfer),)
 
     def _release(self) -> None:
         for leg in (self.prefill, self.decode, self.taker):
