@@ -8,6 +8,7 @@ from baton_bootstrap.client.assign import assign
 from baton_bootstrap.client.registration import RegistrationClient
 from baton_bootstrap.client.thread import BootstrapThread
 from baton_bootstrap.client.view import View
+from baton_bootstrap.client.waiting import report_waiting
 from baton_bootstrap.client.watch import WatchClient
 
-__all__ = ["BootstrapThread", "RegistrationClient", "View", "WatchClient", "assign"]
+__all__ = ["BootstrapThread", "RegistrationClient", "View", "WatchClient", "assign", "report_waiting"]

@@ -14,6 +14,7 @@ from baton_operator.api.endpoint import Gateway
 from baton_operator.api.fields import AbsolutePath, Label, Labels, Metadata, ObjectName, Part, Rule, Text
 from baton_operator.api.pods import ConfigMapKey, Pods, SecretKey, WorkerPods
 from baton_operator.api.rollout import Rollout
+from baton_operator.api.scaling import Autoscaling, Scaling
 from baton_operator.api.status import Status
 
 KIND = "InferenceService"
@@ -35,6 +36,7 @@ DERIVED_FLAGS = {
     "spec.bootstrap": ("--disaggregation-bootstrap-addr", "--disaggregation-bootstrap-port"),
 }
 WIRED_FLAGS = ("--host", "--port")
+_LEAST_HOLD = 10  # seconds; no worker comes up from nothing sooner
 
 
 def _flag_rule(flags: tuple[str, ...], remedy: str) -> Rule:
@@ -147,28 +149,6 @@ class Parallelism(Part):
         return self.tensor * self.pipeline * self.data
 
 
-class Autoscaling(Part):
-    """Lets something else set the number of workers: an HPA or KEDA on this role's WorkerScaler.
-
-    The WorkerScaler is named like the service and the role, as in chat-decode, starts at `replicas` and has a scale
-    subresource. Local runs ignore it.
-    """
-
-    min_replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
-    """Fewest workers, whatever the WorkerScaler says."""
-    max_replicas: Annotated[int, Field(ge=1, le=10_000)]
-    """Most workers, whatever the WorkerScaler says."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "self.minReplicas <= self.maxReplicas",
-            lambda part: part.min_replicas <= part.max_replicas,
-            "minReplicas is above maxReplicas; lower it or raise maxReplicas",
-            ".minReplicas",
-        ),
-    )
-
-
 class WorkerRole(WorkerPods):
     """Workers of one role, all alike."""
 
@@ -179,7 +159,7 @@ class WorkerRole(WorkerPods):
     extra_args: Annotated[list[Text], Field(max_length=128)] = []
     """Further flags of `baton serve`, one word each, as in ["--page-size", "64"]."""
     autoscaling: Autoscaling | None = None
-    """Lets something else set the number of workers; fixed when left out."""
+    """Lets the number of workers follow the traffic; fixed when left out."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         *(_flag_rule(flags, f"set {place} instead") for place, flags in DERIVED_FLAGS.items()),
@@ -290,6 +270,12 @@ def _tensor_sizes_fit(spec: Spec) -> bool:
     return not spec.divided or not prefill % decode or not decode % prefill
 
 
+def _holds_requests(spec: Spec) -> bool:
+    scaling = spec.decode.autoscaling
+    to_zero = scaling is not None and scaling.driver == "operator" and scaling.min_replicas == 0
+    return not to_zero or spec.gateway.worker_wait_seconds >= _LEAST_HOLD
+
+
 def _scale_to_zero_as_a_pair(spec: Spec) -> bool:
     decode, prefill = spec.decode.autoscaling, spec.prefill.autoscaling
     if decode is None or decode.min_replicas > 0 or not spec.divided:
@@ -312,6 +298,8 @@ class Spec(Part):
     """The endpoint that clients talk to."""
     transfer: Transfer = Transfer()
     """Transfer engine and network of the handoff."""
+    scaling: Scaling = Scaling()
+    """What the operator aims at where it sets the number of workers."""
     rollout: Rollout = Rollout()
     """How changes reach the workers."""
     metrics: Metrics = Metrics()
@@ -343,6 +331,15 @@ class Spec(Part):
             "decode may scale to zero only together with prefill; write prefill.autoscaling.minReplicas: 0, or raise "
             "decode.autoscaling.minReplicas",
             ".decode.autoscaling",
+        ),
+        Rule(
+            "!has(self.decode.autoscaling) || self.decode.autoscaling.driver != 'operator'"
+            f" || self.decode.autoscaling.minReplicas > 0 || self.gateway.workerWaitSeconds >= {_LEAST_HOLD}",
+            _holds_requests,
+            "decode.autoscaling.minReplicas is 0, so requests must be held while workers start; write "
+            "gateway.workerWaitSeconds, as many seconds as that takes, or decode.autoscaling.minReplicas: 1",
+            ".gateway.workerWaitSeconds",
+            cluster=True,
         ),
         _rdma_rule("prefill"),
         _rdma_rule("decode"),

@@ -15,12 +15,19 @@ PROVEN = "baton.dev/proven"
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """One worker as the bootstrap server lists it."""
+    """One worker as the bootstrap server lists it: `baton_bootstrap.records.Load` says what its figures count."""
 
     id: str
     role: str
     state: str
     weights: str
+    queued_tokens: int = 0
+    free_pages: int = 0
+    total_pages: int = 0
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    answer_tokens: int = 0
+    answer_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
