@@ -179,7 +179,9 @@ class Registry:
         now = self._clock()
         self._waiting = {name: held for name, held in self._waiting.items() if now < held[1] and name != gateway}
         if not 0 < len(gateway) <= MAX_NAME or len(self._waiting) >= MAX_GATEWAYS:
-            raise Refused(f"waiting.gateway takes 1 to {MAX_NAME} characters, of at most {MAX_GATEWAYS} gateways at once")
+            raise Refused(
+                f"waiting.gateway takes 1 to {MAX_NAME} characters, of at most {MAX_GATEWAYS} gateways at once"
+            )
         if requests:
             self._waiting[gateway] = requests, now + self.lease
 

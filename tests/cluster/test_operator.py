@@ -176,7 +176,7 @@ def test_new_workers_come_up_before_old_ones_leave(service: ServiceUnderTest, ku
 
 
 def test_a_scaler_moves_the_workers_and_the_manifest_stays(service: ServiceUnderTest, kubelet: Kubelet) -> None:
-    service.apply(decode={"autoscaling": {"maxReplicas": 4}})
+    service.apply(decode={"autoscaling": {"driver": "external", "maxReplicas": 4}})
     service.wait_settled()
     cluster, place = service.cluster, service.namespace
     cluster.patch(BATON, "workerscalers", place, "chat-decode", {"spec": {"replicas": 3}}, "scale")

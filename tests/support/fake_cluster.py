@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -31,6 +32,7 @@ class FakeCluster:
         self.objects: dict[Ref, dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
         self.workers: list[WorkerReport] = []
+        self.scaled: dict[str, int] = {}
         self.now = START
         self.writes = 0
 
@@ -48,7 +50,8 @@ class FakeCluster:
     def plan(self) -> Plan:
         service = Service.from_object(self.service)
         items = [copy.deepcopy(item) for item in [*self.objects.values(), *self.pods]]
-        return plan(service, Observed.of(service, items, self.workers), self.now, self.settings)
+        observed = replace(Observed.of(service, items, self.workers), scaled=self.scaled)
+        return plan(service, observed, self.now, self.settings)
 
     def round(self, steps: int | None = None) -> Plan:
         """Plan and carry out; with `steps` the operator is killed after so many."""

@@ -54,7 +54,7 @@ def day(seconds: float, low: float, high: float, surge: float = 1.0) -> Callable
 
 @dataclass
 class Outcome:
-    """`counts` holds (seconds, workers wanted) by role; `gap` is the time without a serving set while one was wanted."""
+    """`counts` holds (seconds, workers wanted) by role; `gap` the time without a serving set."""
 
     good: float
     requests: int
@@ -78,7 +78,9 @@ class Outcome:
 class ScaledFleet:
     """One run. Wanted workers join `START_SECONDS` later and are paid for from the first of these to their last."""
 
-    def __init__(self, trace: Trace, controller: Controller, start: Mapping[str, int], worker_wait: float = 1.0) -> None:
+    def __init__(
+        self, trace: Trace, controller: Controller, start: Mapping[str, int], worker_wait: float = 1.0
+    ) -> None:
         self._account = Account(Objective(TARGETS.ttft, TARGETS.tpot))
         self._controller = controller
         self._end = trace.requests[-1].at
@@ -196,6 +198,10 @@ class Oracle:
 
     def __call__(self, now: float, fleet: Fleet) -> Mapping[str, int]:
         return self.at(now)
+
+    def replica_seconds(self) -> float:
+        """What it asks for, without the time that workers take to end their requests."""
+        return PERIOD * sum(sum(self.at(index * PERIOD).values()) for index in range(len(self._work) - 1))
 
     def at(self, now: float) -> dict[str, int]:
         """The most that is needed from now until workers asked for at the next look would be ready."""

@@ -41,6 +41,8 @@ def decide(
     if memory.at is not None and now < memory.at + PERIOD * 0.9:
         return Decision(fleet.wanted, {}), memory
     demand, memory = measure(memory, fleet, targets, now)
+    if memory.busy_at is None:
+        memory = replace(memory, roles={role: RoleMemory(raised_at=now) for role in fleet.wanted})
     if memory.busy_at is None or (demand is not None and not demand.idle):
         memory = replace(memory, busy_at=now)
     if not any(fleet.wanted.values()) or demand is None:
@@ -71,9 +73,7 @@ def _wake(memory: Memory, fleet: Fleet, bounds: Mapping[str, Bounds], now: float
     return Decision(wanted, dict.fromkeys(bounds, reason)), replace(memory, busy_at=now)
 
 
-def _asleep(
-    memory: Memory, fleet: Fleet, targets: Targets, bounds: Mapping[str, Bounds], now: float
-) -> bool:
+def _asleep(memory: Memory, fleet: Fleet, targets: Targets, bounds: Mapping[str, Bounds], now: float) -> bool:
     """Whether nothing was asked for so long that all may go, provided that every role may."""
     may = all(role in bounds and bounds[role].least == 0 for role in fleet.wanted)
     return may and fleet.settled and memory.busy_at is not None and now - memory.busy_at >= targets.idle
@@ -122,9 +122,7 @@ def _steady(role: RoleMemory, fleet: Fleet, name: str, targets: Targets, now: fl
     return count
 
 
-def _in_ratio(
-    wanted: dict[str, int], ratio: tuple[float, float], bounds: Mapping[str, Bounds]
-) -> dict[str, int]:
+def _in_ratio(wanted: dict[str, int], ratio: tuple[float, float], bounds: Mapping[str, Bounds]) -> dict[str, int]:
     """The role that has too few gets more; where it may not, the other gives up what it could not use."""
     if "prefill" not in wanted or "prefill" not in bounds or "decode" not in bounds:
         return wanted

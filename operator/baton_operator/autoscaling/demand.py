@@ -12,7 +12,7 @@ from baton_operator.planner.observed import WorkerReport
 
 _TAIL = 3.0  # the 99th percentile of the time to the first token in mean waits; ln 100 for a single worker's queue
 _LEAST_USE, _MOST_USE = 0.4, 0.92  # part of its time that a worker may compute prompts, whatever is measured
-_CRESTS = 0.91  # part of the aim that means over a period may reach, since they hide the crests within it
+_CRESTS = 0.88  # part of the aim that means over a period may reach, since they hide the crests within it
 _KEEP = 0.95  # requests change their size faster than workers their speed
 _FULL = 0.05  # with less of the pages free, more is asked for than can be seen
 
@@ -53,12 +53,13 @@ def measure(memory: Memory, fleet: Fleet, targets: Targets, now: float) -> tuple
         after = replace(after, crowding=before.crowding.add(wait, use / (1 - use)))
     told = [_since(before.seen.get(one.id), one) for one in answer_side]
     put_out, waited = sum(one.answer_tokens for one in told), sum(one.answer_seconds for one in told)
-    pages = float(sum(one.total_pages - one.free_pages for one in answer_side))
+    former = [one for one in before.seen.values() if one.role != "prefill"]
+    pages = (_pages(former) + _pages(answer_side)) / 2
     if put_out and waited and pages:
         slowest = max(one.answer_seconds / one.answer_tokens for one in told if one.answer_tokens)
         after = replace(
             after,
-            pace=before.pace.add(pages / max(1, _ready(answer_side)), waited / put_out),
+            pace=before.pace.add(2 * pages / max(1, _ready(former) + _ready(answer_side)), waited / put_out),
             pages=before.pages.add(pages, waited / seconds, _KEEP),
             unevenness=before.unevenness.add(slowest * put_out / waited, 1.0),
         )
@@ -91,6 +92,10 @@ def _since(before: WorkerReport | None, now: WorkerReport) -> WorkerReport:
 
 def _ready(workers: Sequence[WorkerReport]) -> int:
     return sum(one.state == "ready" for one in workers)
+
+
+def _pages(workers: Sequence[WorkerReport]) -> int:
+    return sum(one.total_pages - one.free_pages for one in workers)
 
 
 def _full(workers: Sequence[WorkerReport]) -> bool:

@@ -45,12 +45,12 @@ class Line:
 
     @property
     def slope(self) -> float:
-        """As far as the x seen are too much alike to tell a slope, y is taken to be proportional to x, which is on the
-        safe side: a part of every step does not depend on the load.
+        """As far as the x seen are too much alike to tell a slope, half of y is taken not to depend on x, as of a step
+        a part does not depend on the load.
         """
         mean_x, mean_y = self.x / self.n, self.y / self.n
         spread = max(0.0, self.xx / self.n - mean_x**2)
-        guess, doubt = mean_y / mean_x, (_DOUBT * mean_x) ** 2
+        guess, doubt = mean_y / mean_x / 2, (_DOUBT * mean_x) ** 2
         return (self.xy / self.n - mean_x * mean_y + doubt * guess) / (spread + doubt)
 
     def at(self, x: float) -> float:
@@ -83,10 +83,10 @@ class Series:
         return Series(tuple(point for point in self.points if point[0] > at))
 
     def trend(self, at: float) -> float:
-        """Where the straight line through the points is at `at`; the mean of fewer than four."""
+        """Where the straight line through the points is at `at`; the mean of fewer than eight."""
         count = len(self.points)
         mean = sum(value for _, value in self.points) / count
-        if count < 4:
+        if count < 8:
             return mean
         middle = sum(time for time, _ in self.points) / count
         spread = sum((time - middle) ** 2 for time, _ in self.points)
@@ -98,12 +98,12 @@ class Series:
 class RoleMemory:
     """Workers that one role needs, and those that it would miss soon if it had fewer.
 
-    `raised_at` is when it was last given more; `rising` says that this was its last change.
+    `raised_at` is when it was last given more, or first looked at; `rising` says that this was its last change.
     """
 
     need: float = 0.0
     lasting: Series = Series()
-    raised_at: float = -inf
+    raised_at: float = 0.0
     rising: bool = True
 
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from baton_operator.controller.api_server import ApiServer
+from baton_operator.controller.autoscalers import Autoscalers
 from baton_operator.controller.memory import Applied
 from baton_operator.controller.reports import Reports
 from baton_operator.controller.resources import EVENTS, SERVICES, resource_of, served
@@ -32,6 +33,7 @@ class Reconciler:
         self._api = api
         self._reports = reports
         self._applied = Applied()
+        self._autoscalers = Autoscalers()
 
     async def round(self, key: Key) -> float | None:
         """Bring `key` nearer to its manifest; how many seconds from now to look again, if not earlier.
@@ -43,6 +45,7 @@ class Reconciler:
             item = await self._api.get(SERVICES, namespace, name)
         except NotFound:
             self._applied.forget(key)
+            self._autoscalers.forget(key)
             return None
         try:
             service = Service.from_object(item)
@@ -58,15 +61,20 @@ class Reconciler:
         await self._report(item, made)
         if refused:  # soon again: some refusals pass, such as those of an API server that does not know our kinds yet
             raise Refused(422, "; ".join(refused))
-        return made.requeue_after
+        waits = [wait for wait in (made.requeue_after, self._autoscalers.pause(key)) if wait is not None]
+        return min(waits, default=None)
 
     async def _observe(self, service: Service, key: Key) -> Observed:
         namespace, name = key
         lists = [self._api.list(resource, namespace, {INSTANCE: name}) for resource in served(self.settings.apis)]
         items = [item for found in await asyncio.gather(*lists) for item in found]
         observed = Observed.of(service, items)
-        workers = await self._reports.of(Context(service, self.settings), observed)
-        return replace(observed, workers=workers)
+        context = Context(service, self.settings)
+        listing = await self._reports.of(context, observed)
+        if listing is None:
+            return replace(observed, workers=None)
+        observed = replace(observed, workers=listing.workers, waiting=listing.waiting)
+        return replace(observed, scaled=self._autoscalers.ask(key, context, observed))
 
     async def _change_objects(self, key: Key, item: Object, made: Plan, observed: Observed) -> Sequence[str]:
         """Finalizers, applies, deletions, in this order; what the API server would not take."""

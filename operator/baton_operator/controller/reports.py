@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import aiohttp
 
 from baton_operator.planner import Context, Observed, WorkerReport
 from baton_operator.planner.bootstrap import COMPONENT as BOOTSTRAP
 from baton_operator.planner.context import BOOTSTRAP_HTTP_PORT, COMPONENT
-from baton_operator.planner.objects import Object, int_at, label, list_at, text_at
+from baton_operator.planner.objects import Object, int_at, label, list_at, text_at, value_at
 
 log = logging.getLogger(__name__)
 
 _TIMEOUT = aiohttp.ClientTimeout(total=3.0)
 _MAX_BYTES = 16 << 20
+
+
+_TEXTS = ("id", "role", "state", "weights")
+_COUNTS = ("queued_tokens", "free_pages", "total_pages", "prompt_tokens", "answer_tokens")
+_SECONDS = ("prompt_seconds", "answer_seconds")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The workers, and how many requests gateways hold because none is ready."""
+
+    workers: Sequence[WorkerReport]
+    waiting: int = 0
 
 
 class Reports:
@@ -24,7 +38,7 @@ class Reports:
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
 
-    async def of(self, context: Context, observed: Observed) -> Sequence[WorkerReport] | None:
+    async def of(self, context: Context, observed: Observed) -> Listing | None:
         """None while no replica is up or none answers."""
         up = {text_at(item, "metadata", "name") for item in observed.of_kind("Deployment") if _is_up(item)}
         for name in context.bootstrap_names():
@@ -36,17 +50,25 @@ class Reports:
                     log.debug("no reports from %s: %s", url, error)
         return None
 
-    async def _read(self, url: str) -> Sequence[WorkerReport]:
+    async def _read(self, url: str) -> Listing:
         async with self._session.get(url, timeout=_TIMEOUT) as answer:
             answer.raise_for_status()
             if (answer.content_length or 0) > _MAX_BYTES:
                 raise ValueError(f"{answer.content_length} bytes are too many")
             body = await answer.json()
-        return [_report(row) for row in list_at(body, "workers") if isinstance(row, Mapping)]
+        workers = [_report(row) for row in list_at(body, "workers") if isinstance(row, Mapping)]
+        return Listing(workers, int_at(body, "waiting"))
 
 
 def _report(row: Object) -> WorkerReport:
-    return WorkerReport(*(text_at(row, key) for key in ("id", "role", "state", "weights")))
+    texts = {key: text_at(row, key) for key in _TEXTS}
+    counts = {key: int_at(row, key) for key in _COUNTS}
+    return WorkerReport(**texts, **counts, **{key: _seconds(row, key) for key in _SECONDS})
+
+
+def _seconds(row: Object, key: str) -> float:
+    value = value_at(row, key)
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def _is_up(item: Object) -> bool:

@@ -54,13 +54,16 @@ class Group:
 class Observed:
     """`objects` holds every child of the service by reference, `pods` its pods, `workers` what they report.
 
-    `workers` is None when nobody could be asked for them. `refused` has a sentence for each object that the API server
-    would not take.
+    `workers` is None when nobody could be asked for them; `waiting` are requests that gateways hold for lack of any.
+    `scaled` holds what the operator's own autoscaling asks for by role, as far as it has an opinion. `refused` has a
+    sentence for each object that the API server would not take.
     """
 
     objects: Mapping[Ref, Object] = field(default_factory=dict)
     pods: Sequence[Object] = ()
     workers: Sequence[WorkerReport] | None = ()
+    waiting: int = 0
+    scaled: Mapping[str, int] = field(default_factory=dict)
     refused: Sequence[str] = ()
 
     @classmethod

@@ -89,8 +89,9 @@ def _reconcile(context: Context, observed: Observed, now: datetime) -> Plan:
         *build_pod_monitor(context),
         *records.objects(replicas, {key_of(group) for group in groups if group.proven}),
         *records.workloads(replicas),
+        *build_scalers(context, current, desired, "operator"),
     ]
-    scalers = list(build_scalers(context, current))
+    scalers = list(build_scalers(context, current, desired, "external"))
     kept = {ref_of(item) for item in [*apply, *scalers]}
     deadline = _deadline(context, observed, current)
     overdue = deadline is not None and now >= deadline

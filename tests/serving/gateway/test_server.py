@@ -50,12 +50,18 @@ async def test_it_finds_workers_and_outlives_the_bootstrap_server(tmp_path: Path
     gateway, facts = await start_gateway(*options, "--announce-file", str(announced))
     assert facts == json.loads(announced.read_text())
     clients = []
-    for worker in workers:
-        await worker.start()
-        clients.append(RegistrationClient(address, worker.entry.worker, ready()))
-        await clients[-1].start()
-        await clients[-1].registered()
     async with aiohttp.ClientSession() as session:
+        early = asyncio.ensure_future(session.post(f"{facts['http']}/v1/completions", json={"model": "m"}))
+        while bootstrap.registry.waiting != 1:  # whoever could start a worker can see the request that waits for one
+            await asyncio.sleep(0.05)
+        for worker in workers:
+            await worker.start()
+            clients.append(RegistrationClient(address, worker.entry.worker, ready()))
+            await clients[-1].start()
+            await clients[-1].registered()
+        assert await (await early).read() == b"".join(events("a"))
+        while bootstrap.registry.waiting:
+            await asyncio.sleep(0.05)
         async with session.post(f"{facts['http']}/v1/completions", json={"model": "m"}) as response:
             assert response.headers["x-baton-route"] == "p>d"
         await bootstrap.stop()
