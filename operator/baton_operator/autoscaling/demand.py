@@ -12,7 +12,7 @@ from baton_operator.planner.observed import WorkerReport
 
 _TAIL = 3.0  # the 99th percentile of the time to the first token in mean waits; ln 100 for a single worker's queue
 _LEAST_USE, _MOST_USE = 0.4, 0.92  # part of its time that a worker may compute prompts, whatever is measured
-_CRESTS = 0.88  # part of the aim that means over a period may reach, since they hide the crests within it
+_CRESTS = 0.86  # part of the aim that means over a period may reach, since they hide the crests within it
 _KEEP = 0.95  # requests change their size faster than workers their speed
 _FULL = 0.05  # with less of the pages free, more is asked for than can be seen
 
