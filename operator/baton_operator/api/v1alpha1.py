@@ -6,6 +6,7 @@ camelCase in YAML; unknown fields are refused; every string, list and map is bou
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -241,12 +242,21 @@ class Security(Part):
 
     network_policies: bool = True
     """Let pods talk only to those they must; RDMA traffic is out of reach of network policies."""
+    mutual_tls: bool = False
+    """Let workers, gateway and bootstrap server prove themselves to each other with certificates, and encrypt.
+
+    The operator makes them and renews them without a restart. Clients' connections and KV pages stay as they are.
+    """
     token: SecretKey | None = None
     """Secret entry with a token that workers and gateway must show at the bootstrap server."""
     ca: ConfigMapKey | None = None
     """ConfigMap entry with the certificates, in PEM, that downloads trust; it takes the place of the public ones."""
     proxy: Proxy | None = None
     """The HTTP proxy through which downloads go."""
+
+    fixed: ClassVar[Mapping[str, str]] = {
+        "mutualTls": "pods with and without certificates cannot talk to each other; make a service of another name",
+    }
 
 
 def _rdma_rule(role: str) -> Rule:

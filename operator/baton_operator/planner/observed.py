@@ -55,14 +55,15 @@ class Observed:
     """`objects` holds every child of the service by reference, `pods` its pods, `workers` what they report.
 
     `workers` is None when nobody could be asked for them; `waiting` are requests that gateways hold for lack of any.
-    `scaled` holds what the operator's own autoscaling asks for by role, as far as it has an opinion. `refused` has a
-    sentence for each object that the API server would not take.
+    `scaled` is what the operator's own autoscaling asks for by role, as far as it has an opinion; `secrets` hold the
+    certificates that the service is to have. `refused` has a sentence for each object that the API server did not take.
     """
 
     objects: Mapping[Ref, Object] = field(default_factory=dict)
     pods: Sequence[Object] = ()
     workers: Sequence[WorkerReport] | None = ()
     waiting: int = 0
+    secrets: Sequence[Object] = ()
     scaled: Mapping[str, int] = field(default_factory=dict)
     refused: Sequence[str] = ()
 

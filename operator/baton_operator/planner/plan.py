@@ -82,6 +82,7 @@ def _reconcile(context: Context, observed: Observed, now: datetime) -> Plan:
     budgeted = {key_of(item): item for item in [*current, *_running(observed)] if key_of(item) in replicas}
     apply: list[Object] = [
         build_account(context),
+        *observed.secrets,
         *build_network_policies(context),
         *build_bootstrap(context),
         *build_gateway(context),
