@@ -25,16 +25,18 @@ LIVES = Lifetimes(authority=timedelta(hours=12), certificate=timedelta(hours=10)
 SPEED = (
     150.0  # seconds of the rotation's clock for each of ours: files have four seconds to spread, and are seen in one
 )
+DELAYS = {"workers": 0.0, "bootstrap": 1.0, "gateway": 2.0}  # seconds
 QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 6, "stream": True}
 
 
 class Mounts:
-    """Files as a kubelet brings them: a link changes over to a new folder."""
+    """Files as kubelets bring them: a link changes over to a new folder, for each part at another time."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._serial = itertools.count()
         self._state = Stored()
+        self._under_way: list[tuple[float, str, dict[str, bytes]]] = []
         self.began = datetime.now(UTC) - timedelta(hours=9)
 
     def files(self, part: str) -> TlsFiles:
@@ -42,13 +44,22 @@ class Mounts:
         return TlsFiles(folder / "tls.crt", folder / "tls.key", folder / "ca.crt")
 
     def rotate(self, now: datetime) -> Stored:
-        """Take the next step, if one is due, and mount what changed."""
+        """Take the next step, if one is due, and have what changed mounted, in the first step at once."""
         before, self._state = self._state, rotate(self._state, PARTS, now, KeyMaker(), LIVES)
         for part, leaf in self._state.leaves.items():
             if before.leaves.get(part) != leaf:
                 content = {"tls.crt": leaf.pair.certificate, "tls.key": leaf.pair.key, "ca.crt": b"".join(leaf.trusted)}
-                self._mount(self._root / part, content)
+                delay = DELAYS[part] if part in before.leaves else 0.0
+                self._under_way.append((time.monotonic() + delay, part, content))
+        self.deliver()
         return self._state
+
+    def deliver(self) -> None:
+        """Mount what has arrived by now."""
+        arrived = [one for one in self._under_way if one[0] <= time.monotonic()]
+        self._under_way = [one for one in self._under_way if one not in arrived]
+        for _, part, content in arrived:
+            self._mount(self._root / part, content)
 
     def _mount(self, folder: Path, content: dict[str, bytes]) -> None:
         fresh = folder / str(next(self._serial))
@@ -86,6 +97,14 @@ def start(processes: BatonProcesses, port: int, mounts: Mounts) -> tuple[BatonPr
     return gateway, workers, probes
 
 
+async def shake_hands(mounts: Mounts, workers: list[BatonProcess]) -> None:
+    """A new connection to each worker with the gateway's files of this moment, as the gateway may need one any time."""
+    async with httpx.AsyncClient(verify=Tls(mounts.files("gateway")).client, timeout=30) as peer:
+        for worker in workers:
+            answer = await peer.get(f"{worker.url}/health", extensions={"sni_hostname": PEER_NAME})
+            assert answer.status_code == 200
+
+
 async def divided(client: httpx.AsyncClient) -> bool:
     """Whether both workers are in the gateway's view and answer it."""
     listed = (await client.get("/v1/baton/workers")).json()
@@ -98,7 +117,9 @@ async def load(client: httpx.AsyncClient, stopped: Callable[[], bool], answers: 
         answers.append(answer.text if answer.status_code == 200 else f"HTTP {answer.status_code}: {answer.text}")
 
 
-async def change_authority(mounts: Mounts, client: httpx.AsyncClient, probes: list[str]) -> list[str]:
+async def change_authority(
+    mounts: Mounts, client: httpx.AsyncClient, workers: list[BatonProcess], probes: list[str]
+) -> list[str]:
     """What clients were answered while the authority changed; probes are asked all along."""
     began, done, answers = time.monotonic(), False, []
     first = mounts.rotate(mounts.began).current
@@ -107,6 +128,7 @@ async def change_authority(mounts: Mounts, client: httpx.AsyncClient, probes: li
         while True:
             now = mounts.began + timedelta(hours=8.5, seconds=SPEED * (time.monotonic() - began))
             state = mounts.rotate(now)
+            await shake_hands(mounts, workers)
             for url in probes:
                 assert (await plain.get(f"{url}/health", timeout=30)).status_code == 200
             settled = all(now >= leaf.since + LIVES.spread for leaf in state.leaves.values())
@@ -128,7 +150,8 @@ async def test_an_authority_changes_under_load_and_no_request_fails(processes: B
     gateway, workers, probes = start(processes, port, mounts)
     async with httpx.AsyncClient(base_url=gateway.url, timeout=90) as client:
         await usable(client)
-        answers = await change_authority(mounts, client, probes)
+        answers = await change_authority(mounts, client, workers, probes)
+        assert "baton_gateway_lost_legs_total{" not in (await client.get("/metrics")).text
         assert len(answers) > 20
         assert [answer for answer in answers if not answer.endswith("data: [DONE]\n\n")] == []
         # Whoever comes anew meets the new authority alone: every worker registers again.
