@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 from cluster.services import ServiceUnderTest
 from support.kube.client import BATON, Cluster, Item, eventually, labels_of
@@ -195,7 +196,9 @@ def test_certificates_are_made_and_stay(service: ServiceUnderTest, kubelet: Kube
     made = {name: item for (kind, name), item in service.children().items() if kind == "Secret"}
     assert sorted(made) == names
     pods = service.cluster.list("v1", "pods", service.namespace, "baton.dev/service=chat")
-    mounted = {volume["secret"]["secretName"] for pod in pods for volume in pod["spec"]["volumes"] if "secret" in volume}
+    mounted = {
+        volume["secret"]["secretName"] for pod in pods for volume in pod["spec"]["volumes"] if "secret" in volume
+    }
     assert mounted == set(names[1:])
     with pytest.raises(httpx.HTTPStatusError) as refusal:
         service.apply()
