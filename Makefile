@@ -23,7 +23,7 @@ demo: setup  ## Run the quickstart on this machine, ask it a few questions, stop
 
 .PHONY: test
 test: lint  ## Everything that must hold: format, lint, types, layers, tests on the CPU
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not gpu and not deep and not cluster" --durations=15
+	$(PYTEST) -n $(WORKERS) --dist loadgroup --max-worker-restart 0 -m "not gpu and not deep and not cluster" --durations=15
 
 .PHONY: lint
 lint: setup  ## Format check, lint, types and import layers

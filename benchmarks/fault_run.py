@@ -88,7 +88,7 @@ class Worker:
         self.process = self._spawn("--port", str(self.port), "--announce-file", str(announced))
         while not announced.exists():
             if self.process.poll() is not None:
-                raise SystemExit(f"{self.name} did not start:\n{self._log.read_text()[-2000:]}")
+                raise SystemExit(f"{self.name} did not start:\n{self.tail()}")
             await asyncio.sleep(0.05)
         facts: dict[str, Any] = json.loads(announced.read_text())
         self.port = int(facts.get("http_port") or urlsplit(str(facts.get("http", ""))).port or 0)
@@ -119,6 +119,18 @@ class Worker:
         self.signal(signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
+
+    async def end(self) -> int:
+        """Tell it to end and wait; its exit status."""
+        self.ready = False
+        self.killed = time.monotonic()
+        assert self.process is not None
+        self.process.terminate()
+        return await asyncio.to_thread(self.process.wait)
+
+    def tail(self) -> str:
+        """What it logged last."""
+        return self._log.read_text()[-2000:]
 
     async def pause(self, seconds: float) -> None:
         """Stop it and its children for a while."""
@@ -252,7 +264,7 @@ class Run:
                     mending.create_task(_restart(victim) if stopped is None else victim.pause(stopped))
 
     async def watch(self) -> None:
-        """Note when survivors' quarantines are empty again and when the gateway tries again; until cancelled."""
+        """Note when survivors' quarantines are empty again; until cancelled."""
         since: dict[str, float] = {}
         while True:
             await asyncio.sleep(SAMPLE_SECONDS)
@@ -268,11 +280,14 @@ class Run:
                     since.pop(worker.name, None)
 
     async def watch_gateway(self, gateway: Worker) -> None:
-        """Note how long after a fault the gateway tries again; until cancelled. Attributed to the latest fault."""
-        seen = (await self.figures(gateway)).get("gateway_retries", 0.0)
+        """Note how long after a fault the gateway gives up a leg, to go on elsewhere at once; until cancelled.
+
+        Attributed to the latest fault.
+        """
+        seen = (await self.figures(gateway)).get("gateway_lost_legs", 0.0)
         while True:
             await asyncio.sleep(SAMPLE_SECONDS / 5)
-            found = (await self.figures(gateway)).get("gateway_retries", seen)
+            found = (await self.figures(gateway)).get("gateway_lost_legs", seen)
             self.tally.retried += int(found - seen)
             if found > seen and self.tally.faults:
                 self.tally.client += [time.monotonic() - self.tally.faults[-1]] * int(found - seen)
@@ -438,7 +453,7 @@ def _report(tallies: dict[str, Tally], args: argparse.Namespace) -> Table:
             ("requests", f"{args.requests} in {tally.seconds:.0f} s"),
             ("faults", f"{len(tally.faults)}, one every {pace:.1f} s"),
             ("failed", f"{len(tally.failed)}"),
-            ("tried again", f"{tally.retried}"),
+            ("tried again (gateway: legs lost)", f"{tally.retried}"),
             ("wrong", f"{len(tally.wrong)}"),
             ("leaked", json.dumps(tally.held) if tally.held else "0 pages"),
             ("fault to the retry or error", _quantiles(tally.client)),

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from baton_bootstrap import cli as bootstrap
 from baton_operator.controller.metrics import Metrics as OperatorMetrics
 from baton_operator.manual import manifest_page
-from baton_serving.config.docs import flags_page
+from baton_serving.config.docs import command_section, flags_page
+from baton_serving.gateway import cli as gateway
 from baton_serving.gateway.metrics import METRICS as GATEWAY_METRICS
 from baton_serving.runtime.metrics import METRICS, MetricSpec
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def all_flags_page() -> str:
+    """The flags of a worker, then those of the other long-running commands."""
+    return "\n".join(
+        [
+            flags_page(),
+            command_section("baton gateway", "serving/baton_serving/gateway/cli.py", _parser(gateway.add_arguments)),
+            command_section("baton bootstrap", "bootstrap/baton_bootstrap/cli.py", _parser(bootstrap.add_arguments)),
+        ]
+    )
+
+
+def _parser(fill: Callable[[ArgumentParser], None]) -> ArgumentParser:
+    parser = ArgumentParser()
+    fill(parser)
+    return parser
 
 
 def metrics_page() -> str:
@@ -73,7 +93,7 @@ def _labels(spec: MetricSpec) -> str:
 
 
 PAGES: Mapping[str, Callable[[], str]] = {
-    "flags.md": flags_page,
+    "flags.md": all_flags_page,
     "gateway-metrics.md": gateway_metrics_page,
     "manifest.md": manifest_page,
     "metrics.md": metrics_page,

@@ -57,7 +57,7 @@ class BootstrapServer:
         metrics = Metrics(self.registry)
         self._service = RegistryService(self.registry, metrics, config.token)
         self._grpc: grpc.aio.Server | None = None
-        app = create_app(self.registry, metrics, config.token)
+        app = create_app(self.registry, metrics, config.token, self._service.assigned)
         self._web = HostedServer(uvicorn.Config(app, log_level="warning", lifespan="off"))
         self._tasks: list[asyncio.Task[None]] = []
 

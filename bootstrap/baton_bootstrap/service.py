@@ -13,7 +13,7 @@ import grpc.aio
 from baton_bootstrap.auth import HEADER, admits
 from baton_bootstrap.errors import LeaseLost, Refused
 from baton_bootstrap.metrics import Metrics
-from baton_bootstrap.records import Departure
+from baton_bootstrap.records import Assignment, Departure
 from baton_bootstrap.registry import Change, Lease, Registry
 from baton_bootstrap.wire import codec
 from baton_bootstrap.wire.generated import registry_pb2 as pb
@@ -61,6 +61,7 @@ class RegistryService(RegistryServicer):
         self._metrics = metrics
         self._token = token
         self._pulse = Pulse()
+        self._orders = Pulse()
         self._was_warming = registry.warming
 
     def refresh(self) -> None:
@@ -79,17 +80,27 @@ class RegistryService(RegistryServicer):
         await self._admit(context)
         lease: Lease | None = None
         reason = Departure.BROKEN
+        told: Assignment | None = None
         try:
-            async for request in request_iterator:
+            async for request in self._requests(request_iterator):
+                if request is None:  # somebody's assignment is new
+                    if lease is not None and self._registry.assignment(lease.worker_id) != told:
+                        told = self._registry.assignment(lease.worker_id)
+                        yield self._ack(told)
+                    continue
                 if request.WhichOneof("kind") == "leave":
                     reason = Departure.LEFT
                     break
                 if lease is None or request.WhichOneof("kind") == "hello":
                     lease = self._enter(request)
                     yield self._accepted()
+                    told = self._registry.assignment(lease.worker_id)
+                    if told is not None:
+                        yield self._ack(told)
                 else:
                     self._renew(lease, request)
-                    yield self._ack(lease)
+                    told = self._registry.assignment(lease.worker_id)
+                    yield self._ack(told)
         except Refused as refusal:
             self._metrics.refusals.inc()
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
@@ -133,8 +144,42 @@ class RegistryService(RegistryServicer):
             )
         except Refused as refusal:
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
-        self._pulse.fire()
+        self.assigned()
         return pb.AssignReply(instance=self._registry.instance)
+
+    def assigned(self) -> None:
+        """Assignments are new: tell workers and watchers."""
+        self._orders.fire()
+        self._pulse.fire()
+
+    async def _requests(self, requests: AsyncIterator[pb.RegisterRequest]) -> AsyncIterator[pb.RegisterRequest | None]:
+        """A worker's requests as they come, and None whenever assignments have changed in between."""
+        seen = self._orders.count
+        reading = asyncio.ensure_future(anext(requests))
+        try:
+            while True:
+                ordered = asyncio.ensure_future(self._orders.wait(seen, self._registry.lease))
+                await asyncio.wait([reading, ordered], return_when=asyncio.FIRST_COMPLETED)
+                ordered.cancel()
+                if reading.done():
+                    try:
+                        yield reading.result()
+                    except StopAsyncIteration:
+                        return
+                    reading = asyncio.ensure_future(anext(requests))
+                if self._orders.count != seen:
+                    seen = self._orders.count
+                    yield None
+        finally:
+            reading.cancel()
+
+    async def Assigned(  # noqa: N802  (named by the protocol)
+        self, request: pb.AssignedRequest, context: Context
+    ) -> pb.AssignedReply:
+        await self._admit(context)
+        found = (self._registry.assignment(name) for name in request.names)
+        assignment = next((one for one in found if one is not None), None)
+        return pb.AssignedReply(assignment=None if assignment is None else codec.assignment_to_wire(assignment))
 
     async def Waiting(  # noqa: N802  (named by the protocol)
         self, request: pb.WaitingRequest, context: Context
@@ -178,8 +223,7 @@ class RegistryService(RegistryServicer):
             )
         )
 
-    def _ack(self, lease: Lease) -> pb.RegisterReply:
-        assignment = self._registry.assignment(lease.worker_id)
+    def _ack(self, assignment: Assignment | None) -> pb.RegisterReply:
         wire = None if assignment is None else codec.assignment_to_wire(assignment)
         return pb.RegisterReply(ack=pb.BeatAck(assignment=wire))
 

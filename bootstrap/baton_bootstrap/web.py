@@ -1,18 +1,23 @@
-"""Plain HTTP for people and probes: `/workers`, `/health`, `/metrics`."""
+"""Plain HTTP for people, probes and the operator: `/workers`, `/assignments`, `/health`, `/metrics`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 
 from baton_bootstrap.auth import HEADER, admits
+from baton_bootstrap.errors import Refused
 from baton_bootstrap.metrics import Metrics
-from baton_bootstrap.records import Entry
+from baton_bootstrap.records import Assignment, Entry
 from baton_bootstrap.registry import Registry
 
 
 class WorkerRow(msgspec.Struct):
-    """One line of `/workers`; `heard` is the seconds since the last heartbeat."""
+    """One line of `/workers`; `heard` is the seconds since the last heartbeat. From `revision` on: where the worker
+    stands with its assignment, as in `Progress`.
+    """
 
     id: str
     incarnation: str
@@ -35,6 +40,13 @@ class WorkerRow(msgspec.Struct):
     answer_seconds: float
     tick: int
     heard: float
+    revision: str
+    phase: str
+    staged: str
+    done: int
+    total: int
+    error: str
+    gap_seconds: float
 
 
 class WorkerList(msgspec.Struct):
@@ -47,8 +59,16 @@ class WorkerList(msgspec.Struct):
     workers: list[WorkerRow]
 
 
-def create_app(registry: Registry, metrics: Metrics, token: str | None = None) -> FastAPI:
-    """`/workers` asks for the shared token when there is one; probes never do."""
+def create_app(
+    registry: Registry,
+    metrics: Metrics,
+    token: str | None = None,
+    on_assigned: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """`/workers` and `/assignments` ask for the shared token when there is one; probes never do.
+
+    `on_assigned` is called after assignments were taken over.
+    """
     app = FastAPI(title="Baton bootstrap server", openapi_url=None)
 
     @app.get("/workers")
@@ -59,6 +79,18 @@ def create_app(registry: Registry, metrics: Metrics, token: str | None = None) -
         rows.sort(key=lambda row: (row.role, row.id))
         listing = WorkerList(registry.instance, registry.revision, registry.warming, registry.waiting, rows)
         return Response(msgspec.json.encode(listing), media_type="application/json")
+
+    @app.put("/assignments")
+    async def assign(request: Request) -> Response:
+        """What workers are to serve, by worker id: all assignments of one author, in the place of those of before."""
+        if not admits(token, request.headers.get(HEADER)):
+            return Response("the shared token is missing or wrong\n", status_code=401)
+        try:
+            registry.assign(msgspec.json.decode(await request.body(), type=dict[str, Assignment]))
+        except (msgspec.MsgspecError, Refused) as error:
+            return Response(f"{error}\n", status_code=400)
+        on_assigned()
+        return Response(status_code=204)
 
     @app.get("/health")
     async def health() -> dict[str, object]:
@@ -72,7 +104,7 @@ def create_app(registry: Registry, metrics: Metrics, token: str | None = None) -
 
 
 def _row(entry: Entry, tick: int, heard: float) -> WorkerRow:
-    worker, load = entry.worker, entry.status.load
+    worker, load, progress = entry.worker, entry.status.load, entry.status.progress
     return WorkerRow(
         id=worker.id,
         incarnation=worker.incarnation,
@@ -95,4 +127,11 @@ def _row(entry: Entry, tick: int, heard: float) -> WorkerRow:
         answer_seconds=round(load.answer_seconds, 3),
         tick=tick,
         heard=round(heard, 3),
+        revision=progress.revision,
+        phase=progress.phase,
+        staged=progress.digest,
+        done=progress.done,
+        total=progress.total,
+        error=progress.error,
+        gap_seconds=progress.gap_seconds,
     )

@@ -153,7 +153,15 @@ def _default_of(schema: Schema, children: Mapping[str, Schema]) -> Schema:
     """A part's rules are checked against its default as it stands, before the defaults below it are filled in."""
     if "x-kubernetes-validations" not in schema:
         return {}
-    return {name: child["default"] for name, child in children.items() if "default" in child}
+    return {name: _filled(child) for name, child in children.items() if "default" in child}
+
+
+def _filled(schema: Schema) -> JsonValue:
+    """The default of a property, and within it those of its own."""
+    properties = schema.get("properties")
+    if schema["default"] != {} or not isinstance(properties, dict):
+        return schema["default"]
+    return {name: _filled(_mapping(child)) for name, child in properties.items() if "default" in _mapping(child)}
 
 
 def _resolved(node: Mapping[str, JsonValue], defs: Mapping[str, Schema]) -> Schema:

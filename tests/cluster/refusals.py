@@ -13,7 +13,6 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "no_uri": ("{model: {}}", "spec.model.uri", "Required value"),
     "unknown_scheme": ("{model: {uri: 'http://a/b'}}", "spec.model.uri", "should match '^(hf|pvc|s3|oci|file)://"),
     "s3_source": ("{model: {uri: 's3://a/b'}}", "spec.model.uri", "write hf://, oci://image, or pvc://claim/path"),
-    "relative_file": ("{model: {uri: 'file://a'}}", "spec.model.uri", "write file:///path, or hf://"),
     "revision_of_an_image": (
         "{model: {uri: 'oci://a/b', revision: x}}",
         "spec.model.revision",

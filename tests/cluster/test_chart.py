@@ -82,7 +82,7 @@ def scoped(installed: ControlPlane, namespace: str) -> Iterator[str]:
     done = installed.run("helm", "install", "scoped", CHART, *words)
     assert done.returncode == 0, done.stderr
     yield namespace
-    assert installed.run("helm", "uninstall", "scoped", "--namespace", namespace).returncode == 0
+    assert installed.run("helm", "uninstall", "scoped", "--no-hooks", "--namespace", namespace).returncode == 0
 
 
 def test_a_release_for_one_namespace_has_rights_there_alone(
@@ -113,7 +113,7 @@ def test_an_upgrade_keeps_services_and_a_removal_leaves_only_the_definitions(ins
     assert upgraded.returncode == 0, upgraded.stderr
     deployment = cluster.get("apps/v1", "deployments", "baton-system", "baton")
     assert "--log-level=debug" in deployment["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert installed.run("helm", "uninstall", "baton", *place).returncode == 0
+    assert installed.run("helm", "uninstall", "baton", "--no-hooks", *place).returncode == 0
     assert service.get() is not None
     service.delete()
     mark = "app.kubernetes.io/instance=baton"

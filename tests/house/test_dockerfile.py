@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "Dockerfile").read_text()
-TARGETS = ("operator", "gateway", "worker")
+TARGETS = ("operator", "gateway", "worker", "worker-cpu")
 
 
 def stages() -> dict[str, tuple[str, str]]:
@@ -37,7 +37,9 @@ def test_a_target_runs_as_nobody_and_says_what_it_is(target: str) -> None:
 def test_only_workers_have_the_engine(target: str) -> None:
     assert "[cuda]" not in instructions(target)
     assert "[engine]" not in instructions(target)
+    assert "cpu-environment" not in instructions(target)
     assert "[cuda]" in instructions("worker")
+    assert "cpu-environment" in instructions("worker-cpu")
 
 
 def test_what_is_copied_exists_and_reaches_the_build() -> None:

@@ -148,6 +148,11 @@ SPECS: list[dict[str, Any]] = [
         "prefill": {"autoscaling": {"maxReplicas": 1, "minReplicas": 0}},
         "decode": {"autoscaling": {"maxReplicas": 2, "minReplicas": 0}},
     },
+    {
+        "model": HF,
+        "security": {"mutualTls": True},
+        "rollout": {"gates": {"probe": {"prompt": "p", "expect": "e"}}},
+    },
     {"model": HF, "scaling": {"minPrefillPercent": 200, "maxPrefillPercent": 100}},
     {"model": HF, "decode": {"env": [{"name": "A"}]}},
     {"model": HF, "decode": {"env": [{"name": "A", "value": "x", "secret": {"name": "a", "key": "b"}}]}},

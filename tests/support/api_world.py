@@ -123,7 +123,7 @@ async def api_world(
     """Everything, with a uvicorn server on a free port."""
     metrics = Metrics({"model": options.served_model_name})
     async with pipeline(script, stream_interval, (metrics, *observers)) as (scheduler, manager, detokenizer):
-        updater = Updater(manager, lambda weights, incarnation: None, lambda is_open: None)
+        updater = Updater(manager, lambda weights: None, lambda is_open: None)
         service = Service(manager, reads or intake(), options, metrics, updater)
         listener = bind("127.0.0.1", 0)
         port = listener.getsockname()[1]

@@ -36,6 +36,13 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
+def bound_to_parent(command: list[str]) -> list[str]:
+    """`command`, to end with this process: what `die_with_parent` does, without code between fork and exec, which a
+    process with threads of gRPC does not survive."""
+    bind = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-S", "-c", bind, *command]
+
+
 @dataclass
 class BatonProcess:
     """One command and its children, in a process group of their own. `facts` is what it announced."""

@@ -34,10 +34,11 @@ async def gateway_before(
     access: Access | None = None,
     spans: RequestSpans | None = None,
     roles: Sequence[Role] = (),
+    worker_key: str | None = None,
 ) -> AsyncIterator[str]:
     """The gateway's URL. Workers serve whole, or have `roles`."""
     history = History()
-    core = Core(Router(RoutingConfig(worker_wait=0.2)), on_begin=history.add)
+    core = Core(Router(RoutingConfig(worker_wait=0.2), worker_key=worker_key), on_begin=history.add)
     siblings = Siblings()
     siblings.attach(lambda: core.figures.report(core.gauges(1, 0)), history.explain)
     core.on_end = None if spans is None else spans.end

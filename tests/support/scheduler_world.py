@@ -90,10 +90,11 @@ class World:
         priority: int = 0,
         eos: int | None = None,
         resumed: int = 0,
+        replay: bool = False,
         **params: Any,
     ) -> Request:
         """A request that nobody sent yet; another worker drew its first `resumed` tokens already."""
-        logprobs = None if logprob_start is None else LogprobOptions(start=logprob_start)
+        logprobs = None if logprob_start is None else LogprobOptions(start=logprob_start, replay=replay)
         history = History(namespace, prompt)
         ends = {eos, *params.get("stop_token_ids", ())}
         for _ in range(0 if self.truncates else resumed):  # the other worker would have cut the prompt first
@@ -345,9 +346,13 @@ class World:
     def _check_logprobs(self, answer: Answer) -> None:
         request = answer.request
         if request.logprobs is not None and request.rid in self.local:
-            assert answer.logprobs == len(answer.tokens) - answer.drawn_elsewhere
-            if request.logprobs.start >= 0 and not answer.drawn_elsewhere:
-                assert answer.prompt_logprobs == request.prompt[max(1, request.logprobs.start) :]
+            elsewhere, start = answer.drawn_elsewhere, request.logprobs.start
+            assert answer.logprobs == len(answer.tokens) - elsewhere
+            first = max(1, start) if start >= 0 else len(request.prompt)
+            if request.logprobs.replay and len(answer.tokens) > elsewhere:  # else it ended at once
+                assert answer.prompt_logprobs == [*request.prompt, *answer.tokens[:elsewhere]][first:]
+            elif start >= 0 and not elsewhere:
+                assert answer.prompt_logprobs == request.prompt[first:]
 
     def ideal(self, request: Request, drawn_elsewhere: int) -> tuple[list[int], str]:
         """Output and kind of end of the ideal model, alone in the world."""

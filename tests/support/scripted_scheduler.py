@@ -178,18 +178,21 @@ class ScriptedScheduler:
             completion_tokens=len(message.output_ids) + running.position,
             finish=end if isinstance(end, Finish) else None,
             failure=end if isinstance(end, Failure) else None,
-            timings=Timings(received=message.received, transfer_bytes=64) if isinstance(end, Finish) else None,
+            timings=_timings(message) if isinstance(end, Finish) else None,
         )
         if message.embed:
             output.embedding = [0.6, 0.0, 0.8]
         if options is not None:
             output.logprobs = [logprob_of(token, options.top, options.token_ids) for token in tokens]
-            if options.start >= 0 and running.position == len(tokens):
-                first = max(1, options.start)
-                output.prompt_logprobs = [
-                    logprob_of(token, options.top, options.token_ids) for token in message.input_ids[first:]
-                ]
+            if (options.start >= 0 or options.replay) and running.position == len(tokens):
+                first = max(1, options.start) if options.start >= 0 else len(message.input_ids)
+                known = message.input_ids + (message.output_ids if options.replay else [])
+                output.prompt_logprobs = [logprob_of(token, options.top, options.token_ids) for token in known[first:]]
         self._to_detokenizer.send(TokenBatch(outputs=[output]))
+
+
+def _timings(message: GenerateInput) -> Timings:
+    return Timings(received=message.received, transfer_bytes=64, transfer_pages=2, transport="mooncake tcp")
 
 
 def logprob_of(token: int, top: int, token_ids: tuple[int, ...] = ()) -> TokenLogprobs:

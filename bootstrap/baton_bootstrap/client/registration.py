@@ -140,27 +140,35 @@ class RegistrationClient:
         return pb.RegisterRequest(hello=hello)
 
     async def _beats(self, address: str, call: Call, accepted: pb.Accepted, said: Worker) -> None:
-        poke = self._pokes[address]
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(poke.wait(), accepted.beat_seconds)
-            poke.clear()
-            async with asyncio.timeout(accepted.lease_seconds):
-                if self._closing.is_set():
-                    await call.write(pb.RegisterRequest(leave=pb.Leave()))
-                    await call.done_writing()
-                    await call.read()
-                    return
-                if said is not self.worker:
-                    said = self.worker
-                    await call.write(self._hello(said))
-                else:
-                    await call.write(pb.RegisterRequest(beat=codec.beat_to_wire(self._source())))
-                reply = await call.read()
-                if not isinstance(reply, pb.RegisterReply):
-                    return
-                if reply.ack.HasField("assignment"):
-                    self._on_assignment(codec.assignment_from_wire(reply.ack.assignment))
+        poke, answered = self._pokes[address], asyncio.Event()
+        reading = asyncio.create_task(self._replies(call, answered))
+        try:
+            while not await _within(accepted.beat_seconds, poke, reading):
+                poke.clear()
+                answered.clear()
+                async with asyncio.timeout(accepted.lease_seconds):
+                    if self._closing.is_set():
+                        await call.write(pb.RegisterRequest(leave=pb.Leave()))
+                        await call.done_writing()
+                        await reading
+                        return
+                    if said is not self.worker:
+                        said = self.worker
+                        await call.write(self._hello(said))
+                    else:
+                        await call.write(pb.RegisterRequest(beat=codec.beat_to_wire(self._source())))
+                    await _within(None, answered, reading)
+            reading.result()
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _replies(self, call: Call, answered: asyncio.Event) -> None:
+        """Until the stream ends. Acknowledgements come after beats, and when there is a new assignment."""
+        while isinstance(reply := await call.read(), pb.RegisterReply):
+            answered.set()
+            if reply.ack.HasField("assignment"):
+                self._on_assignment(codec.assignment_from_wire(reply.ack.assignment))
 
     def _set_accepted(self, address: str, accepted: bool) -> None:
         (self._accepted.add if accepted else self._accepted.discard)(address)
@@ -179,3 +187,11 @@ class RegistrationClient:
             self._tell()
             return
         logger.info("bootstrap server %s does not hold %s: %s", address, self.worker.id, type(error).__name__)
+
+
+async def _within(seconds: float | None, event: asyncio.Event, ending: asyncio.Task[None]) -> bool:
+    """Return when `event` is set, `seconds` have passed or `ending` is done, and whether it is that."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait([waiting, ending], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    return ending.done()

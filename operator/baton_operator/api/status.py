@@ -52,6 +52,46 @@ class WeightVersion(Part):
     """How many workers report it."""
 
 
+class WorkerStatus(Part):
+    """One worker while a change is under way."""
+
+    name: Annotated[str, Field(max_length=253)]
+    """Its pod."""
+    revision: Annotated[str, Field(max_length=64)]
+    """Revision of the service that it serves."""
+    stage: Annotated[str, Field(max_length=64)]
+    """What it does: serving, staging with its progress, staged, switching, failed; and whether it takes requests."""
+
+
+class RolloutStatus(Part):
+    """Where the change to another revision stands, and what the operator must remember of it."""
+
+    phase: Annotated[str, Field(max_length=16)] = "Done"
+    """Done, Staging, Moving, Paused, RollingBack or Failed; after Failed the manifest must change."""
+    version: Annotated[str, Field(max_length=64)] = ""
+    """Wanted revision of the service: those of its roles, prefill before decode."""
+    stable: Annotated[str, Field(max_length=64)] = ""
+    """Revision that was last rolled out whole, to which a failed change goes back."""
+    failed: Annotated[str, Field(max_length=64)] = ""
+    """Revision that is not tried again."""
+    reason: Sentence = ""
+    """Why it failed, or why nothing moves."""
+    message: Sentence = ""
+    """What the operator waits for, or does next."""
+    moving: Annotated[list[Annotated[str, Field(max_length=253)]], Field(max_length=1024)] = []
+    """Workers that change their weights now."""
+    moved_at: Annotated[str, Field(max_length=40)] = ""
+    """When the last of them had."""
+    looked_at: Annotated[str, Field(max_length=40)] = ""
+    """Until when `spentSeconds` was counted."""
+    spent_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long the change has been under way, pauses aside."""
+    promoted: bool = False
+    """Whether the canary may become the whole."""
+    workers: Annotated[list[WorkerStatus], Field(max_length=64)] = []
+    """The workers, while a change is under way; the first 64."""
+
+
 class Status(Part):
     """What the operator saw and did last."""
 
@@ -80,3 +120,5 @@ class Status(Part):
     """Decode workers."""
     weights: Annotated[list[WeightVersion], Field(max_length=16)] = []
     """Weight versions that workers report, most used first."""
+    rollout: RolloutStatus | None = None
+    """How the latest change comes on."""

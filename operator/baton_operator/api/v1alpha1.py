@@ -74,7 +74,8 @@ class Model(Part):
     uri: Annotated[str, Field(max_length=1024, pattern=r"^(hf|pvc|s3|oci|file)://[^\s]+$")]
     """Where the checkpoint lies: hf://owner/name, pvc://claim/path, oci://image, file://path, and later s3://bucket/path.
 
-    A file path that does not begin with a slash is taken from the folder of the manifest, in local runs only.
+    A file path lies in the worker's image. One that does not begin with a slash is taken from /opt/baton/share there,
+    where the demo models are, and from the folder of the manifest in local runs.
     """
     revision: Text | None = None
     """Commit, tag or branch of a checkpoint on the Hugging Face hub. A branch moves: name a commit where it matters."""
@@ -103,13 +104,6 @@ class Model(Part):
             lambda part: part.uri.startswith("hf://") or part.cache is None,
             "cache is for hf:// only; leave it out, since nothing is downloaded",
             ".cache",
-        ),
-        Rule(
-            "!self.uri.startsWith('file://') || self.uri.startsWith('file:///')",
-            lambda part: not part.uri.startswith("file://") or part.uri.startswith("file:///"),
-            "in a cluster a file path begins with a slash and lies in the worker's image; write file:///path, or hf://",
-            ".uri",
-            cluster=True,
         ),
         Rule(
             "!self.uri.startsWith('s3://')",
@@ -349,6 +343,14 @@ class Spec(Part):
             "decode.autoscaling.minReplicas is 0, so requests must be held while workers start; write "
             "gateway.workerWaitSeconds, as many seconds as that takes, or decode.autoscaling.minReplicas: 1",
             ".gateway.workerWaitSeconds",
+            cluster=True,
+        ),
+        Rule(
+            "!self.security.mutualTls || !has(self.rollout.gates.probe)",
+            lambda spec: not spec.security.mutual_tls or spec.rollout.gates.probe is None,
+            "rollout.gates.probe is asked by the operator, which has no certificate to show; leave it out, or write "
+            "security.mutualTls: false",
+            ".rollout.gates",
             cluster=True,
         ),
         _rdma_rule("prefill"),

@@ -11,6 +11,7 @@ from argparse import ArgumentParser, Namespace
 from kubernetes.aio.config import ConfigException
 
 from baton_operator.controller.operate import Options, operate
+from baton_operator.controller.removal import check_removal
 from baton_operator.errors import OperatorError
 from baton_operator.planner import Settings
 
@@ -28,6 +29,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8080, help="port of /health and /metrics")
     parser.add_argument(
         "--resync-seconds", type=float, default=60.0, help="how often every service is looked at without an occasion"
+    )
+    parser.add_argument(
+        "--check-removal", action="store_true", help="do no work: exit 1 and say why while there are services"
     )
     parser.add_argument("--log-level", default="info", help="least level of log lines: debug, info, warning or error")
 
@@ -53,7 +57,7 @@ def run(args: Namespace) -> int:
         namespaces=tuple(args.namespace),
     )
     try:
-        return asyncio.run(operate(options))
+        return asyncio.run(check_removal(options.namespaces) if args.check_removal else operate(options))
     except (ConfigException, OSError) as error:
         print(f"baton operator: {error}", file=sys.stderr)
         return 2

@@ -20,6 +20,7 @@ from baton_operator.controller.metrics import Metrics
 from baton_operator.controller.reconciler import Key, Reconciler
 from baton_operator.controller.reports import Reports
 from baton_operator.controller.resources import OPTIONAL, SCALERS, SERVICES
+from baton_operator.controller.rollouts import Rollouts
 from baton_operator.controller.watching import watch
 from baton_operator.controller.work_queue import WorkQueue
 from baton_operator.errors import OperatorError
@@ -57,7 +58,7 @@ async def operate(options: Options) -> int:
     metrics.follow(lambda: len(queue), lease.held)
     async with connected() as client, aiohttp.ClientSession(trust_env=True) as session:
         api = ApiServer(client, lease.held, metrics.count_call)
-        reconciler = Reconciler(api, Reports(session), options.settings)
+        reconciler = Reconciler(api, Reports(session), Rollouts(session), options.settings)
         operator = Operator(options, api, queue, reconciler, metrics)
         async with _probes(options, operator, metrics):
             if not await _unless_stopped(stop, operator.definitions()):

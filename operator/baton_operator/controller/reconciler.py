@@ -16,6 +16,7 @@ from baton_operator.controller.certificates import certified
 from baton_operator.controller.memory import Applied
 from baton_operator.controller.reports import Reports
 from baton_operator.controller.resources import EVENTS, SERVICES, resource_of, served
+from baton_operator.controller.rollouts import Rollouts
 from baton_operator.errors import Conflict, NotFound, Refused
 from baton_operator.planner import FIELD_MANAGER, FINALIZER, Context, Event, Observed, Plan, Service, Settings, plan
 from baton_operator.planner.context import INSTANCE
@@ -29,10 +30,11 @@ Key = tuple[str, str]  # namespace and name of a service
 class Reconciler:
     """Remembers nothing that it could not do without; `settings` may be replaced between rounds."""
 
-    def __init__(self, api: ApiServer, reports: Reports, settings: Settings) -> None:
+    def __init__(self, api: ApiServer, reports: Reports, rollouts: Rollouts, settings: Settings) -> None:
         self.settings = settings
         self._api = api
         self._reports = reports
+        self._rollouts = rollouts
         self._applied = Applied()
         self._autoscalers = Autoscalers()
 
@@ -47,6 +49,7 @@ class Reconciler:
         except NotFound:
             self._applied.forget(key)
             self._autoscalers.forget(key)
+            self._rollouts.forget(key)
             return None
         try:
             service = Service.from_object(item)
@@ -60,6 +63,10 @@ class Reconciler:
             observed = replace(observed, refused=refused)
             made = plan(service, observed, datetime.now(UTC), self.settings)
         await self._report(item, made)
+        context = Context(service, self.settings)
+        if made.assignments is not None:  # only what the status has on record: the next operator goes on from there
+            await self._reports.assign(context, observed, made.assignments)
+        self._rollouts.probe(key, context, observed, made)
         if refused:  # soon again: some refusals pass, such as those of an API server that does not know our kinds yet
             raise Refused(422, "; ".join(refused))
         waits = [wait for wait in (made.requeue_after, self._autoscalers.pause(key)) if wait is not None]
@@ -75,9 +82,10 @@ class Reconciler:
             observed = replace(observed, secrets=certified(context, observed, datetime.now(UTC)))
         listing = await self._reports.of(context, observed)
         if listing is None:
-            return replace(observed, workers=None)
+            return await self._rollouts.look(key, context, observed)
         observed = replace(observed, workers=listing.workers, waiting=listing.waiting)
-        return replace(observed, scaled=self._autoscalers.ask(key, context, observed))
+        observed = replace(observed, scaled=self._autoscalers.ask(key, context, observed))
+        return await self._rollouts.look(key, context, observed)
 
     async def _change_objects(self, key: Key, item: Object, made: Plan, observed: Observed) -> Sequence[str]:
         """Finalizers, applies, deletions, in this order; what the API server would not take."""

@@ -1,4 +1,4 @@
-"""What workers report, read from a service's bootstrap server."""
+"""What workers report, read from a service's bootstrap server, and what they are to serve, written there."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 _TIMEOUT = aiohttp.ClientTimeout(total=3.0)
 _MAX_BYTES = 16 << 20
+_TEXTS = ("id", "role", "state", "weights", "url", "incarnation", "revision", "phase", "staged", "error")
 
 
-_TEXTS = ("id", "role", "state", "weights")
-_COUNTS = ("queued_tokens", "free_pages", "total_pages", "prompt_tokens", "answer_tokens")
+_COUNTS = ("done", "total", "queued_tokens", "free_pages", "total_pages", "prompt_tokens", "answer_tokens")
 _SECONDS = ("prompt_seconds", "answer_seconds")
 
 
@@ -39,23 +39,37 @@ class Reports:
         self._session = session
 
     async def of(self, context: Context, observed: Observed) -> Listing | None:
-        """None while no replica is up or none answers."""
-        up = {text_at(item, "metadata", "name") for item in observed.of_kind("Deployment") if _is_up(item)}
-        for name in context.bootstrap_names():
-            if name in up:
-                url = f"http://{context.host(name)}:{BOOTSTRAP_HTTP_PORT}/workers"
-                try:
-                    return await self._read(url)
-                except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                    log.debug("no reports from %s: %s", url, error)
+        """None while no replica is up, none answers or those that do have just begun to hear of workers."""
+        for url in _urls(context, observed):
+            try:
+                found = await self._read(f"{url}/workers")
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                log.debug("no reports from %s: %s", url, error)
+                continue
+            if found is not None:
+                return found
         return None
 
-    async def _read(self, url: str) -> Listing:
+    async def assign(
+        self, context: Context, observed: Observed, assignments: Mapping[str, Mapping[str, object]]
+    ) -> None:
+        """Tell every replica that is up what workers are to serve; to be repeated, as they do not keep it."""
+        for url in _urls(context, observed):
+            try:
+                async with self._session.put(f"{url}/assignments", json=assignments, timeout=_TIMEOUT) as answer:
+                    if answer.status >= 400:
+                        log.warning("%s took no assignments: %s", url, (await answer.text()).strip())
+            except (aiohttp.ClientError, TimeoutError) as error:
+                log.warning("%s took no assignments: %s", url, error)
+
+    async def _read(self, url: str) -> Listing | None:
         async with self._session.get(url, timeout=_TIMEOUT) as answer:
             answer.raise_for_status()
             if (answer.content_length or 0) > _MAX_BYTES:
                 raise ValueError(f"{answer.content_length} bytes are too many")
             body = await answer.json()
+        if value_at(body, "warming") is True:
+            return None
         workers = [_report(row) for row in list_at(body, "workers") if isinstance(row, Mapping)]
         return Listing(workers, int_at(body, "waiting"))
 
@@ -69,6 +83,11 @@ def _report(row: Object) -> WorkerReport:
 def _seconds(row: Object, key: str) -> float:
     value = value_at(row, key)
     return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def _urls(context: Context, observed: Observed) -> Sequence[str]:
+    up = {text_at(item, "metadata", "name") for item in observed.of_kind("Deployment") if _is_up(item)}
+    return [f"http://{context.host(name)}:{BOOTSTRAP_HTTP_PORT}" for name in context.bootstrap_names() if name in up]
 
 
 def _is_up(item: Object) -> bool:

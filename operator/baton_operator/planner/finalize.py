@@ -9,8 +9,7 @@ from datetime import datetime, timedelta
 from baton_operator.planner.context import COMPONENT, Context
 from baton_operator.planner.gateway import COMPONENT as GATEWAY
 from baton_operator.planner.objects import Ref, label, ref_of, text_at
-from baton_operator.planner.observed import Observed
-from baton_operator.planner.rollout import Key, key_of
+from baton_operator.planner.observed import Key, Observed, key_of
 
 _SLACK = 60.0  # for what the API server and the kubelet take besides draining
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from baton_operator.planner.context import Context
 from baton_operator.planner.objects import without_empty
 from baton_operator.planner.pods import container_security, downloads
+from baton_operator.planner.revision import fetches
 
 MODELS = "/models"
+IN_IMAGE = "/opt/baton/share"  # the Dockerfile copies models to here
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def model_source(context: Context, image: str) -> ModelSource:
         return _mounted(volume, path)
     if scheme == "oci":
         return _mounted({"name": "model", "image": {"reference": rest, "pullPolicy": "IfNotPresent"}}, "")
-    return ModelSource(["--model-path", rest])
+    return ModelSource(["--model-path", rest if rest.startswith("/") else f"{IN_IMAGE}/{rest}"])
 
 
 def _mounted(volume: dict[str, object], path: str) -> ModelSource:
@@ -47,7 +49,7 @@ def _mounted(volume: dict[str, object], path: str) -> ModelSource:
 
 
 def _hub(context: Context, name: str, image: str) -> ModelSource:
-    """The init container fills a cache folder; the worker reads it and needs no network for it."""
+    """The init container fills a cache folder; a worker that never changes its weights needs no network for it."""
     model = context.manifest.spec.model
     if model.cache is None:
         volume: dict[str, object] = {"name": "model", "emptyDir": {}}
@@ -80,8 +82,8 @@ def _hub(context: Context, name: str, image: str) -> ModelSource:
     return ModelSource(
         flags=["--model-path", name, *revision],
         volumes=[volume, *more_volumes],
-        mounts=[{"name": "model", "mountPath": MODELS}],
-        env=[home, {"name": "HF_HUB_OFFLINE", "value": "1"}],
+        mounts=[{"name": "model", "mountPath": MODELS}, *(more_mounts if fetches(context.manifest.spec) else [])],
+        env=fetch_env if fetches(context.manifest.spec) else [home, {"name": "HF_HUB_OFFLINE", "value": "1"}],
         init=[fetch],
         downloads=True,
     )

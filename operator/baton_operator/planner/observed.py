@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from baton_operator.planner.context import COMPONENT, REVISION, VERSION, Service, is_ours
 from baton_operator.planner.objects import Object, Ref, int_at, label, list_at, ref_of, text_at
+from baton_operator.planner.revision import RoleRevision
 from baton_operator.planner.worker import ROLES, WHOLE
+from baton_operator.rollout.health import Counts
 
 WORKLOAD_KINDS = ("Deployment", "LeaderWorkerSet")
 PROVEN = "baton.dev/proven"
+WEIGHTS = "baton.dev/weights"
+
+Key = tuple[str, str]  # role, revision
 
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """One worker as the bootstrap server lists it: `baton_bootstrap.records.Load` says what its figures count."""
+    """One worker as the bootstrap server lists it. `revision` is the assignment that it heard last, `phase` where it
+    stands with it, `staged` the digest of what it has read for it, `done` of `total` bytes. For the other figures see
+    `baton_bootstrap.records.Load`.
+    """
 
     id: str
     role: str
     state: str
     weights: str
+    url: str = ""
+    incarnation: str = ""
+    revision: str = ""
+    phase: str = "serving"
+    staged: str = ""
+    error: str = ""
+    done: int = 0
+    total: int = 0
     queued_tokens: int = 0
     free_pages: int = 0
     total_pages: int = 0
@@ -50,25 +66,46 @@ class Group:
     order: int = 0
 
 
+def key_of(group: Group | RoleRevision) -> Key:
+    return group.role, group.revision
+
+
+def ready_pairs(groups: Iterable[Group]) -> dict[str, int]:
+    """For each version how many prefill and decode workers can pair up; workers, where they serve whole."""
+    prefill: dict[str, int] = {}
+    decode: dict[str, int] = {}
+    whole: dict[str, int] = {}
+    for group in groups:
+        counts = whole if group.whole else prefill if group.role == "prefill" else decode
+        counts[group.version] = counts.get(group.version, 0) + group.ready
+    versions = {*prefill, *decode, *whole}
+    return {v: whole.get(v, 0) + min(prefill.get(v, 0), decode.get(v, 0)) for v in versions}
+
+
 @dataclass(frozen=True)
 class Observed:
     """`objects` holds every child of the service by reference, `pods` its pods, `workers` what they report.
 
     `workers` is None when nobody could be asked for them; `waiting` are requests that gateways hold for lack of any.
-    `scaled` is what the operator's own autoscaling asks for by role, as far as it has an opinion; `secrets` hold the
-    certificates that the service is to have. `refused` has a sentence for each object that the API server did not take.
+    `gateways` has for each gateway that answered the workers to which it sends requests, `counts` how those fare,
+    `probes` by revision whether the probe was answered as expected. `scaled` is what the operator's own autoscaling
+    asks for by role, as far as it has an opinion; `secrets` hold the certificates that the service is to have.
+    `refused` has a sentence for each object that the API server would not take.
     """
 
     objects: Mapping[Ref, Object] = field(default_factory=dict)
     pods: Sequence[Object] = ()
-    workers: Sequence[WorkerReport] | None = ()
+    workers: Sequence[WorkerReport] | None = None
+    gateways: Sequence[frozenset[str]] = ()
+    counts: Mapping[str, Counts] = field(default_factory=dict)
+    probes: Mapping[str, bool] = field(default_factory=dict)
     waiting: int = 0
-    secrets: Sequence[Object] = ()
     scaled: Mapping[str, int] = field(default_factory=dict)
+    secrets: Sequence[Object] = ()
     refused: Sequence[str] = ()
 
     @classmethod
-    def of(cls, service: Service, items: Sequence[Object], workers: Sequence[WorkerReport] = ()) -> Observed:
+    def of(cls, service: Service, items: Sequence[Object], workers: Sequence[WorkerReport] | None = None) -> Observed:
         """From all objects with the service's label; pods are owned by workloads, everything else by the service."""
         pods = [item for item in items if text_at(item, "kind") == "Pod"]
         others = [item for item in items if text_at(item, "kind") != "Pod" and is_ours(item, service)]

@@ -6,6 +6,7 @@ Pure, level-based and idempotent. It remembers nothing: whatever it has to know 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -17,11 +18,11 @@ from baton_operator.planner.context import COMPONENT, FINALIZER, LEADER_WORKER_S
 from baton_operator.planner.finalize import Finalization, finalize
 from baton_operator.planner.gateway import GATEWAY_API, build_gateway
 from baton_operator.planner.objects import Object, Ref, label, ref_of, text_at
-from baton_operator.planner.observed import Observed
-from baton_operator.planner.records import Records, recorded_revisions
+from baton_operator.planner.observed import Observed, key_of
+from baton_operator.planner.records import Records
 from baton_operator.planner.revision import RoleRevision, wanted_revisions
-from baton_operator.planner.rollout import assign, key_of
-from baton_operator.planner.scaling import build_scalers, changed, desired_replicas, scaler_ref, scaler_status
+from baton_operator.planner.rollout import Rollout, plan_rollout
+from baton_operator.planner.scaling import build_scalers, changed, scaler_ref, scaler_status
 from baton_operator.planner.shared import (
     POD_MONITOR,
     build_account,
@@ -45,10 +46,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do, in this order: finalizers, apply, delete, statuses, events; then again after `requeue_after` seconds.
+    """What to do, in this order: finalizers, apply, delete, statuses, assignments, events; then again after
+    `requeue_after` seconds.
 
     `apply` is for server-side apply under `FIELD_MANAGER`, `create` only for what does not exist. `finalizers` and
-    `status` are None when they are to stay as they are.
+    `status` are None when they are to stay as they are. `assignments` say by worker what it is to serve, None when
+    nobody could tell them; of the revision `probe` one of the workers `probed` is to be asked the probe.
     """
 
     apply: tuple[Object, ...] = ()
@@ -59,6 +62,9 @@ class Plan:
     events: tuple[Event, ...] = ()
     finalizers: tuple[str, ...] | None = None
     requeue_after: float | None = None
+    assignments: Mapping[str, Mapping[str, object]] | None = None
+    probe: str = ""
+    probed: Sequence[str] = ()
 
 
 def plan(service: Service, observed: Observed, now: datetime, settings: Settings | None = None) -> Plan:
@@ -74,31 +80,27 @@ def plan(service: Service, observed: Observed, now: datetime, settings: Settings
 
 
 def _reconcile(context: Context, observed: Observed, now: datetime) -> Plan:
-    current = _current(context, observed)
-    groups = observed.groups()
-    desired = desired_replicas(context, current, observed)
-    replicas = assign(current, desired, groups)
-    records = Records(context, observed, current)
-    budgeted = {key_of(item): item for item in [*current, *_running(observed)] if key_of(item) in replicas}
+    records = Records(context, observed, wanted_revisions(context.manifest.spec))
+    rollout = plan_rollout(context, observed, records, now)
+    budgeted = {key_of(item): item for item in [*rollout.current, *_running(observed)]}
     apply: list[Object] = [
         build_account(context),
         *observed.secrets,
         *build_network_policies(context),
         *build_bootstrap(context),
         *build_gateway(context),
-        *build_budgets(context, budgeted.values()),
+        *build_budgets(context, (item for key, item in budgeted.items() if key in rollout.replicas)),
         *build_pod_monitor(context),
-        *records.objects(replicas, {key_of(group) for group in groups if group.proven}),
-        *records.workloads(replicas),
-        *build_scalers(context, current, desired, "operator"),
+        *records.objects(rollout.records, rollout.proven, rollout.weights),
+        *records.workloads(rollout.replicas),
+        *build_scalers(context, rollout.current, rollout.desired, "operator"),
     ]
-    scalers = list(build_scalers(context, current, desired, "external"))
+    scalers = list(build_scalers(context, rollout.current, rollout.desired, "external"))
     kept = {ref_of(item) for item in [*apply, *scalers]}
-    deadline = _deadline(context, observed, current)
+    deadline = _deadline(context, observed, rollout.current)
     overdue = deadline is not None and now >= deadline
     found = [*troubles(observed), *_missing_apis(context)]
-    situation = Situation(current, desired, groups, observed, found, overdue)
-    status = build_status(context, situation, now)
+    status = build_status(context, Situation(rollout, observed, found, overdue), now)
     pending = any(condition.type == "Ready" and condition.status == "False" for condition in status.conditions)
     wait = (deadline - now).total_seconds() if deadline is not None and pending and not overdue else None
     return Plan(
@@ -106,10 +108,13 @@ def _reconcile(context: Context, observed: Observed, now: datetime) -> Plan:
         create=tuple(item for item in scalers if ref_of(item) not in observed.objects),
         delete=tuple(ref for ref, item in sorted(observed.objects.items()) if ref not in kept and not _leaving(item)),
         status=_if_changed(context, status),
-        scaler_statuses=dict(_scaler_statuses(context, current, observed)),
-        events=_events(context, status),
+        scaler_statuses=dict(_scaler_statuses(context, rollout.current, observed)),
+        events=(*_events(context, status), *_story(context, rollout)),
         finalizers=None if FINALIZER in context.service.finalizers else (*context.service.finalizers, FINALIZER),
-        requeue_after=wait,
+        requeue_after=min((each for each in (wait, rollout.requeue_after) if each is not None), default=None),
+        assignments=rollout.assignments,
+        probe=rollout.probe,
+        probed=rollout.probed,
     )
 
 
@@ -148,17 +153,6 @@ def _missing_apis(context: Context) -> Iterator[Trouble]:
         yield Trouble("GatewayApiMissing", "gateway.route is set, but the cluster has no Gateway API; install it")
     if spec.metrics.pod_monitor and POD_MONITOR not in apis:
         yield Trouble("PodMonitorMissing", "metrics.podMonitor is set, but the cluster has no Prometheus operator")
-
-
-def _current(context: Context, observed: Observed) -> Sequence[RoleRevision]:
-    """The revisions to bring about: the manifest's, or while the rollout is paused those that were wanted before."""
-    wanted = wanted_revisions(context.manifest.spec)
-    if not context.manifest.spec.rollout.paused:
-        return wanted
-    status = context.service.status
-    before = {name: role.revision for name, role in (("prefill", status.prefill), ("decode", status.decode)) if role}
-    recorded = recorded_revisions(observed, before)
-    return recorded if len(recorded) == len(before) > 0 else wanted
 
 
 def _running(observed: Observed) -> Iterator[RoleRevision]:
@@ -203,6 +197,17 @@ def _events(context: Context, status: Status) -> tuple[Event, ...]:
         if before.get(item.type) != (item.status, item.reason)
         and (item.type in before or (item.type, item.status) not in calm)
     )
+
+
+def _story(context: Context, rollout: Rollout) -> Iterator[Event]:
+    """An event for each step of a rollout: another phase, or another sentence, numbers aside."""
+    before, now = context.service.status.rollout, rollout.status
+    if before is None:
+        return
+    steps = [(one.phase, one.failed, re.sub(r"[0-9.]+ s", "", one.message)) for one in (before, now)]
+    if steps[0] != steps[1]:
+        message = now.message or f"{now.version} serves"
+        yield Event(now.phase in ("RollingBack", "Failed"), f"Rollout{now.phase}", message)
 
 
 def _leaving(item: Object) -> bool:

@@ -5,14 +5,32 @@ What runs is applied from here, not built anew, so that an operator that would b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from baton_operator.planner.context import COMPONENT, REVISION, VERSION, Context
-from baton_operator.planner.objects import Object, int_at, label, map_at, merged, text_at
-from baton_operator.planner.observed import PROVEN, Observed
+from baton_operator.planner.objects import Object, int_at, label, list_at, map_at, merged, text_at
+from baton_operator.planner.observed import PROVEN, WEIGHTS, Key, Observed, key_of
 from baton_operator.planner.revision import RoleRevision
-from baton_operator.planner.rollout import Key, key_of
-from baton_operator.planner.worker import WHOLE, build_workload, role_of, workload_name
+from baton_operator.planner.worker import GROUP_VARIABLE, WHOLE, build_workload, role_of, workload_name
+
+_START_ONLY = ("--model-path", "--revision")  # flags that name the weights with which a worker starts
+
+
+@dataclass(frozen=True)
+class Version:
+    """A revision of the service. `model` and `model_revision` name its checkpoint as a worker fetches it, `digest` its
+    weights, "" before a worker has read them; `settings` has for each role what a running worker cannot change.
+    """
+
+    name: str
+    roles: tuple[RoleRevision, ...]
+    model: str
+    model_revision: str
+    digest: str
+    settings: Mapping[str, str]
+    proven: bool
 
 
 class Records:
@@ -26,16 +44,44 @@ class Records:
         self._next = 1 + max((int_at(item, "revision") for item in self._stored.values()), default=0)
         self._built = {key: self._build(revision) for key, revision in self._new.items()}
 
-    def objects(self, keys: Mapping[Key, int], proven: set[Key]) -> Iterator[Object]:
-        """The records to apply for `keys`; those that are `proven` are marked so, for good."""
+    def version(self, name: str) -> Version | None:
+        """The revision of the service called `name`, if all its roles are recorded or about to be."""
+        parts = name.split("-")
+        roles = ("decode",) if len(parts) == 1 else ("prefill", "decode")
+        keys = list(zip(roles, parts, strict=False))
+        items = [self._stored.get(key) or self._built.get(key) for key in keys]
+        found = [item for item in items if item is not None]
+        if not name or len(found) < len(roles):
+            return None
+        flags = _flags(map_at(found[-1], "data", "workload"))
+        digests = {text_at(item, "metadata", "annotations", WEIGHTS) for item in found} - {""}
+        return Version(
+            name=name,
+            roles=tuple(_revision_of(item) for item in found),
+            model=flags.get("--model-path", ""),
+            model_revision=flags.get("--revision", ""),
+            digest=digests.pop() if len(digests) == 1 else "",
+            settings={role: self.settings(key) for role, key in zip(roles, keys, strict=True)},
+            proven=all(text_at(item, "metadata", "annotations", PROVEN) == "true" for item in found),
+        )
+
+    def settings(self, key: Key) -> str:
+        """What a running worker of the workload `key` cannot change."""
+        item = self._stored.get(key) or self._built.get(key)
+        return settings_of(map_at(item, "data", "workload") if item else self._workloads[key])
+
+    def objects(self, keys: Collection[Key], proven: Collection[Key], weights: Mapping[Key, str]) -> Iterator[Object]:
+        """The records to apply for `keys`; those that are `proven` are marked so, for good, as are their `weights`."""
         for key in keys:
             item = self._stored.get(key) or self._built.get(key)
             if item is None:
                 continue
-            mark = text_at(item, "metadata", "annotations", PROVEN) == "true" or key in proven
+            marks = {name: text_at(item, "metadata", "annotations", name) for name in (PROVEN, WEIGHTS)}
+            marks[PROVEN] = "true" if key in proven else marks[PROVEN]
+            marks[WEIGHTS] = marks[WEIGHTS] or weights.get(key, "")
             metadata = _own_metadata(item)
-            if mark:
-                metadata["annotations"] = {PROVEN: "true"}
+            if any(marks.values()):
+                metadata["annotations"] = {name: mark for name, mark in marks.items() if mark}
             yield {
                 "apiVersion": "apps/v1",
                 "kind": "ControllerRevision",
@@ -75,15 +121,37 @@ class Records:
         return {name: item[name] for name in ("apiVersion", "kind", "spec")} | {"metadata": _own_metadata(item)}
 
 
-def recorded_revisions(observed: Observed, wanted: Mapping[str, str]) -> list[RoleRevision]:
-    """The revisions with the given hash by role, as far as there are records of them; prefill first."""
-    found = {}
-    for item in observed.records():
-        role, revision = label(item, COMPONENT), label(item, REVISION)
-        if wanted.get(role) == revision:
-            whole = label(item, WHOLE) == "true"
-            found[role] = RoleRevision(role, revision, label(item, VERSION), whole)
-    return [found[role] for role in sorted(found, reverse=True)]
+def settings_of(workload: Object) -> str:
+    """Equal for workloads between which a running worker can move by changing its weights: all else is the same."""
+    template = _template(workload)
+    labels = {**map_at(template, "metadata", "labels"), REVISION: "", VERSION: ""}
+    spec = {name: value for name, value in map_at(template, "spec").items() if name != "initContainers"}
+    spec["containers"] = [_without_model(item) for item in list_at(template, "spec", "containers")]
+    kind, annotations = text_at(workload, "kind"), map_at(template, "metadata", "annotations")
+    return json.dumps([kind, labels, annotations, spec], sort_keys=True)
+
+
+def _template(workload: Object) -> Object:
+    return map_at(workload, "spec", "template") or map_at(workload, "spec", "leaderWorkerTemplate", "workerTemplate")
+
+
+def _without_model(container: object) -> object:
+    words = list_at(container, "args")
+    starts = {at for at, word in enumerate(words) if word in _START_ONLY}
+    kept = [word for at, word in enumerate(words) if at not in starts and at - 1 not in starts]
+    env = [entry for entry in list_at(container, "env") if text_at(entry, "name") != GROUP_VARIABLE]
+    return {**container, "args": kept, "env": env} if isinstance(container, Mapping) else container
+
+
+def _flags(workload: Object) -> dict[str, str]:
+    """The flags that name the weights, as the worker's container has them."""
+    words = [word for item in list_at(_template(workload), "spec", "containers") for word in list_at(item, "args")]
+    return {str(word): str(words[at + 1]) for at, word in enumerate(words[:-1]) if word in _START_ONLY}
+
+
+def _revision_of(item: Object) -> RoleRevision:
+    whole = label(item, WHOLE) == "true"
+    return RoleRevision(label(item, COMPONENT), label(item, REVISION), label(item, VERSION), whole)
 
 
 def _own_metadata(item: Object) -> dict[str, object]:

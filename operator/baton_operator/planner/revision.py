@@ -3,13 +3,14 @@
 A *version* covers what prefill and decode must share to work together: model, transfer, flags, images. A role's
 *revision* covers the version and whatever else its own pods see. Hashes are taken over the manifest, not over the pod
 template made from it, so that another release of the operator finds the same revision and restarts nothing. Replica
-counts are in neither.
+counts are in neither. The *revision of the service* is named by those of its roles.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from baton_operator.api.v1alpha1 import Spec, WorkerRole
@@ -39,6 +40,11 @@ def wanted_revisions(spec: Spec) -> tuple[RoleRevision, ...]:
     )
 
 
+def name_of(revisions: Iterable[RoleRevision]) -> str:
+    """Name of the service's revision: the hashes of its roles, prefill before decode."""
+    return "-".join(one.revision for one in revisions)
+
+
 def _version_inputs(spec: Spec) -> object:
     roles = (spec.prefill, spec.decode) if spec.divided else (spec.decode,)
     return {
@@ -53,10 +59,16 @@ def _role_inputs(spec: Spec, role: WorkerRole) -> object:
     return {
         "role": role.model_dump(exclude=_PAIRING | _NOT_OF_PODS, exclude_defaults=True),
         "model": spec.model.model_dump(include={"token", "cache"}, exclude_defaults=True),
+        "fetches": fetches(spec),
         "bootstrap": spec.bootstrap.replicas,
         "drain": spec.rollout.drain_seconds,
         "security": spec.security.model_dump(include={"token", "ca", "proxy"}, exclude_defaults=True),
     }
+
+
+def fetches(spec: Spec) -> bool:
+    """Whether running workers fetch checkpoints from the hub themselves."""
+    return spec.rollout.strategy == "InPlace" and spec.model.uri.startswith("hf://")
 
 
 def _role(spec: Spec, name: str) -> WorkerRole:

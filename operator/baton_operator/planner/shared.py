@@ -85,7 +85,7 @@ def build_network_policies(context: Context) -> Iterator[dict[str, object]]:
         [
             {"from": [workers]},
             {"from": [gateway], "ports": [_port(WORKER_PORT)]},
-            {"from": scrapers, "ports": [_port(metrics_port)]},
+            {"from": [operator, *scrapers], "ports": [_port(metrics_port)]},
         ],
         [{"to": [workers]}, to_bootstrap, _DNS, *hub],
     )

@@ -14,10 +14,11 @@ from baton_operator.planner.context import COMPONENT, Context
 from baton_operator.planner.gateway import COMPONENT as GATEWAY
 from baton_operator.planner.gateway import endpoint_url
 from baton_operator.planner.objects import int_at, label
-from baton_operator.planner.observed import Group, Observed
+from baton_operator.planner.observed import Group, Observed, key_of
 from baton_operator.planner.revision import RoleRevision
-from baton_operator.planner.rollout import key_of, ready_pairs
+from baton_operator.planner.rollout import Rollout
 from baton_operator.planner.trouble import Trouble
+from baton_operator.rollout import WHOLE
 
 MAX_MESSAGE = 1024
 
@@ -36,15 +37,28 @@ class Finding:
 class Situation:
     """What conditions are found from; `overdue` when the new revision takes longer than rollout.progressSeconds."""
 
-    current: Sequence[RoleRevision]
-    desired: Mapping[str, int]
-    groups: Sequence[Group]
+    rollout: Rollout
     observed: Observed
     troubles: Sequence[Trouble]
     overdue: bool = False
 
+    @property
+    def current(self) -> Sequence[RoleRevision]:
+        return self.rollout.current
+
+    @property
+    def desired(self) -> Mapping[str, int]:
+        return self.rollout.desired
+
     def ready(self, revision: RoleRevision) -> int:
-        return sum(group.ready for group in self.groups if key_of(group) == key_of(revision))
+        """Workers of a role that serve the revision which all are led to."""
+        role = WHOLE if revision.whole else revision.role
+        return sum(one.ready and (one.role, one.version) == (role, self.rollout.goal) for one in self.rollout.workers)
+
+    @property
+    def pairs(self) -> int:
+        """Prefill and decode workers of it that can pair up; workers, where they serve whole."""
+        return min(self.ready(revision) for revision in self.current)
 
     def running(self, component: str) -> int:
         """Ready pods of the gateway, or of the bootstrap server."""
@@ -53,8 +67,10 @@ class Situation:
 
     @property
     def old(self) -> list[Group]:
+        """Workloads that are on their way out."""
         wanted = {key_of(revision) for revision in self.current}
-        return [group for group in self.groups if key_of(group) not in wanted]
+        staying = wanted | {key for key, count in self.rollout.replicas.items() if count}
+        return [group for group in self.observed.groups() if key_of(group) not in staying]
 
 
 def build_status(context: Context, situation: Situation, now: datetime) -> Status:
@@ -66,10 +82,11 @@ def build_status(context: Context, situation: Situation, now: datetime) -> Statu
         conditions=timed(context, findings(situation), now),
         url=endpoint_url(context),
         version=version,
-        ready_pairs=ready_pairs(situation.groups).get(version, 0),
+        ready_pairs=situation.pairs,
         prefill=roles.get("prefill"),
         decode=roles.get("decode"),
         weights=_weights(context, situation.observed),
+        rollout=situation.rollout.status,
     )
 
 
@@ -94,15 +111,17 @@ def findings(situation: Situation) -> list[Finding]:
     waiting = _waiting(situation)
     ready = not waiting
     asleep = not any(situation.desired.values())
-    pairs = sum(ready_pairs(situation.groups).values())
+    pairs = sum(situation.rollout.serving.values())
     available = pairs > 0 and situation.running(GATEWAY) > 0
     ready_reason = "ScaledToZero" if asleep and ready else "AllReady" if ready else "NotReady"
     ready_text = "all is as the manifest says" if ready else "; ".join(waiting)
     available_text = "requests are answered" if available else _why_unavailable(situation, pairs)
+    failed = situation.rollout.status.phase == "Failed"
     old = sum(group.present for group in situation.old)
-    progressing = bool(waiting) or bool(situation.old)
+    progressing = not failed and (bool(waiting) or bool(situation.old))
     progress_text = ready_text if waiting else f"{old} workers of earlier revisions are leaving"
     trouble = _trouble(situation)
+    stalled = ("RolledBack", _rolled_back(situation)) if failed else ("AsExpected", "the operator goes on by itself")
     return [
         Finding("Available", available, "Serving" if available else "NotServing", available_text),
         Finding("Ready", ready, ready_reason, ready_text),
@@ -110,7 +129,7 @@ def findings(situation: Situation) -> list[Finding]:
         if progressing
         else Finding("Progressing", False, ready_reason, "nothing is under way"),
         Finding("Degraded", trouble is not None, *(_words(trouble) or ("AsExpected", "nothing is in the way"))),
-        Finding("Stalled", False, "AsExpected", "the operator goes on by itself"),
+        Finding("Stalled", failed, *stalled),
     ]
 
 
@@ -134,7 +153,12 @@ def _timed(finding: Finding, before: Condition | None, generation: int, now: dat
 
 def _waiting(situation: Situation) -> list[str]:
     """What is not yet as the manifest says."""
+    rollout = situation.rollout.status
     waiting = []
+    if rollout.phase == "Failed":
+        waiting.append(_rolled_back(situation))
+    elif rollout.phase != "Done":
+        waiting.append(f"{rollout.phase}: {rollout.message}")
     for revision in situation.current:
         wanted, ready = situation.desired[revision.role], situation.ready(revision)
         if ready < wanted:
@@ -145,6 +169,11 @@ def _waiting(situation: Situation) -> list[str]:
     return waiting
 
 
+def _rolled_back(situation: Situation) -> str:
+    rollout = situation.rollout.status
+    return f"{rollout.failed} was rolled back to {rollout.stable}: {rollout.reason}; change the manifest to go on"
+
+
 def _why_unavailable(situation: Situation, pairs: int) -> str:
     if not any(situation.desired.values()):
         return "scaled to zero"
@@ -152,6 +181,8 @@ def _why_unavailable(situation: Situation, pairs: int) -> str:
 
 
 def _trouble(situation: Situation) -> Trouble | None:
+    if situation.rollout.status.phase in ("RollingBack", "Failed"):
+        return Trouble("RolledBack", _rolled_back(situation))
     if situation.troubles:
         first = situation.troubles[0]
         more = len(situation.troubles) - 1
@@ -166,7 +197,9 @@ def _words(trouble: Trouble | None) -> tuple[str, str] | None:
 
 
 def _role(situation: Situation, revision: RoleRevision) -> RoleStatus:
-    old = [group.present for group in situation.old if group.role == revision.role]
+    name, rollout = WHOLE if revision.whole else revision.role, situation.rollout
+    old = [1 for one in rollout.workers if one.role == name and one.version != rollout.goal]
+    old += [group.present for group in situation.old if group.role == revision.role and not group.wanted]
     return RoleStatus(
         desired=situation.desired[revision.role],
         ready=situation.ready(revision),

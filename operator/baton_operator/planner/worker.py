@@ -33,7 +33,9 @@ from baton_operator.worker_flags import role_flags
 
 ROLES: Final = ("prefill", "decode")
 WHOLE: Final = "baton.dev/serves-whole"
+GROUP_VARIABLE: Final = "BATON_WORKER_GROUP"  # by which a pod that is new asks what to serve: nobody knows its name yet
 _RENDEZVOUS_PORT = 20000
+_LAST_SECONDS = 4  # for a worker to end once its requests have
 
 
 def role_of(context: Context, name: str) -> WorkerRole:
@@ -53,8 +55,8 @@ def build_workload(context: Context, revision: RoleRevision, image: str) -> dict
         VERSION: revision.version,
         WHOLE: str(revision.whole).lower(),
     }
-    pod = _pod(context, revision, image, labels)
     name = workload_name(context, revision)
+    pod = _pod(context, revision, image, labels, name)
     nodes = role.parallelism.nodes
     if nodes > 1:
         body: dict[str, object] = {"leaderWorkerTemplate": {"size": nodes, "workerTemplate": pod}}
@@ -64,7 +66,7 @@ def build_workload(context: Context, revision: RoleRevision, image: str) -> dict
     return context.child("apps/v1", "Deployment", name, revision.role, {"spec": body}, labels)
 
 
-def _pod(context: Context, revision: RoleRevision, image: str, labels: Object) -> object:
+def _pod(context: Context, revision: RoleRevision, image: str, labels: Object, name: str) -> object:
     role = role_of(context, revision.role)
     source = model_source(context, image)
     tmp_volumes, tmp_mounts = scratch()
@@ -77,7 +79,7 @@ def _pod(context: Context, revision: RoleRevision, image: str, labels: Object) -
         "name": "worker",
         "image": image,
         "args": worker_args(context, revision, source),
-        "env": [*_identity_env(), *source.env, *token_env, *environment(role.env)],
+        "env": [*_identity_env(name), _drain_env(context), *source.env, *token_env, *environment(role.env)],
         "ports": _ports(context),
         "resources": resources(role, {device: "1"} if rdma and device else None),
         # RDMA pins memory.
@@ -126,13 +128,20 @@ def _ports(context: Context) -> list[object]:
     return [{"name": "https", "containerPort": WORKER_PORT}, {"name": "http", "containerPort": PROBE_PORT}]
 
 
-def _identity_env() -> list[object]:
+def _identity_env(group: str) -> list[object]:
     return [
+        {"name": GROUP_VARIABLE, "value": group},
         {"name": "BATON_WORKER_ID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": "BATON_LOG_FORMAT", "value": "json"},
         {"name": "HOME", "value": "/tmp"},
     ]
+
+
+def _drain_env(context: Context) -> object:
+    """A little less than the pod is given, so that requests that take longer end with a reason."""
+    seconds = context.manifest.spec.rollout.drain_seconds
+    return {"name": "BATON_DRAIN_SECONDS", "value": str(max(1, seconds - _LAST_SECONDS))}
 
 
 def _probes() -> dict[str, object]:

@@ -7,6 +7,9 @@ instant some version has a *serving set*, a prefill and a decode worker or a wor
 
 from baton_operator.rollout.invariant import serving, serving_sets
 from baton_operator.rollout.model import (
+    DECODE,
+    PREFILL,
+    WHOLE,
     Health,
     Memory,
     Order,
@@ -19,9 +22,13 @@ from baton_operator.rollout.model import (
     Target,
     Worker,
 )
+from baton_operator.rollout.policy import policy_of
 from baton_operator.rollout.step import step
 
 __all__ = [
+    "DECODE",
+    "PREFILL",
+    "WHOLE",
     "Health",
     "Memory",
     "Order",
@@ -33,6 +40,7 @@ __all__ = [
     "Strategy",
     "Target",
     "Worker",
+    "policy_of",
     "serving",
     "serving_sets",
     "step",

@@ -141,8 +141,8 @@ def _surge(target: Target, policy: Policy, seen: Seen, memory: Memory) -> Step:
     before = {worker.id for worker in seen.workers if worker.version != goal}
     if held and before:
         memory = replace(memory, phase=_paused_or(memory, held))
-        counts = _as_they_are(seen)
-        orders = {worker.id: Order.KEEP for worker in seen.workers}
+        counts, stops = _scaled(target, seen, memory)
+        orders = {worker.id: Order.STOP if worker.id in stops else Order.KEEP for worker in seen.workers}
         return _result(policy, seen, memory, orders, frozenset(), counts, held)
     surge = plan_surge(goal, target, seen, policy, memory.stable, percent)
     orders = {worker.id: Order.STOP if worker.id in surge.stops else Order.KEEP for worker in seen.workers}
@@ -224,9 +224,11 @@ def _scaled(target: Target, seen: Seen, memory: Memory) -> tuple[dict[tuple[str,
     """Numbers of workers as wanted: newcomers begin with what is known to serve, leavers leave a serving set."""
     counts = _as_they_are(seen)
     stops: set[str] = set()
+    if not {worker.role for worker in seen.workers} <= target.counts.keys():
+        return counts, frozenset()  # the roles themselves change: that is for the roll
     goal = memory.goal
     begin = goal if any(worker.version == goal and worker.ready for worker in seen.workers) else memory.stable
-    for role in {*target.counts, *(worker.role for worker in seen.workers)}:
+    for role in target.counts:
         workers = [worker for worker in seen.workers if worker.role == role]
         surplus = len(workers) - target.counts.get(role, 0)
         if surplus < 0:

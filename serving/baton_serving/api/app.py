@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from baton_serving import __version__
 from baton_serving.api.http.auth import ApiKeyMiddleware
+from baton_serving.api.http.identity import IdentityMiddleware
 from baton_serving.api.http.problems import on_baton_error, on_fault, on_http_exception
 from baton_serving.api.native import control, info, weights
 from baton_serving.api.native.cache import cache_events
@@ -81,4 +82,5 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(Exception, on_fault)
     if service.options.api_key is not None:
         app.add_middleware(ApiKeyMiddleware, api_key=service.options.api_key)
+    app.add_middleware(IdentityMiddleware, incarnation=lambda: service.manager.weights.incarnation)
     return app

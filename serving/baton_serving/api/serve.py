@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import signal
 import socket
 from pathlib import Path
@@ -27,7 +28,7 @@ from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.config.check import addresses, check
 from baton_serving.errors import ConfigError, InternalError, Unavailable
 from baton_serving.runtime.assigned import Assigned
-from baton_serving.runtime.bootstrap_access import tls_of
+from baton_serving.runtime.bootstrap_access import as_assigned, tls_of
 from baton_serving.runtime.cache_feed import CacheFeed
 from baton_serving.runtime.crash_dump import CrashDump
 from baton_serving.runtime.identity import Identity
@@ -49,7 +50,8 @@ from baton_serving.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 25.0  # below Kubernetes' default grace period of 30
+DRAIN_VARIABLE = "BATON_DRAIN_SECONDS"  # set by a deployment: how long open requests may take to end
+DRAIN_SECONDS = "25"  # below Kubernetes' default grace period of 30
 
 
 def serve(config: ServerConfig) -> int:
@@ -68,6 +70,7 @@ def serve(config: ServerConfig) -> int:
         reserve("--grpc-port", http.host, http.grpc_port),
     ):
         tls = _tls(config)
+        config = as_assigned(config)
         listening, port = listener.getsockname()[:2]
         with Worker(config, Identity.fresh(reachable_host(listening, meeting), port)) as worker:
             stages = Stages(config.logging.show_time_cost)
@@ -103,7 +106,9 @@ class _ApiProcess:
         self._intake, self._tokenizer = load_intake(facts)
         self._options = _app_options(self._config, facts)
         given = self._config.given
-        served = ServedWeights(facts.rank.weight_digest, given.api.weight_version, given.model.model_path)
+        served = ServedWeights(
+            facts.rank.weight_digest, given.api.weight_version, given.model.model_path, facts.identity.incarnation
+        )
         self._labels = {
             "model": self._options.served_model_name,
             "weight_digest": served.digest,
@@ -215,12 +220,12 @@ class _ApiProcess:
         self._registration = registration
         self._following = asyncio.create_task(assigned.run())
 
-    def _weights_changed(self, weights: ServedWeights, incarnation: str) -> None:
+    def _weights_changed(self, weights: ServedWeights) -> None:
         self._labels["weight_digest"] = weights.digest
         if self._cache_feed is not None:
             self._cache_feed.rename(weights.digest)
         if self._registration is not None:
-            self._registration.serve(weights.digest, incarnation)
+            self._registration.serve(weights.digest, weights.incarnation)
 
     def _opened(self, is_open: bool) -> None:
         if self._registration is not None:
@@ -274,7 +279,7 @@ async def _warm_up(manager: TokenizerManager) -> None:
 async def _drain(manager: TokenizerManager) -> None:
     """Let open requests end, up to a bound, then fail the rest."""
     try:
-        async with asyncio.timeout(DRAIN_SECONDS):
+        async with asyncio.timeout(float(os.environ.get(DRAIN_VARIABLE) or DRAIN_SECONDS)):
             await manager.wait_idle()
     except TimeoutError:
         manager.end_all(Failure(Unavailable.code, "the worker is shutting down"))

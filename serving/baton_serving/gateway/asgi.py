@@ -80,7 +80,7 @@ class AsgiSession:
     async def _receive(self) -> Message:
         if not self._body_taken:
             self._body_taken = True
-            return {"type": "http.request", "body": self._incoming.body, "more_body": False}
+            return {"type": "http.request", "body": bytes(self._incoming.body), "more_body": False}
         await self._gone.wait()
         return {"type": "http.disconnect"}
 

@@ -22,11 +22,12 @@ from baton_serving.gateway.snapshot import RequestFacts
 
 BYTES_PER_TOKEN = 4  # of English text; only ever an estimate
 
-_PASSED_ON = (b"authorization", b"traceparent", b"tracestate", b"accept")
+_PASSED_ON = (b"traceparent", b"tracestate", b"accept")
 _REQUEST_ID = b"x-request-id"
 _TIMEOUT = b"x-request-timeout"
 _GIVEN_ID = re.compile(rb"[!-~]{1,256}")  # it goes into heads and logs
 _SEED_NAMES = ("seed", "sampling_seed")
+_EMPTY = re.compile(rb"[ \t\r\n]*\{[ \t\r\n]*\}[ \t\r\n]*")
 
 
 class Fields(msgspec.Struct, gc=False):
@@ -53,6 +54,9 @@ class Fields(msgspec.Struct, gc=False):
     bootstrap_port: Any = UNSET
     bootstrap_room: Any = UNSET
 
+
+_STEERING = ("baton_handoff", "baton_resume", "bootstrap_host", "bootstrap_port", "bootstrap_room")
+_UNSTEERED = (UNSET,) * len(_STEERING)
 
 _fields = msgspec.json.Decoder(Fields)
 
@@ -117,24 +121,22 @@ class Ask:
         self._choices = 0
         self.facts = _facts(fields, number, headers, tenant)
 
-    def payload(self, additions: Mapping[str, object]) -> bytes:
-        """The body with these fields, which replace the client's own."""
-        body = self.body
-        end = body.rstrip()[:-1]
+    def payload(self, additions: Mapping[str, object]) -> tuple[bytes | memoryview, bytes]:
+        """The body with these fields, which replace the client's own, in two pieces: what came, and what is added."""
+        if not additions:
+            return memoryview(self.body), b""
         tail = orjson.dumps(additions)
-        if len(tail) == 2:
-            return body
-        separator = b"," if end.rstrip()[-1:] != b"{" else b""
-        return b"%b%b%b" % (end, separator, tail[1:])
+        if _EMPTY.fullmatch(self.body) is not None:
+            return b"", tail
+        return memoryview(self.body)[: self.body.rindex(b"}")], b"," + tail[1:]
 
     def standing_additions(self) -> dict[str, object]:
         """What every attempt adds: a name, a seed that a continuation can use, and no steering fields of a client."""
         fields = self.fields
+        steering = fields.baton_handoff, fields.baton_resume, fields.bootstrap_host, fields.bootstrap_port
         additions: dict[str, object] = {}
-        if fields.baton_handoff is not UNSET or fields.baton_resume is not UNSET or _has_bootstrap(fields):
-            additions = dict.fromkeys(
-                ("baton_handoff", "baton_resume", "bootstrap_host", "bootstrap_port", "bootstrap_room")
-            )
+        if (*steering, fields.bootstrap_room) != _UNSTEERED:
+            additions = dict.fromkeys(_STEERING)
         if self.path == "/generate":
             if self.stream:
                 additions["sampling_params"] = _seeded(fields.sampling_params, self.number)
@@ -147,6 +149,11 @@ class Ask:
         if not self._choices:
             self._choices = self._count_choices()
         return self._choices
+
+    def movable(self) -> bool:
+        """Whether a stream's pages can move: it has one choice, and its events do not say again what it measured."""
+        measured = self.path == "/generate" and bool(orjson.loads(self.body).get("return_logprob"))
+        return self.choices() == 1 and not measured
 
     def _count_choices(self) -> int:
         body: dict[str, Any] = orjson.loads(self.body)
@@ -162,7 +169,7 @@ class Ask:
         return int((params or {}).get("n") or 1) * _prompts(prompts)
 
 
-def _read(body: bytes) -> Fields:
+def _read(body: bytes | bytearray) -> Fields:
     try:
         return _fields.decode(body)
     except msgspec.ValidationError as error:
@@ -177,10 +184,10 @@ def _facts(fields: Fields, number: int, headers: Mapping[bytes, bytes], tenant: 
     model = fields.model
     if model is not None and not isinstance(model, str):
         raise InvalidRequest(f"model must be a string, not {type(model).__name__}", "model")
-    prompt = b""
+    prompt: bytes | memoryview = b""
     for raw in (fields.messages, fields.prompt, fields.text, fields.input_ids, fields.input):
         if raw is not UNSET:
-            prompt = bytes(raw)
+            prompt = memoryview(raw)
             break
     wanted = fields.max_tokens or fields.max_completion_tokens
     session = headers.get(b"x-session-id") or (fields.user if isinstance(fields.user, str) else "")
@@ -203,10 +210,6 @@ def _timeout(value: bytes | None) -> float | None:
     except ValueError:
         return None
     return seconds if 0 < seconds < 1e9 else None
-
-
-def _has_bootstrap(fields: Fields) -> bool:
-    return any(value is not UNSET for value in (fields.bootstrap_host, fields.bootstrap_port, fields.bootstrap_room))
 
 
 def _seeded(params: Any, number: int) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -32,10 +32,7 @@ class Breakers(Generic[K]):
     def __init__(self, config: BreakerConfig | None = None) -> None:
         self._config = config or BreakerConfig()
         self._circuits: dict[K, _Circuit] = {}
-
-    def __bool__(self) -> bool:
-        """Whether any key might be refused."""
-        return bool(self._circuits)
+        self.troubled: Collection[K] = self._circuits.keys()  # those that might be refused; a view
 
     def allows(self, key: K, now: float) -> bool:
         """Whether `key` may be asked; an open circuit whose time is over lets one request through."""

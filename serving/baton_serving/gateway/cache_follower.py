@@ -52,11 +52,12 @@ class _Broken(Exception):
 
 
 class CacheFollower:
-    """`update` with every view of the fleet; `aclose` at the end. `tls` is for workers, as it is for requests."""
+    """`update` with every view of the fleet; `aclose` at the end. `tls` and `key` are for workers, as for requests."""
 
-    def __init__(self, memory: CacheMemory, tls: Tls | None = None) -> None:
+    def __init__(self, memory: CacheMemory, tls: Tls | None = None, key: str | None = None) -> None:
         self._memory = memory
         self._tls = tls
+        self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self._tasks: dict[Source, asyncio.Task[None]] = {}
         self._session: aiohttp.ClientSession | None = None
         self.resyncs = 0  # streams that broke
@@ -99,7 +100,8 @@ class CacheFollower:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
         tls, name = (True, None) if self._tls is None else (self._tls.client, PEER_NAME)
         url = source.url + PATH
-        async with self._session.get(url, timeout=timeout, ssl=tls, server_hostname=name) as response:
+        asking = self._session.get(url, timeout=timeout, ssl=tls, server_hostname=name, headers=self._headers)
+        async with asking as response:
             if response.status in UNTOLD:
                 log.info("no cache events", extra=fields(worker=source.worker_id, status=response.status))
                 return False

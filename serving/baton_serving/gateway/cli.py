@@ -142,6 +142,11 @@ def _add_security(parser: ArgumentParser) -> None:
         help="file with a line `NAME KEY` per client key, or a folder (a mounted Secret) with a file NAME per key; "
         "taken over when it changes",
     )
+    parser.add_argument(
+        "--worker-api-key-file",
+        type=Path,
+        help="file with the API key of the workers, where these were started with --api-key",
+    )
     parser.add_argument("--ssl-certfile", help="certificate chain (PEM) for clients, taken over when it changes")
     parser.add_argument("--ssl-keyfile", help="key of the certificate")
     parser.add_argument("--ssl-ca-certs", help="authority that clients' certificates must come from (default: none)")
@@ -212,9 +217,20 @@ def _config(args: Namespace) -> GatewayConfig:
                 args.worker_ssl_certfile, args.worker_ssl_keyfile, args.worker_ssl_ca_certs, "--worker-ssl"
             ),
             token=read_token(Path(token_file) if token_file else None),
+            worker_key=_worker_key(args.worker_api_key_file),
         )
     except SetupError as error:
         raise ConfigError(str(error)) from error
+
+
+def _worker_key(path: Path | None) -> str | None:
+    try:
+        key = read_token(path)
+    except SetupError as error:
+        raise ConfigError(f"--worker-api-key-file: {error}") from error
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"--worker-api-key-file {path}: a key is one line of ASCII characters")
+    return key
 
 
 async def _serve(config: GatewayConfig, ready: Callable[[int], None]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter as Tally
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from baton_serving.gateway.ask import Ask, Names
 from baton_serving.gateway.exchange import Exchange
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.http.downstream import Incoming
-from baton_serving.gateway.leg import Leg
+from baton_serving.gateway.leg import NOBODY, Leg
 from baton_serving.gateway.lifecycle import Phase
 from baton_serving.gateway.metrics import Figures
 from baton_serving.gateway.record import Record
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 ABSENCE_LIMIT = 1.0  # seconds that a worker may be missing from the view before its open requests are given up
 LOOK_EVERY = 0.25  # seconds between two looks at open requests
+ALONE_SECONDS = 1.0  # for a prefill reply that nobody waits for any more
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Core:
         self.waiting: set[Exchange] = set()  # for workers
         self.queued: dict[int, Exchange] = {}  # for admission
         self.open: set[Exchange] = set()
+        self._alone: deque[tuple[float, Leg]] = deque()  # legs that nobody waits for, and when they are to be over
         self.draining = False
         self._patience = patience or Patience()
         self.on_begin = on_begin
@@ -88,13 +91,12 @@ class Core:
             self.figures.ended("refused", path, 0.0, 0.0)
             sink.reply(reply.status, reply.lines, reply.body)
             return None
-        record = Record(ask.number, ask.request_id, path, started)
-        record.model = ask.facts.model
-        record.tenant = tenant
-        record.stream = ask.stream
-        record.bytes_in = len(incoming.body)
-        record.trace = incoming.headers.get(b"traceparent", b"").decode("latin-1")
-        exchange = Exchange(self, ask, sink, record, generates=generates)
+        trace = incoming.headers.get(b"traceparent", b"").decode("latin-1")
+        record = Record(
+            *(ask.number, ask.request_id, path, started, ask.facts.model, tenant, trace, ask.stream),
+            bytes_in=len(incoming.body),
+        )
+        exchange = Exchange(self, ask, sink, record, generates)
         if self.on_begin is not None:
             self.on_begin(record)
         self.open.add(exchange)
@@ -118,7 +120,8 @@ class Core:
         self.open.discard(exchange)
         self.waiting.discard(exchange)
         record = exchange.record
-        self.figures.ended(record.outcome, record.path, record.ended - record.started, self._first_byte(record))
+        first_byte = record.first_byte - record.started if record.first_byte else 0.0
+        self.figures.ended(record.outcome, record.path, record.ended - record.started, first_byte)
         if exchange.offered:
             number = exchange.ask.number
             self.queued.pop(number, None)
@@ -130,6 +133,12 @@ class Core:
             self.on_end(record)
         if self._idle is not None and not self.open:
             self._idle.set()
+
+    def leave_alone(self, leg: Leg) -> None:
+        """Nobody waits for the rest of this leg; let it end by itself for a while, so that its connection lives on."""
+        if not leg.done:
+            leg.owner = NOBODY
+            self._alone.append((self.now() + ALONE_SECONDS, leg))
 
     def let_in(self) -> None:
         """Those whom admission lets go on, go on; those it sheds are refused."""
@@ -156,9 +165,6 @@ class Core:
         self._idle = asyncio.Event()
         if self.open:
             await self._idle.wait()
-
-    def _first_byte(self, record: Record) -> float:
-        return record.first_byte - record.started if record.first_byte else 0.0
 
     # Workers
 
@@ -216,7 +222,7 @@ class Core:
 
     def pair_worked(self, decision: Decision | None) -> None:
         router = self.router
-        if decision is None or not (router.workers or router.links):
+        if decision is None or not router.troubled:
             return
         route = decision.route
         router.workers.succeeded(route.decode.incarnation)
@@ -247,6 +253,8 @@ class Core:
     def look(self) -> None:
         """To be called every `LOOK_EVERY` seconds: deadlines, and workers that have fallen silent in mid-answer."""
         now = self.now()
+        while self._alone and self._alone[0][0] < now:
+            self._alone.popleft()[1].release()
         if self.queued:
             self.let_in()
         for exchange in list(self.open):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from baton_serving.errors import BatonError, QueueFull, Unavailable
 from baton_serving.gateway.ask import Ask
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.handover import Handover, MoveCall
+from baton_serving.gateway.http.head import Head
 from baton_serving.gateway.leg import DONE, LOST, Leg
 from baton_serving.gateway.lifecycle import Action, Event, Phase, advance
 from baton_serving.gateway.outgoing import Outgoing
@@ -26,39 +28,46 @@ if TYPE_CHECKING:
 SECOND_CHANCE = 0.1  # seconds before a worker that failed is asked again, when there is no other; then four times that
 
 _WAITING = (Phase.QUEUED, Phase.STRANDED)
+# Looked up for every event; by way of their class that takes longer than the rest of the step (Python 3.11).
+_STREAMING, _TAKING, _NOTHING, _PREFILL_DONE = Phase.STREAMING, Phase.TAKING, Action.NONE, Event.PREFILL_DONE
 
 
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One client request; it ends once the client has its terminal reply or is gone, with every leg released."""
 
-    # What a request begins with; for most of them most of it never changes.
-    phase = Phase.QUEUED
+    _core: Core
+    ask: Ask
+    _sink: Sink
+    record: Record
+    _generates: bool = True
+    phase: Phase = Phase.QUEUED
+    deadline: float = 0.0
     prefill: Leg | None = None
     decode: Leg | None = None
     taker: Leg | None = None
-    offered = False  # to admission, which must hear of the end
-    _admitted = False
+    offered: bool = False  # to admission, which must hear of the end
+    _outgoing: Outgoing = field(init=False)
+    _admitted: bool = False
     _decision: Decision | None = None
     _failure: BatonError | Reply | None = None
     _lost: frozenset[Endpoint] = frozenset()  # not asked again, but for want of others
-    _tries = 0  # attempts since the client last got something
-    _pauses = 0
-    _wait_until = 0.0
+    _spoke: bool = False  # decode of the latest attempt, before it was lost
+    _tries: int = 0  # attempts since the client last got something
+    _pauses: int = 0
+    _wait_until: float = 0.0
     _timer: asyncio.TimerHandle | None = None
-    _chunks = b""  # what decode sent and the client has not
+    _chunks: bytes = b""  # what decode sent and the client has not
     _transcript: Transcript | None = None
     _progress: Progress | None = None  # what the client had when decode was lost last
     _continuation: Continuation | None = None
     _handover: Handover | None = None
 
-    def __init__(self, core: Core, ask: Ask, sink: Sink, record: Record, *, generates: bool = True) -> None:
-        self.ask = ask
-        self.record = record
-        self.deadline = 0.0 if ask.timeout is None else record.started + ask.timeout
-        self._core = core
-        self._sink = sink
-        self._generates = generates
-        self._outgoing = Outgoing(ask, core.names, self.deadline, generates=generates)
+    def __post_init__(self) -> None:
+        ask = self.ask
+        if ask.timeout is not None:
+            self.deadline = self.record.started + ask.timeout
+        self._outgoing = Outgoing(ask, self._core.names, self.deadline, self._generates)
         if ask.stream:
             self._transcript = Transcript()
 
@@ -94,7 +103,7 @@ class Exchange:
 
     def leg_bytes(self, leg: Leg, chunks: bytes) -> None:
         if leg is self.decode:
-            if self.phase is Phase.STREAMING and self._continuation is None:  # nearly always
+            if self.phase is _STREAMING and self._continuation is None:  # nearly always
                 if self._transcript is not None:
                     self._transcript.add(chunks)
                 self.record.bytes_out += len(chunks)
@@ -121,14 +130,16 @@ class Exchange:
                 event = Event.MOVE_FAILED  # there is no stream left to stay with
         if leg is self.prefill or leg is self.decode or leg is self.taker:
             self._happen(event)
-        if leg is self.decode and self.phase is Phase.TAKING:
+        if self.phase is _TAKING and leg is self.decode:
             self._switch_when_complete()
 
     def worker_drains(self, leg: Leg) -> None:
         if leg is not self.decode or self.phase is not Phase.STREAMING or leg.asked_to_move:
             return
-        leg.asked_to_move = True
-        if self._can_go_on() and self.ask.choices() == 1:
+        # A stream that stands still for nobody is held up until its worker gives up waiting.
+        takers = self._core.router.takers(self.ask.facts, leg.endpoint, self._lost)
+        if takers and self._can_go_on() and self.ask.movable():
+            leg.asked_to_move = True
             self._happen(Event.DRAINING)
 
     def worker_stands_still(self, leg: Leg, reason: str) -> None:
@@ -144,9 +155,9 @@ class Exchange:
 
     def _happen(self, event: Event) -> None:
         self.phase, action = advance(self.phase, event)
-        if action is not Action.NONE:
+        if action is not _NOTHING:
             _ACTIONS[action](self)
-        elif event is Event.PREFILL_DONE:
+        elif event is _PREFILL_DONE:
             self._note("prefill done", "")
 
     # Looking for workers
@@ -187,10 +198,15 @@ class Exchange:
             self._timer = core.loop.call_later(left, self._look_for_workers)
 
     def _route(self) -> Decision | None:
-        """Rather a wholly different pair: the other leg may have been the reason."""
+        """Rather a wholly different pair: the other leg may have been the reason.
+
+        But when decode was lost in the middle of its answer, the prefill worker, which holds the prompt, was not.
+        """
         router, facts, divided = self._core.router, self.ask.facts, self._generates
-        last = None if self._decision is None else self._decision.route
-        if self._lost and last is not None and last.prefill is not None:
+        last = self._decision.route if self._lost and self._decision is not None else None
+        if last is not None and last.prefill is not None:
+            if self._spoke and last.prefill not in self._lost:
+                return router.route(facts, self._lost, divided=divided, keep=last.prefill)
             fresh = router.route(facts, self._lost.union(last.endpoints), divided=divided)
             if fresh is not None and fresh.route.prefill is not None:
                 return fresh
@@ -237,6 +253,7 @@ class Exchange:
 
     def _blame(self) -> None:
         """Who failed is avoided, unless an idle connection had merely been closed meanwhile."""
+        self._spoke = self.decode is not None and self.decode.saw_bytes
         for leg in (self.prefill, self.decode, self.taker):
             if leg is None or not leg.done or not leg.failure:
                 continue
@@ -275,6 +292,7 @@ class Exchange:
         assert decode is not None
         assert decode.head is not None
         chunks, self._chunks = self._chunks, b""
+        self._note_transfer(decode.head)
         if self._handover is not None:
             chunks = self._handover.pass_on(chunks)
         if self._continuation is not None:
@@ -307,6 +325,7 @@ class Exchange:
                 self._sink.relay(self._handover.give_back())
             self._sink.end()
         else:
+            self._note_transfer(decode.head)
             self.record.status = decode.head.status
             self.record.bytes_out = len(decode.body)
             if self._core.admission.counts_tokens:
@@ -436,16 +455,18 @@ class Exchange:
         return streamed_tokens(self.ask.facts.prompt_tokens, self._transcript)
 
     def _own_lines(self) -> bytes:
-        lines = b"x-request-id: %b\r\nx-baton-attempts: %d\r\n" % (
-            self.ask.request_id.encode("latin-1"),
-            len(self.record.attempts),
-        )
-        if self._decision is not None:
-            lines += b"x-baton-route: %b\r\n" % str(self._decision.route).encode()
-        return lines
+        request_id, attempts = self.ask.request_id.encode(), len(self.record.attempts)
+        route = b"" if self._decision is None else self._decision.route.line
+        return b"x-request-id: %b\r\nx-baton-attempts: %d\r\n%b" % (request_id, attempts, route)
 
     def _note(self, what: str, detail: str) -> None:
         self.record.notes.append((self._core.now(), what, detail))
+
+    def _note_transfer(self, head: Head) -> None:
+        """What the latest attempt's decode worker got from its prefill worker."""
+        record, number = self.record, len(self.record.attempts)
+        if head.transfer and number not in record.transfers:
+            record.transfers = {**record.transfers, number: head.transfer}
 
     def _release(self) -> None:
         for leg in (self.prefill, self.decode, self.taker):
@@ -457,7 +478,7 @@ class Exchange:
         if self._timer is not None:
             self._timer.cancel()
         if outcome == "done" and self.prefill is not None:
-            self.prefill.detach()
+            self._core.leave_alone(self.prefill)
             self.prefill = None
         self._release()
         self.record.outcome = outcome

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from baton_bootstrap.records import Entry, Role, State, Status, Worker
 from baton_bootstrap.tls import Tls
 from baton_serving.gateway.http.upstream import Pool
@@ -30,15 +28,16 @@ class Endpoint:
     `responsive` is what health checks say. `sent_tokens` are prompt tokens sent from here that are not computed yet.
     """
 
-    __slots__ = ("id", "incarnation", "legs", "page_size", "pool", "responsive", "sent_tokens", "status", "worker")
+    __slots__ = (
+        *("_reported", "id", "incarnation", "legs", "pool", "responsive", "sent_tokens", "status", "used_tokens"),
+        *("weight_digest", "worker"),
+    )
 
     def __init__(self, worker: Worker, status: Status, pool: Pool) -> None:
-        self.worker = worker
         self.id = worker.id
         self.incarnation = worker.incarnation
-        self.page_size = worker.page_size
-        self.status = status
         self.pool = pool
+        self._take(worker, status)
         self.legs: set[Leg] = set()
         self.responsive = True
         self.sent_tokens = 0
@@ -47,9 +46,18 @@ class Endpoint:
     def key(self) -> Key:
         return self.id, self.incarnation
 
-    @property
-    def weight_digest(self) -> str:
-        return self.worker.weight_digest
+    def update(self, worker: Worker, status: Status) -> bool:
+        """Take over what the bootstrap server knows now; whether that is more than another load."""
+        before, was = self.worker, self.status
+        self._take(worker, status)
+        return (before, was.state, was.share) != (worker, status.state, status.share)
+
+    def _take(self, worker: Worker, status: Status) -> None:
+        self.worker = worker
+        self.weight_digest = worker.weight_digest
+        self.status = status
+        self._reported = load = status.load
+        self.used_tokens = (load.total_pages - load.free_pages) * worker.page_size
 
     @property
     def usable(self) -> bool:
@@ -58,33 +66,28 @@ class Endpoint:
     @property
     def running(self) -> int:
         """Requests there: as reported, or as sent from here where that is ahead of the report."""
-        return max(self.status.load.running, len(self.legs))
+        reported, sent = self._reported.running, len(self.legs)
+        return sent if sent > reported else reported
 
     @property
     def queued_tokens(self) -> int:
-        return max(self.status.load.queued_tokens, self.sent_tokens)
-
-    @property
-    def free_pages(self) -> int:
-        return self.status.load.free_pages
-
-    @property
-    def total_pages(self) -> int:
-        return self.status.load.total_pages
+        reported, sent = self._reported.queued_tokens, self.sent_tokens
+        return sent if sent > reported else reported
 
 
-class Route(msgspec.Struct, frozen=True, gc=False):
-    """Where one attempt goes. Without `prefill` the request runs whole on `decode`."""
+class Route:
+    """Where an attempt goes. Without `prefill` the request runs whole on `decode`. `line` is a header for clients."""
 
-    prefill: Endpoint | None
-    decode: Endpoint
+    __slots__ = ("decode", "endpoints", "line", "prefill")
 
-    @property
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        return (self.decode,) if self.prefill is None else (self.prefill, self.decode)
+    def __init__(self, prefill: Endpoint | None, decode: Endpoint) -> None:
+        self.prefill = prefill
+        self.decode = decode
+        self.endpoints: tuple[Endpoint, ...] = (decode,) if prefill is None else (prefill, decode)
+        self.line = b"x-baton-route: %b\r\n" % str(self).encode()
 
     def __str__(self) -> str:
-        return ">".join(endpoint.worker.id for endpoint in self.endpoints)
+        return ">".join(endpoint.id for endpoint in self.endpoints)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,14 @@ class ModelFleet:
     partners: Mapping[Endpoint, tuple[Endpoint, ...]]
     paired: tuple[Endpoint, ...] = ()
     shares: Mapping[str, int] = field(default_factory=dict)
+    _routes: dict[tuple[Endpoint | None, Endpoint], Route] = field(default_factory=dict)
+
+    def route(self, prefill: Endpoint | None, decode: Endpoint) -> Route:
+        """The one object for this way, made when it is first taken."""
+        found = self._routes.get((prefill, decode))
+        if found is None:
+            found = self._routes[prefill, decode] = Route(prefill, decode)
+        return found
 
     @cached_property
     def uneven(self) -> bool:
@@ -153,8 +164,10 @@ def _model_fleet(roles: Mapping[Role, list[Endpoint]]) -> ModelFleet:
 class Fleet:
     """All endpoints and the models they serve. An endpoint missing from a view keeps its legs until it is expired."""
 
-    def __init__(self, tls: Tls | None = None) -> None:
+    def __init__(self, tls: Tls | None = None, key: str | None = None) -> None:
+        """`tls` and `key`, an API key, are for workers."""
         self._tls = tls
+        self._key = key
         self.models: Mapping[str, ModelFleet] = {}
         self.endpoints: dict[Key, Endpoint] = {}
         self.absent: dict[Key, Endpoint] = {}
@@ -163,14 +176,16 @@ class Fleet:
         """Take over a view; returns the endpoints that were there before and no longer are."""
         known = self.absent | self.endpoints
         before, self.endpoints = self.endpoints, {}
+        changed = False
         for entry in entries:
             key = entry.worker.id, entry.worker.incarnation
-            endpoint = known.pop(key, None) or _endpoint(entry, self._tls)
+            endpoint = known.pop(key, None) or _endpoint(entry, self._tls, self._key)
             if endpoint is not None:
-                endpoint.worker, endpoint.status = entry.worker, entry.status
+                changed |= endpoint.update(entry.worker, entry.status)
                 self.endpoints[key] = endpoint
         self.absent = known
-        self.regroup()
+        if changed or before.keys() != self.endpoints.keys():
+            self.regroup()
         return [endpoint for key, endpoint in before.items() if key in known]
 
     def regroup(self) -> None:
@@ -191,10 +206,10 @@ class Fleet:
         return self.absent.pop(endpoint.key, None) is not None
 
 
-def _endpoint(entry: Entry, tls: Tls | None) -> Endpoint | None:
+def _endpoint(entry: Entry, tls: Tls | None, key: str | None) -> Endpoint | None:
     """None for a worker whose address cannot be used: it is shown by the bootstrap server, but gets no requests."""
     try:
-        return Endpoint(entry.worker, entry.status, Pool(entry.worker.http_url, tls))
+        return Endpoint(entry.worker, entry.status, Pool(entry.worker.http_url, tls, key))
     except ValueError as error:
         log.warning("worker left out", extra=fields(worker=entry.worker.id, reason=str(error)))
         return None

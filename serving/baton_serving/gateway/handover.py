@@ -76,7 +76,7 @@ class MoveCall:
             self._on_answer(None)
             return
         head = b"POST /baton/move HTTP/1.1\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-        connection.send(self, head % (pool.host_line, len(body)) + body)
+        connection.send(self, (head % (pool.host_line, len(body)) + body,))
 
     def on_head(self, head: Head) -> bool:
         self._status = head.status

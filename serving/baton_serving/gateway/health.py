@@ -58,7 +58,7 @@ class HealthChecks:
 async def _ask(endpoint: Endpoint) -> bool:
     connection = endpoint.pool.take() or await endpoint.pool.connect()
     answer = _Answer()
-    connection.send(answer, b"GET /health HTTP/1.1\r\n%b\r\n" % endpoint.pool.host_line)
+    connection.send(answer, (b"GET /health HTTP/1.1\r\n%b\r\n" % endpoint.pool.host_line,))
     return await answer.wait(connection)
 
 

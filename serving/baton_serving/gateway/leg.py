@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from baton_serving.gateway.fleet import Endpoint
@@ -13,8 +15,6 @@ from baton_serving.gateway.replies import JSON_LINE, Reply, error_reply, read_er
 
 # Statuses that another worker may not answer with; all others above 399 are the request's own fault.
 RETRYABLE = frozenset({429, 500, 502, 503, 504})
-
-DETACHED_SECONDS = 1.0  # for a prefill reply that nobody waits for any more
 
 _ERROR = b'data: {"error"'
 _OLD_ERRORS = (b'data: {"object":"error"', b"event: error")
@@ -50,36 +50,34 @@ class LegOwner(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
 class Leg:
     """Sends one request to `endpoint`; counted in `endpoint.legs` from `start` to the end.
 
-    Ends exactly once: by itself, with an event, or by `release`, silently.
+    Ends exactly once: by itself, with an event, or by `release`, silently. `tokens` are those of the prompt that this
+    worker has to compute, as far as is known.
     """
 
-    # What a leg begins with; most of it never changes.
+    endpoint: Endpoint
+    name: Name
+    owner: LegOwner
+    tokens: int
     head: Head | None = None
-    event_stream = False
-    body = b""
-    done = False
-    saw_bytes = False
-    failure = ""  # why it was lost
-    asked_to_move = False
-    stale = False  # lost only because an idle connection had been closed meanwhile
+    event_stream: bool = False
+    body: bytes = b""
+    done: bool = False
+    saw_bytes: bool = False
+    failure: str = ""  # why it was lost
+    asked_to_move: bool = False
+    stale: bool = False  # lost only because an idle connection had been closed meanwhile
     refusal: Reply | None = None
-    _reused = False
-    _saw_done = False
-    _paused = False
+    _reused: bool = False
+    _saw_done: bool = False
+    _paused: bool = False
     _connection: Connection | None = None
     _connecting: asyncio.Task[None] | None = None
 
-    def __init__(self, endpoint: Endpoint, name: Name, owner: LegOwner, tokens: int) -> None:
-        """`tokens` are those of the prompt that this worker has to compute, as far as is known."""
-        self.endpoint = endpoint
-        self.name: Name = name
-        self.tokens = tokens
-        self.owner = owner
-
-    def start(self, request: bytes) -> None:
+    def start(self, request: Sequence[bytes | memoryview]) -> None:
         """Send now on an idle connection, or as soon as a new one stands."""
         endpoint = self.endpoint
         endpoint.legs.add(self)
@@ -121,12 +119,6 @@ class Leg:
                 connecting.cancel()
             if connection is not None:
                 connection.drop()
-
-    def detach(self) -> None:
-        """Nobody waits for the rest of this leg; let it end by itself for a while, so that its connection lives on."""
-        if not self.done:
-            self.owner = NOBODY
-            asyncio.get_running_loop().call_later(DETACHED_SECONDS, self.release)
 
     def fail(self, reason: str) -> None:
         """End as lost: someone else noticed."""
@@ -209,7 +201,7 @@ class Leg:
         else:
             owner.leg_event(self, REFUSED[self.name])
 
-    async def _connect(self, request: bytes) -> None:
+    async def _connect(self, request: Sequence[bytes | memoryview]) -> None:
         try:
             self._connection = await self.endpoint.pool.connect()
         except OSError as error:
@@ -223,7 +215,8 @@ class Leg:
         self.endpoint.legs.discard(self)
         self.endpoint.sent_tokens -= self.tokens
         self.tokens = 0
-        self.resume()
+        if self._paused:
+            self.resume()
         self._connection = self._connecting = None
 
 

@@ -153,15 +153,14 @@ _TABLE: Mapping[Phase, _Rows] = {
         E.TAKER_LOST: (P.STREAMING, A.STAY),
         E.MOVE_FAILED: (P.STRANDED, A.RETRY),
     },
+    P.ENDED: dict.fromkeys(Event, (P.ENDED, A.NONE)),
 }
 
 TRANSITIONS: Mapping[tuple[Phase, Event], tuple[Phase, Action]] = {
-    (phase, event): outcome for phase, rows in _TABLE.items() for event, outcome in rows.items()
+    (phase, event): outcome for phase, rows in _TABLE.items() for event, outcome in rows.items() if phase is not P.ENDED
 }
 
 
 def advance(phase: Phase, event: Event) -> tuple[Phase, Action]:
     """The next phase and what to do. Events that come after the end change nothing; others not listed are a bug."""
-    if phase is Phase.ENDED:
-        return phase, Action.NONE
-    return TRANSITIONS[phase, event]
+    return _TABLE[phase][event]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from baton_serving.gateway.ask import Ask, Names
 from baton_serving.gateway.fleet import Endpoint
+
+LARGE = 64 * 1024  # bytes of a body beyond which a copy costs more than a list of pieces
+
+Body = tuple[bytes | memoryview, bytes]  # what the client sent, and what is added behind it
 
 
 class Outgoing:
@@ -14,7 +19,9 @@ class Outgoing:
     Every attempt has a name and a transfer id that no other ever has, and the same seed.
     """
 
-    def __init__(self, ask: Ask, names: Names, deadline: float, *, generates: bool) -> None:
+    __slots__ = ("_ask", "_deadline", "_generates", "_names", "_standing", "rid")
+
+    def __init__(self, ask: Ask, names: Names, deadline: float, generates: bool) -> None:
         """`deadline` on the monotonic clock, 0 for none. What does not generate is sent untouched."""
         self.rid = ask.rid
         self._ask = ask
@@ -33,13 +40,13 @@ class Outgoing:
         receiver: Endpoint,
         resume: dict[str, object] | None,
         transfer_id: str = "",
-    ) -> bytes:
+    ) -> Body:
         """What both legs of an attempt get. `peer` has the pages, or will have, and `receiver` takes them over.
 
         `resume` is what the client has.
         """
         if not self._generates:
-            return self._ask.body
+            return memoryview(self._ask.body), b""
         if self._standing is None:
             self._standing = self._ask.standing_additions()
         additions = self._standing
@@ -58,11 +65,13 @@ class Outgoing:
             additions["baton_resume"] = resume
         return self._ask.payload(additions)
 
-    def request(self, endpoint: Endpoint, body: bytes, more_lines: bytes = b"") -> bytes:
-        """The HTTP request to one worker."""
+    def request(self, endpoint: Endpoint, body: Body, more_lines: bytes = b"") -> Sequence[bytes | memoryview]:
+        """The HTTP request to one worker: one piece, or several when the body is large, so that legs share it."""
         ask = self._ask
         lines = ask.lines + more_lines
         if self._deadline:
             lines += b"x-request-timeout: %.3f\r\n" % max(0.001, self._deadline - time.monotonic())
-        head = b"POST %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n%b"
-        return head % (ask.route, endpoint.pool.host_line, lines, len(body), body)
+        came, added = body
+        size = len(came) + len(added)
+        head = b"POST %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n" % (ask.route, endpoint.pool.host_line, lines, size)
+        return (head, came, added) if size > LARGE else (b"".join((head, came, added)),)

@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
 
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.routing import Decision
 from baton_serving.gateway.snapshot import Choice
 
 
-class Record:
-    """One request. Times are those of the monotonic clock; `received` is unix time."""
+class Record(msgspec.Struct, eq=False, gc=False):
+    """One request. Times are those of the monotonic clock; `received` is unix time.
 
-    model = ""
-    tenant = ""
-    trace = ""
-    stream = False
-    bytes_in = 0
-    bytes_out = 0
-    tokens = 0  # of prompt and answer, counted where a limit depends on it
-    first_byte = 0.0
-    ended = 0.0
-    status = 0
-    outcome = ""
-    error = ""
-    moved = 0
+    `transfers` are what decode workers said of the pages they got, by number of the attempt.
+    """
 
-    def __init__(self, number: int, request_id: str, path: str, started: float) -> None:
-        self.number = number
-        self.request_id = request_id
-        self.path = path
-        self.started = started
-        self.received = time.time()
-        self.attempts: list[tuple[float, Decision]] = []
-        self.notes: list[tuple[float, str, str]] = []  # when, what, who or why
+    number: int
+    request_id: str
+    path: str
+    started: float
+    model: str = ""
+    tenant: str = ""
+    trace: str = ""
+    stream: bool = False
+    bytes_in: int = 0
+    bytes_out: int = 0
+    tokens: int = 0  # of prompt and answer, counted where a limit depends on it
+    first_byte: float = 0.0
+    ended: float = 0.0
+    status: int = 0
+    outcome: str = ""
+    error: str = ""
+    moved: int = 0
+    transfers: Mapping[int, str] = MappingProxyType({})
+    received: float = msgspec.field(default_factory=time.time)
+    attempts: list[tuple[float, Decision]] = []
+    notes: list[tuple[float, str, str]] = []  # when, what, who or why
 
     def explain(self) -> dict[str, object]:
         """Everything, as JSON values; stage times are seconds since the request arrived."""
@@ -52,7 +57,7 @@ class Record:
             "first_byte_after": self._after(self.first_byte),
             "ended_after": self._after(self.ended),
             "migrations": self.moved,
-            "attempts": [self._attempt(at, decision) for at, decision in self.attempts],
+            "attempts": [self._attempt(number, *attempt) for number, attempt in enumerate(self.attempts, 1)],
             "stages": [{"after": self._after(at), "what": what, "detail": detail} for at, what, detail in self.notes],
         }
 
@@ -86,13 +91,22 @@ class Record:
     def _after(self, at: float) -> float | None:
         return round(at - self.started, 6) if at else None
 
-    def _attempt(self, at: float, decision: Decision) -> dict[str, object]:
+    def _attempt(self, number: int, at: float, decision: Decision) -> dict[str, object]:
         route = decision.route
         told: dict[str, object] = {"after": self._after(at), "decode": _leg(route.decode, decision.decode)}
         if route.prefill is not None and decision.prefill is not None:
             told["prefill"] = _leg(route.prefill, decision.prefill)
         told["weights"] = route.decode.weight_digest
+        if number in self.transfers:
+            told["transfer"] = _transfer(self.transfers[number])
         return told
+
+
+def _transfer(text: str) -> dict[str, object]:
+    """A worker's `TRANSPORT; pages=N; bytes=N`; what does not look so is left out."""
+    transport, *figures = text.split("; ")
+    pairs = (figure.partition("=") for figure in figures)
+    return {"transport": transport, **{name: int(value) for name, _, value in pairs if value.isdecimal()}}
 
 
 def _leg(chosen: Endpoint, considered: tuple[Sequence[Endpoint], Choice]) -> dict[str, object]:

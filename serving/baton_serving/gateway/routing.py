@@ -55,13 +55,20 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 class Router:
     """Pure but for the clock, the routing memory and the breakers that it reads."""
 
-    def __init__(self, config: RoutingConfig, memory: RoutingMemory | None = None, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        config: RoutingConfig,
+        memory: RoutingMemory | None = None,
+        tls: Tls | None = None,
+        worker_key: str | None = None,
+    ) -> None:
         self.config = config
-        self.fleet = Fleet(tls)
+        self.fleet = Fleet(tls, worker_key)
         decode_policy = config.decode_policy or config.policy
-        self._remembers_prefill = config.policy in ASK_MEMORY
-        self._remembers_decode = decode_policy in ASK_MEMORY or config.divide_from > 0
-        self.remembers = self._remembers_prefill or self._remembers_decode
+        of_prefill = config.policy in ASK_MEMORY
+        of_decode = decode_policy in ASK_MEMORY or config.divide_from > 0
+        self.remembers = of_prefill or of_decode
+        self._remembered = slice(0 if of_prefill else 1, 2 if of_decode else 1)  # of a pair
         self.memory: RoutingMemory = memory or (Memory() if self.remembers else NoMemory())
         self.workers: Breakers[str] = Breakers()
         self.links: Breakers[Link] = Breakers()
@@ -73,9 +80,17 @@ class Router:
         """The fleet has changed: remember its models, so that one whose workers are gone is missing, not unknown."""
         self._seen_models.update(self.fleet.models)
 
-    def route(self, facts: RequestFacts, avoid: frozenset[Endpoint], *, divided: bool = True) -> Decision | None:
+    def route(
+        self,
+        facts: RequestFacts,
+        avoid: frozenset[Endpoint],
+        *,
+        divided: bool = True,
+        keep: Endpoint | None = None,
+    ) -> Decision | None:
         """Workers for one attempt, none of `avoid`; None when none is ready.
 
+        `keep` is a prefill worker that holds the prompt: it is taken while it can be.
         A pair of equal weights, else a worker that serves whole, else a decode or prefill worker alone. Where versions
         have different shares one is drawn first; the others serve when it cannot. Raises
         `NotFound` for a model that no worker ever offered, `InvalidRequest` when none is named among several.
@@ -85,18 +100,23 @@ class Router:
             return None
         if found.uneven and not facts.weights:
             drawn = msgspec.structs.replace(facts, weights=weighted(found.shares, facts.number))
-            decision = self._route(found, drawn, avoid, divided=divided)
+            decision = self._route(found, drawn, avoid, divided, keep)
             if decision is not None:
                 return decision
-        return self._route(found, facts, avoid, divided=divided)
+        return self._route(found, facts, avoid, divided, keep)
 
     def _route(
-        self, found: ModelFleet, facts: RequestFacts, avoid: frozenset[Endpoint], *, divided: bool
+        self,
+        found: ModelFleet,
+        facts: RequestFacts,
+        avoid: frozenset[Endpoint],
+        divided: bool,
+        keep: Endpoint | None,
     ) -> Decision | None:
         now = time.monotonic()
-        picky = bool(avoid or self.workers or self.links or facts.weights)
-        if divided and found.partners and not self._too_short(facts, found):
-            decision = self._pair(facts, found, avoid, now, picky)
+        picky = bool(avoid or self.troubled or facts.weights)
+        if divided and found.partners and not (self.config.divide_from and self._too_short(facts, found)):
+            decision = self._pair(facts, found, avoid, now, picky, keep)
             if decision is not None:
                 return decision
         for group in (found.whole, found.decode, found.prefill):
@@ -104,9 +124,17 @@ class Router:
             if usable:
                 choice = self._decode_policy(Snapshot(usable, self.memory, now), facts)
                 chosen = usable[choice.index]
-                self._note(facts, chosen, now, self.remembers)
-                return self._decision(Route(None, chosen), None, (usable, choice), facts)
+                if self.remembers:
+                    self.memory.routed(facts, (chosen,), now)
+                if picky:
+                    self.workers.asked(chosen.incarnation, now)
+                return self._decision(found.route(None, chosen), None, (usable, choice), facts)
         return None
+
+    @property
+    def troubled(self) -> bool:
+        """Whether any worker or link might be refused for its failures."""
+        return bool(self.workers.troubled or self.links.troubled)
 
     def answered(self, decision: Decision, seconds: float) -> None:
         """The first token of this attempt came so long after it was sent."""
@@ -118,18 +146,22 @@ class Router:
         self.workers.forget(endpoint.incarnation)
         self.memory.forget(endpoint.id, endpoint.incarnation)
 
-    def taker(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> Endpoint | None:
-        """A worker that can take over pages of `source`, chosen by the decode policy."""
+    def takers(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> list[Endpoint]:
+        """Workers that can take over pages of `source`."""
         found = self.fleet.models.get(source.worker.model)
-        if found is None:
-            return None
         now = time.monotonic()
-        usable = [
+        return [
             one
-            for one in (*found.decode, *found.whole)
+            for one in (() if found is None else (*found.decode, *found.whole))
             if one is not source and fits(source.worker, one.worker) and self._allows(one, facts, avoid, now)
         ]
-        return usable[self._decode_policy(Snapshot(usable, self.memory, now), facts).index] if usable else None
+
+    def taker(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> Endpoint | None:
+        """The one of them that the decode policy chooses."""
+        usable = self.takers(facts, source, avoid)
+        if not usable:
+            return None
+        return usable[self._decode_policy(Snapshot(usable, self.memory, time.monotonic()), facts).index]
 
     def moved(self, decision: Decision | None, target: Endpoint) -> Decision:
         """What stands in the books for a stream whose pages moved to `target`."""
@@ -137,7 +169,13 @@ class Router:
         return Decision(Route(prefill, target), None, ((target,), Choice(0)))
 
     def _pair(
-        self, facts: RequestFacts, found: ModelFleet, avoid: frozenset[Endpoint], now: float, picky: bool
+        self,
+        facts: RequestFacts,
+        found: ModelFleet,
+        avoid: frozenset[Endpoint],
+        now: float,
+        picky: bool,
+        keep: Endpoint | None,
     ) -> Decision | None:
         partners: Mapping[Endpoint, tuple[Endpoint, ...]] = found.partners
         if picky:
@@ -145,18 +183,22 @@ class Router:
             if not partners:
                 return None
         prefills = tuple(partners) if picky else found.paired
-        first = self._prefill_policy(Snapshot(prefills, self.memory, now), facts)
+        if keep is not None and keep in partners:
+            first = Choice(prefills.index(keep))
+        else:
+            first = self._prefill_policy(Snapshot(prefills, self.memory, now), facts)
         prefill = prefills[first.index]
         decodes = partners[prefill]
         second = self._decode_policy(Snapshot(decodes, self.memory, now), facts)
         decode = decodes[second.index]
-        self._note(facts, prefill, now, self._remembers_prefill)
-        if self._remembers_decode:
-            self.memory.routed(facts, decode, now)
+        route = found.route(prefill, decode)
+        if self.remembers:
+            self.memory.routed(facts, route.endpoints[self._remembered], now)
         if picky:
             self.links.asked((prefill.incarnation, decode.incarnation), now)
+            self.workers.asked(prefill.incarnation, now)
             self.workers.asked(decode.incarnation, now)
-        return self._decision(Route(prefill, decode), (prefills, first), (decodes, second), facts)
+        return self._decision(route, (prefills, first), (decodes, second), facts)
 
     def _decision(
         self,
@@ -203,16 +245,10 @@ class Router:
     def _too_short(self, facts: RequestFacts, found: ModelFleet) -> bool:
         """Whether dividing would cost more than it gives: what is not cached of the prompt is little."""
         limit = self.config.divide_from
-        if not limit or not found.decode:
+        if not found.decode:
             return False
         held = self.memory.held(facts, found.decode) if facts.prompt_tokens >= limit else ()
         return facts.prompt_tokens - (held[0][0] if held else 0) < limit
-
-    def _note(self, facts: RequestFacts, endpoint: Endpoint, now: float, remember: bool) -> None:
-        if remember:
-            self.memory.routed(facts, endpoint, now)
-        if self.workers:
-            self.workers.asked(endpoint.incarnation, now)
 
     def _other_model(self, facts: RequestFacts) -> ModelFleet | None:
         """The only model when none was named. "default" is what workers, too, take for theirs."""

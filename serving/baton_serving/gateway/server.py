@@ -47,8 +47,9 @@ TELL_WAITING_EVERY = 1.0
 class GatewayConfig:
     """`port` may be 0. `bootstrap` holds the host:port of every replica of the bootstrap server. Times in seconds.
 
-    `tls` is for clients, `worker_tls` for workers and bootstrap servers. `api_keys`: see `access.KeyFile`. `traces` is
-    the address of an OTLP collector, None for no traces.
+    `tls` is for clients, `worker_tls` for workers and bootstrap servers. `api_keys`: see `access.KeyFile`; `worker_key`
+    is the API key of all workers, `token` that of the bootstrap servers. `traces` is the address of an OTLP collector,
+    None for no traces.
     """
 
     bootstrap: tuple[str, ...]
@@ -66,6 +67,7 @@ class GatewayConfig:
     worker_tls: TlsFiles | None = None
     traces: str | None = None
     token: str | None = None
+    worker_key: str | None = None
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -98,10 +100,12 @@ class GatewayProcess:
         self._keys = None if config.api_keys is None else KeyFile(config.api_keys)
         self._tls = _tls(config.tls)
         self._worker_tls = _tls(config.worker_tls)
-        router = Router(config.routing, tls=self._worker_tls)
+        router = Router(config.routing, tls=self._worker_tls, worker_key=config.worker_key)
         door = None if config.door.open else Door(config.door, ledger)
         self.core = Core(router, door, config.patience, on_begin=self.history.add)
-        self._caches = CacheFollower(router.memory, self._worker_tls) if isinstance(router.memory, Memory) else None
+        self._caches: CacheFollower | None = None
+        if isinstance(router.memory, Memory):
+            self._caches = CacheFollower(router.memory, self._worker_tls, config.worker_key)
         self.connections: set[ClientConnection] = set()
         self._siblings = siblings or Siblings()
         self._watch = WatchClient(config.bootstrap, token=config.token, tls=config.worker_tls)

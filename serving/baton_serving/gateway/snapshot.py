@@ -20,7 +20,7 @@ class RequestFacts(msgspec.Struct, kw_only=True, gc=False):
 
     number: int
     model: str
-    prompt: bytes
+    prompt: bytes | memoryview
     prompt_tokens: int
     max_tokens: int = 0
     priority: int = 0
@@ -33,7 +33,7 @@ class Candidate(Protocol):
     """A worker that could take the request. All attributes are read-only and cheap; loads are of this very moment.
 
     `running` counts requests there, `queued_tokens` prompt tokens that wait to be computed: as reported, or as sent
-    from here where that is ahead of the report. `free_pages` and `total_pages` are pages of KV of `page_size` tokens.
+    from here where that is ahead of the report. `used_tokens` are those whose KV fills pages, cached ones included.
     `weight_digest` and `incarnation` belong into every key of a prefix index.
     """
 
@@ -53,13 +53,7 @@ class Candidate(Protocol):
     def queued_tokens(self) -> int: ...
 
     @property
-    def free_pages(self) -> int: ...
-
-    @property
-    def total_pages(self) -> int: ...
-
-    @property
-    def page_size(self) -> int: ...
+    def used_tokens(self) -> int: ...
 
 
 Held = tuple[int, tuple[int, ...]]  # so many tokens of a prompt, by the candidates with these indices
@@ -106,8 +100,8 @@ class Policy(Protocol):
 class RoutingMemory(MemoryView, Protocol):
     """What routing remembers between requests: fed by decisions, corrected by what workers tell of their caches."""
 
-    def routed(self, facts: RequestFacts, worker: Candidate, now: float) -> None:
-        """The prompt is on its way to this worker, whose cache will hold it."""
+    def routed(self, facts: RequestFacts, workers: Sequence[Candidate], now: float) -> None:
+        """The prompt is on its way to these workers, all of the same weights, whose caches will hold it."""
         ...
 
     def header(self, facts: RequestFacts, worker: Candidate) -> bytes:
@@ -141,7 +135,7 @@ class NoMemory:
     def computed(self, worker: Candidate, tokens: int, seconds: float) -> None:
         """Nothing to remember."""
 
-    def routed(self, facts: RequestFacts, worker: Candidate, now: float) -> None:
+    def routed(self, facts: RequestFacts, workers: Sequence[Candidate], now: float) -> None:
         """Nothing to remember."""
 
     def forget(self, worker_id: str, incarnation: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 import zmq
+from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from baton_serving.handoff.rim import PeerAddress
@@ -27,10 +28,15 @@ _MAPPED = re.compile(r"\[::ffff:([\d.]+)\]")  # how a socket for both families s
 
 
 class CurveKeys(msgspec.Struct, frozen=True):
-    """This worker's CURVE key pair (Z85 text). With it, sockets encrypt and refuse peers that know no server key."""
+    """The CURVE key pair (Z85 text) that the workers of a service share. With it, sockets encrypt, and accept only
+    peers that have it too."""
 
     public: str
     secret: str
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Whether a client with this public key may connect: pyzmq's credentials provider."""
+        return key == self.public.encode()
 
 
 class ControlSockets:
@@ -52,7 +58,11 @@ class ControlSockets:
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._configure(self._router)
+        self._doorkeeper: ThreadAuthenticator | None = None
         if curve is not None:
+            self._doorkeeper = ThreadAuthenticator(self._context)
+            self._doorkeeper.start()
+            self._doorkeeper.configure_curve_callback(credentials_provider=curve)
             self._router.setsockopt(zmq.CURVE_SERVER, 1)
             self._router.setsockopt_string(zmq.CURVE_SECRETKEY, curve.secret)
         self._router.bind(bind)
@@ -168,4 +178,6 @@ class ControlSockets:
         for connection in list(self._dialled):
             self.hang_up(connection)
         self._router.close(0)
+        if self._doorkeeper is not None:
+            self._doorkeeper.stop()
         self._context.term()

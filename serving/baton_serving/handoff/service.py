@@ -56,6 +56,7 @@ class HandoffService:
         self._command = command
         self._resolve = resolve
         self._wake_scheduler = wake
+        self._backend = blank.backend
         self._core = HandoffCore(blank, self, limits, verify, receiver_tp=receiver_tp)
         self._sockets = ControlSockets(bind, self._frame, self._connection_ended, curve)
         self._inbox: deque[Callable[[float], None]] = deque()
@@ -138,6 +139,11 @@ class HandoffService:
 
     def stats(self) -> HandoffStats:
         return self._stats
+
+    @property
+    def transport(self) -> str:
+        """The backend, and by what it really moves bytes."""
+        return f"{self._backend} {self._stats.transport_used}"
 
     def open(self, transfer_id: str, attempt: int = 0) -> None:
         """Sending: admit a receiver for this transfer. Raises InvalidRequest for an id that was used before."""

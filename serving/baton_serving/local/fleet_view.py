@@ -1,21 +1,13 @@
-"""A local service in the rollout planner's terms: its workers as they are now, and how requests fare on them."""
+"""A local service in the rollout planner's terms: its workers as they are now."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 
 from baton_bootstrap.records import Entry, Phase
-from baton_operator.rollout import Health, Stage, Worker
+from baton_operator.rollout import Stage, Worker
 from baton_serving.local.plan import Kind
 from baton_serving.local.supervisor import Slot, Supervisor
-
-log = logging.getLogger(__name__)
 
 _STAGES = {
     Phase.SERVING: Stage.SERVING,
@@ -25,8 +17,6 @@ _STAGES = {
     Phase.SWITCHING: Stage.SWITCHING,
     Phase.FAILED: Stage.FAILED,
 }
-_FAULTS = frozenset({"internal_error", "unavailable", "deadline_exceeded", "queue_full"})
-_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 
 
 def entry_of(slot: Slot, supervisor: Supervisor) -> Entry | None:
@@ -68,68 +58,3 @@ def _worker(name: str, slot: Slot, entry: Entry, version: str, order: int) -> Wo
         error=progress.error,
         order=order,
     )
-
-
-@dataclass(frozen=True)
-class _Counts:
-    requests: float = 0.0
-    failed: float = 0.0
-    ttft: Mapping[float, float] = field(default_factory=dict)  # upper bound in seconds -> requests below it
-
-
-class HealthBook:
-    """Counts requests of each version from when it began on each worker, by the workers' own metrics."""
-
-    def __init__(self) -> None:
-        self._begin: dict[tuple[str, str], _Counts] = {}  # worker, incarnation
-        self._now: dict[tuple[str, str], _Counts] = {}
-
-    async def look(self, session: aiohttp.ClientSession, entries: Mapping[str, Entry]) -> None:
-        """Read every worker's metrics once; one that does not answer is left as it was."""
-        keys = [(name, entry.worker.incarnation, entry.worker.http_url) for name, entry in entries.items()]
-        results = await asyncio.gather(*(_read(session, url) for _, _, url in keys))
-        for (name, incarnation, _), counts in zip(keys, results, strict=True):
-            if counts is not None:
-                self._begin.setdefault((name, incarnation), counts)
-                self._now[name, incarnation] = counts
-
-    def health(
-        self, entries: Mapping[str, Entry], versions: Mapping[str, str], probe: bool | None
-    ) -> dict[str, Health]:
-        """By version; `probe` is the outcome of the probe, for whichever version is asked about."""
-        found: dict[str, Health] = {}
-        for version in set(versions.values()):
-            keys = [(n, e.worker.incarnation) for n, e in entries.items() if versions.get(n) == version]
-            pairs = [(self._begin[key], self._now[key]) for key in keys if key in self._now]
-            requests = sum(now.requests - begin.requests for begin, now in pairs)
-            failed = sum(now.failed - begin.failed for begin, now in pairs)
-            found[version] = Health(int(requests), int(failed), _p95(pairs), probe)
-        return found
-
-
-def _p95(pairs: list[tuple[_Counts, _Counts]]) -> float:
-    """Upper bound of the bucket that holds the 95th percentile; 0 when nothing was measured."""
-    sums: dict[float, float] = {}
-    for begin, now in pairs:
-        for bound, count in now.ttft.items():
-            sums[bound] = sums.get(bound, 0.0) + count - begin.ttft.get(bound, 0.0)
-    total = max(sums.values(), default=0.0)
-    return min((bound for bound, count in sums.items() if count >= 0.95 * total), default=0.0) if total else 0.0
-
-
-async def _read(session: aiohttp.ClientSession, url: str) -> _Counts | None:
-    try:
-        async with session.get(f"{url}/metrics", timeout=_TIMEOUT) as response:
-            text = await response.text()
-    except (aiohttp.ClientError, TimeoutError):
-        return None
-    requests = failed = 0.0
-    ttft: dict[float, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name == "baton_requests_total":
-                requests += sample.value
-                failed += sample.value if sample.labels.get("outcome") in _FAULTS else 0.0
-            elif sample.name == "baton_time_to_first_token_seconds_bucket":
-                ttft[float(sample.labels["le"])] = sample.value
-    return _Counts(requests, failed, ttft)

@@ -58,8 +58,8 @@ class Machine:
 class WorkerPlan:
     """Workers of one version of a service: `spec` gives the process of the one with an index in its role.
 
-    `source` and `source_revision` name the checkpoint as a worker fetches it; `settings` is equal where nothing else
-    differs.
+    `source` and `source_revision` name the checkpoint as a worker fetches it; `settings` is equal where nothing but it
+    and the numbers of workers differ.
     """
 
     version: str
@@ -126,8 +126,7 @@ def plan_workers(service: InferenceService, folder: Path, machine: Machine, *, u
     def worker(name: str, index: int) -> ProcessSpec:
         role = roles[name]
         devices = _device_count(role)
-        literal = {variable.name: variable.value for variable in role.env if variable.value is not None}
-        env = {"BATON_WORKER_ID": f"{name}-{index}", **literal}
+        env = {"BATON_WORKER_ID": f"{name}-{index}", **_literal(role)}
         if machine.gpus:
             before = sum(
                 counts[other] * _device_count(roles[other]) for other in list(roles)[: list(roles).index(name)]
@@ -138,10 +137,16 @@ def plan_workers(service: InferenceService, folder: Path, machine: Machine, *, u
         argv = _worker_argv(service, model, name, role)
         return ProcessSpec(f"{name}-{index}", Kind.WORKER, argv, env, role=name)
 
-    settings = repr([(worker(name, 0).argv[len(_BATON) + len(model) :], worker(name, 0).env) for name in roles])
+    # Neither the model nor what depends on how many workers share the machine.
+    same = [(_worker_argv(service, [], name, role), _literal(role)) for name, role in roles.items()]
+    settings = repr((service.served_name, same))
     named = dict(zip(model[::2], model[1::2], strict=True))
     version = wanted_revisions(spec)[0].version
     return WorkerPlan(version, counts, named["--model-path"], named.get("--revision", ""), settings, worker)
+
+
+def _literal(role: WorkerRole) -> dict[str, str]:
+    return {variable.name: variable.value for variable in role.env if variable.value is not None}
 
 
 def _worker_argv(service: InferenceService, model: list[str], name: str, role: WorkerRole) -> tuple[str, ...]:

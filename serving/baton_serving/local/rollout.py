@@ -20,9 +20,10 @@ import msgspec
 from baton_bootstrap.client import assign
 from baton_bootstrap.records import Assignment, Goal
 from baton_operator.api import InferenceService
-from baton_operator.rollout import Memory, Order, Phase, Policy, Seen, Step, Strategy, Target, step
+from baton_operator.rollout import Memory, Order, Phase, Policy, Seen, Step, Strategy, Target, policy_of, step
+from baton_operator.rollout.health import Counts, HealthBook, ask_probe, health_of
 from baton_serving.errors import InvalidRequest
-from baton_serving.local.fleet_view import HealthBook, entry_of, seen_workers
+from baton_serving.local.fleet_view import entry_of, seen_workers
 from baton_serving.local.plan import Kind, WorkerPlan
 from baton_serving.local.supervisor import Supervisor
 
@@ -76,6 +77,7 @@ class LocalRollout:
         self._paused = False
         self._admitted: frozenset[str] = frozenset()
         self._health = HealthBook()
+        self._counts: Mapping[str, Counts] = {}
         self._probe: dict[str, bool] = {}
         self._probing: asyncio.Task[None] | None = None
         self._sent: tuple[float, Mapping[str, Assignment]] = (0.0, {})
@@ -148,9 +150,11 @@ class LocalRollout:
         await self._act(planned, session)
 
     def _seen(self) -> Seen:
-        entries = self._supervisor.view.entries
         probe = self._probe.get(self.memory.goal)
-        health = self._health.health(entries, self._serves, probe)
+        counts: dict[str, list[Counts]] = {version: [] for version in self._serves.values()}
+        for name, version in self._serves.items():
+            counts[version] += [self._counts[name]] if name in self._counts else []
+        health = {version: health_of(found, probe) for version, found in counts.items()}
         known = {one.digest: version for version, one in self._versions.items() if one.digest}
         admitted = frozenset(known[digest] for digest in self._admitted if digest in known)
         if not self._admitted:  # nobody asked yet: nothing is under way
@@ -185,7 +189,8 @@ class LocalRollout:
             async with session.get(f"{self._supervisor.url}/v1/baton/versions") as response:
                 versions: dict[str, dict[str, int]] = await response.json()
             self._admitted = frozenset(digest for shares in versions.values() for digest in shares)
-        await self._health.look(session, self._supervisor.view.entries)
+        workers = [(n, e.worker.incarnation, e.worker.http_url) for n, e in self._supervisor.view.entries.items()]
+        self._counts = await self._health.look(session, workers)
 
     async def _act(self, planned: Step, session: aiohttp.ClientSession) -> None:
         for name, order in planned.orders.items():
@@ -243,13 +248,7 @@ class LocalRollout:
         if probe is None or not urls:
             return
         prompt, expected = probe
-        body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 256}
-        try:
-            async with session.post(f"{urls[0]}/v1/chat/completions", json=body) as response:
-                answer = await response.json()
-            text = str(answer["choices"][0]["message"]["content"])
-        except (aiohttp.ClientError, TimeoutError, KeyError, ValueError) as error:
-            text = f"no answer: {error}"
+        text = await ask_probe(session, urls[0], prompt)
         self._probe[version] = expected in text
         if expected not in text:
             log.warning("the probe was answered %r, which does not contain %r", text[:200], expected)
@@ -267,27 +266,6 @@ class LocalRollout:
         for wait in waits:
             wait.cancel()
         self._changed.clear()
-
-
-def policy_of(service: InferenceService) -> Policy:
-    """The planner's policy as the manifest's `spec.rollout` has it; a whole worker counts as a decode worker."""
-    rollout = service.spec.rollout
-    gates = rollout.gates
-    surge, missing = rollout.max_surge, rollout.max_unavailable
-    ttft = gates.max_ttft_milliseconds
-    return Policy(
-        strategy=Strategy(rollout.strategy),
-        surge={"prefill": surge.prefill, "decode": surge.decode, "worker": surge.decode},
-        unavailable={"prefill": missing.prefill, "decode": missing.decode, "worker": missing.decode},
-        canary=rollout.canary_percent,
-        soak=rollout.soak_seconds,
-        deadline=rollout.progress_seconds,
-        max_error_rate=gates.max_error_percent / 100,
-        max_ttft=float("inf") if ttft is None else ttft / 1000,
-        min_requests=gates.min_requests,
-        probe=gates.probe is not None,
-        paused=rollout.paused,
-    )
 
 
 def probe_of(service: InferenceService) -> tuple[str, str] | None:

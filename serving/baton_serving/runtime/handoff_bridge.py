@@ -331,7 +331,7 @@ class HandoffBridge:
         timings = request.timings
         timings.transferred = time.time()
         timings.transfer_bytes, timings.transfer_pages = event.nbytes, event.pages
-        timings.transfer_seconds = event.seconds
+        timings.transfer_seconds, timings.transport = event.seconds, self._service.transport
         timings.scheduled = snapshot.scheduled or timings.scheduled
         timings.prefilled = snapshot.prefilled
         self._scheduler.adopt(

@@ -14,6 +14,7 @@ from baton_serving import __version__
 from baton_serving.config import ResolvedConfig
 
 ID_VARIABLE = "BATON_WORKER_ID"  # set by a deployment: the pod's name
+GROUP_VARIABLE = "BATON_WORKER_GROUP"  # set by a deployment: the name of what made the pod
 
 
 class Identity(msgspec.Struct, frozen=True):

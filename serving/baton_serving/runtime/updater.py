@@ -52,13 +52,12 @@ class Switched:
 
 
 class Updater:
-    """One change at a time. `on_weights` hears of new weights and the incarnation that serves them, `on_open` whether
-    the worker takes requests."""
+    """One change at a time. `on_weights` hears of new weights, `on_open` whether the worker takes requests."""
 
     def __init__(
         self,
         manager: TokenizerManager,
-        on_weights: Callable[[ServedWeights, str], None],
+        on_weights: Callable[[ServedWeights], None],
         on_open: Callable[[bool], None],
     ) -> None:
         self._manager = manager
@@ -139,7 +138,7 @@ class Updater:
         incarnation = uuid.uuid4().hex
         call = {"incarnation": incarnation, "timeout": RELEASE_SECONDS}
         result = await self._manager.control("weights_commit", call, COMMIT_SECONDS)
-        weights = ServedWeights(str(result["digest"]), version or self.weights.version, path)
+        weights = ServedWeights(str(result["digest"]), version or self.weights.version, path, incarnation)
         before, self._manager.weights = self._manager.weights, weights
         self.gap_seconds = float(result["seconds"])
         log.info(
@@ -149,7 +148,7 @@ class Updater:
         if self._paused is None:
             await self._probe()
         self.release_hold("unfit")
-        self._on_weights(weights, incarnation)
+        self._on_weights(weights)
         return Switched(weights, self.gap_seconds)
 
     async def pause(self, mode: PauseMode) -> None:

@@ -140,8 +140,8 @@ class StepBuilder:
         options = request.logprobs
         assert options is not None
         wanted = request.logprob_planned
-        prompt = request.prompt_logprobs is not None and wanted <= min(end, len(request.prompt) - 1)
-        next_token = request.prompt[end] if prompt and end < len(request.prompt) else -1
+        prompt = request.prompt_logprobs is not None and wanted <= min(end, request.logprob_end - 1)
+        next_token = request.tokens(end, end + 1)[0] if prompt and end < request.logprob_end else -1
         if prompt:
             request.logprob_planned = end + 1
         if prompt or sample:

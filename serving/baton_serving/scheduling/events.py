@@ -28,7 +28,8 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 class Timings(msgspec.Struct, omit_defaults=True):
     """Times in seconds, by the scheduler's clock, at which a request passed each stage (0: not passed).
 
-    `transfer_seconds` is how long writes of `transfer_bytes` were under way, most of it while the prefill went on.
+    `transfer_seconds` is how long writes of `transfer_bytes` were under way, most of it while the prefill went on;
+    `transport` is what moved them.
     """
 
     received: float = 0.0
@@ -42,6 +43,7 @@ class Timings(msgspec.Struct, omit_defaults=True):
     transfer_bytes: int = 0
     transfer_pages: int = 0
     transfer_seconds: float = 0.0
+    transport: str = ""
 
 
 class TokenOutput(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):

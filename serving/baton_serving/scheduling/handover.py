@@ -68,7 +68,7 @@ class Handover:
         request.sent = len(output) - unsent
         request.output_logprobs = logprobs
         request.prompt_logprobs = prompt_logprobs
-        request.logprob_next = request.logprob_planned = len(request.prompt)
+        request.logprob_next = request.logprob_planned = request.logprob_end
         request.cached = max(cached_tokens, 0)
         request.set_goal()
         request.kv = kv_tokens

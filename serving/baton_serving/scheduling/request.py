@@ -17,9 +17,14 @@ from baton_serving.scheduling.step import TokenLogprobs
 
 
 class LogprobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`start` is the first prompt position whose log-probability is wanted (-1: output only)."""
+    """`start` is the first prompt position whose log-probability is wanted (-1: output only).
+
+    `replay` asks for those of the output tokens that the request begins with, too; they come as if they were the
+    prompt's, behind it.
+    """
 
     start: int = -1
+    replay: bool = False
     top: int = 0
     token_ids: tuple[int, ...] = ()
 
@@ -106,6 +111,7 @@ class Request:
         "kv",
         "last_step",
         "limit",
+        "logprob_end",
         "logprob_next",
         "logprob_planned",
         "logprobs",
@@ -163,9 +169,7 @@ class Request:
         self.output = list(output)
         self.slot = -1
         self.held: RequestPages | None = None
-        self.goal = len(
-            prompt
-        )  # tokens to compute before the next one can be sampled: prompt, and output on resumption
+        self.goal = len(prompt)  # tokens, on resumption of the output too, to compute before the next is sampled
         self.goal_key = b""  # those tokens as the tree's key, while in the queue or in prefill
         self.computed = 0
         self.kv = 0
@@ -183,10 +187,13 @@ class Request:
         self.blocker_pages = 0  # … until so many pages of it are in the tree
         self.prompt_logprobs: list[TokenLogprobs] | None = None
         self.output_logprobs: list[TokenLogprobs] = []
-        self.logprob_next = len(prompt)  # next prompt position whose log-probability has not come yet
-        if logprobs is not None and logprobs.start >= 0 and not self.output:
+        self.logprob_next = self.logprob_end = len(prompt)  # the next and last position to be measured as prompt
+        replay = logprobs is not None and logprobs.replay
+        if logprobs is not None and (replay or (logprobs.start >= 0 and not self.output)):
             self.prompt_logprobs = []
-            self.logprob_next = max(1, logprobs.start)  # nothing predicts position 0
+            if logprobs.start >= 0:
+                self.logprob_next = max(1, logprobs.start)  # nothing predicts position 0
+            self.logprob_end = len(prompt) + len(self.output)
         self.logprob_planned = self.logprob_next  # the same once all planned steps are over
 
     @property
@@ -196,7 +203,7 @@ class Request:
 
     @property
     def owes_prompt_logprobs(self) -> bool:
-        return self.prompt_logprobs is not None and self.logprob_next < len(self.prompt)
+        return self.prompt_logprobs is not None and self.logprob_next < self.logprob_end
 
     @property
     def page_list(self) -> RequestPages:
@@ -235,6 +242,7 @@ class Request:
         dropped = len(self.prompt) - tokens
         self.prompt = self.prompt[dropped:]
         self.logprob_next = self.logprob_planned = max(1, self.logprob_next - dropped)
+        self.logprob_end -= dropped
 
     def finish_at(self, count: int) -> Finish | None:
         """Whether the request is finished by its output token number `count` (from 1), and why."""

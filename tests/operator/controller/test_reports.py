@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 
@@ -10,8 +11,8 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from support.fake_cluster import service_of
 
-from baton_bootstrap.client import RegistrationClient, report_waiting
-from baton_bootstrap.records import Beat, Load, Role, State, Worker
+from baton_bootstrap.client import RegistrationClient, assigned, report_waiting
+from baton_bootstrap.records import Assignment, Beat, Goal, Load, Role, State, Worker
 from baton_bootstrap.server import BootstrapServer, ServerConfig
 from baton_operator.controller.reports import Listing, Reports
 from baton_operator.planner import Context, Observed, WorkerReport
@@ -54,10 +55,15 @@ FIRST, SECOND = (CONTEXT.host(name) for name in CONTEXT.bootstrap_names())
 
 @pytest.fixture
 async def server() -> AsyncIterator[BootstrapServer]:
-    server = BootstrapServer(ServerConfig(port=0, http_port=0))
+    server = BootstrapServer(ServerConfig(port=0, http_port=0, lease=0.5))
     await server.start()
     yield server
     await server.stop()
+
+
+async def warmed(server: BootstrapServer) -> None:
+    while server.registry.warming:  # noqa: ASYNC110  (the registry goes by the clock and tells nobody)
+        await asyncio.sleep(0.01)
 
 
 async def ask(dns: ClusterDns, seen: Observed) -> Listing | None:
@@ -74,15 +80,20 @@ async def test_workers_are_reported_as_they_registered(server: BootstrapServer) 
     address = [f"127.0.0.1:{server.port}"]
     async with RegistrationClient(address, worker, lambda: beat) as registration:
         await registration.registered()
+        dns = ClusterDns({FIRST: server.http_port})
+        up = observed(deployment("chat-bootstrap-0", 1))
+        assert await ask(dns, up) is None, "a server that was just started does not know everybody"
+        await warmed(server)
         await report_waiting(address, "g-0", 3)
         await report_waiting(address, "g-1", 1)
-        dns = ClusterDns({FIRST: server.http_port})
-        found = await ask(dns, observed(deployment("chat-bootstrap-0", 1)))
+        found = await ask(dns, up)
     report = WorkerReport(
         "d-0",
         "decode",
         "ready",
         "w1",
+        "http://a:1",
+        "1" * 32,
         queued_tokens=7,
         prompt_tokens=30,
         prompt_seconds=1.5,
@@ -93,6 +104,7 @@ async def test_workers_are_reported_as_they_registered(server: BootstrapServer) 
 
 
 async def test_the_next_replica_is_asked_when_one_does_not_answer(server: BootstrapServer) -> None:
+    await warmed(server)
     dns = ClusterDns({SECOND: server.http_port})
     both = observed(deployment("chat-bootstrap-0", 1), deployment("chat-bootstrap-1", 1))
     assert await ask(dns, both) == Listing([])
@@ -103,3 +115,23 @@ async def test_a_replica_that_is_not_up_is_not_asked() -> None:
     dns = ClusterDns({})
     assert await ask(dns, observed(deployment("chat-bootstrap-0", 0))) is None
     assert dns.asked == []
+
+
+async def test_workers_hear_at_once_what_they_are_to_serve(server: BootstrapServer) -> None:
+    """Not with their next heartbeat, which is a minute away here."""
+    worker = Worker(id="d-0", incarnation="1" * 32, epoch=1, role=Role.DECODE, http_url="http://a:1")
+    heard: asyncio.Queue[Assignment] = asyncio.Queue()
+    server.registry.lease = 240.0
+    async with RegistrationClient(
+        [f"127.0.0.1:{server.port}"], worker, lambda: Beat(state=State.READY), on_assignment=heard.put_nowait
+    ) as registration:
+        await registration.registered()
+        dns = ClusterDns({FIRST: server.http_port})
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=dns)) as session:
+            order = {"revision": "r2", "model": "/models/b", "goal": "switch"}
+            await Reports(session).assign(CONTEXT, observed(deployment("chat-bootstrap-0", 1)), {"d-0": order})
+        wanted = Assignment(revision="r2", model="/models/b", goal=Goal.SWITCH)
+        assert await asyncio.wait_for(heard.get(), 10) == wanted
+    assert await assigned(f"127.0.0.1:{server.port}", ["d-0", "d"]) == wanted
+    assert await assigned(f"127.0.0.1:{server.port}", ["d-1", "d-0"]) == wanted, "its group's"
+    assert await assigned(f"127.0.0.1:{server.port}", ["d-1"]) is None

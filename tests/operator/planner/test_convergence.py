@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.fake_cluster import FakeCluster
 
 from baton_operator.planner import Observed, Service
-from baton_operator.planner.rollout import serving_versions
+from baton_operator.planner.observed import ready_pairs
 
 ROLES = st.builds(
     lambda replicas, tensor, memory, args: (
@@ -40,7 +40,8 @@ SPECS = st.builds(
 
 def serving(cluster: FakeCluster) -> set[str]:
     service = Service.from_object(cluster.service)
-    return serving_versions(Observed.of(service, list(cluster.objects.values())).groups())
+    pairs = ready_pairs(Observed.of(service, list(cluster.objects.values())).groups())
+    return {version for version, count in pairs.items() if count}
 
 
 def picture(cluster: FakeCluster) -> Any:

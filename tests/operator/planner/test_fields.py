@@ -292,6 +292,7 @@ def test_rdma_pods_ask_for_the_device_and_may_pin_memory() -> None:
         ("pvc://claim/some/path", "/models/some/path", "persistentVolumeClaim"),
         ("oci://images/m:1", "/models", "image"),
         ("file:///opt/m", "/opt/m", None),
+        ("file://models/m", "/opt/baton/share/models/m", None),
     ],
 )
 def test_the_model_is_found_where_the_uri_says(uri: str, flag: str, volume: str | None) -> None:

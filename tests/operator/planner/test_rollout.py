@@ -1,79 +1,179 @@
-"""Which revisions run how many workers, step by step."""
+"""Rollouts as the operator drives them, on workers that follow their assignments."""
 
 from __future__ import annotations
 
 import pytest
-
-from baton_operator.planner.observed import Group
-from baton_operator.planner.revision import RoleRevision
-from baton_operator.planner.rollout import assign, ready_pairs, serving_versions
-
-NEW = (RoleRevision("prefill", "p2", "v2", False), RoleRevision("decode", "d2", "v2", False))
-WANTED = {"prefill": 2, "decode": 1}
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.rolling_cluster import RollingCluster, digest_of
 
 
-def group(role: str, revision: str, version: str, wanted: int, ready: int, **more: object) -> Group:
-    fields = {"present": wanted, "proven": ready > 0, "whole": False, "order": int(version[1:]), **more}
-    return Group(role=role, revision=revision, version=version, wanted=wanted, ready=ready, **fields)  # type: ignore[arg-type]
+def spec(model: str, strategy: str = "Surge", prefill: int = 1, decode: int = 1, **more: object) -> str:
+    rollout = {"strategy": strategy, **more}
+    words = ", ".join(f"{name}: {value}" for name, value in rollout.items())
+    return (
+        f"{{model: {{uri: 'pvc://models/{model}', servedName: m}}, prefill: {{replicas: {prefill}}}, "
+        f"decode: {{replicas: {decode}}}, rollout: {{{words}}}}}"
+    )
 
 
-OLD = (group("prefill", "p1", "v1", 2, 2), group("decode", "d1", "v1", 1, 1))
-KEPT = {("prefill", "p1"): 2, ("decode", "d1"): 1}
-GONE = {("prefill", "p1"): 0, ("decode", "d1"): 0}
+def path(model: str) -> str:
+    return f"/models/{model}"
 
 
-@pytest.mark.parametrize(
-    ("groups", "old"),
-    [
-        ((), {}),
-        (OLD, KEPT),
-        ((*OLD, group("prefill", "p2", "v2", 2, 2)), KEPT),
-        ((*OLD, group("prefill", "p2", "v2", 2, 2), group("decode", "d2", "v2", 1, 0)), KEPT),
-        ((*OLD, group("prefill", "p2", "v2", 2, 2), group("decode", "d2", "v2", 1, 1)), GONE),
-        ((*OLD, group("prefill", "p2", "v2", 2, 2), group("decode", "d2", "v2", 1, 1, settled=False)), KEPT),
-    ],
-    ids=["nothing", "new absent", "prefill only", "decode not ready", "all ready", "counts out of date"],
-)
-def test_old_workers_go_only_when_every_new_one_is_ready(
-    groups: tuple[Group, ...], old: dict[tuple[str, str], int]
-) -> None:
-    assert assign(NEW, WANTED, groups) == {("prefill", "p2"): 2, ("decode", "d2"): 1, **old}
+def running(strategy: str = "Surge", prefill: int = 1, decode: int = 1, seed: int = 0) -> RollingCluster:
+    cluster = RollingCluster(spec("a", strategy, prefill, decode), seed)
+    cluster.round()
+    while cluster.condition("Ready")["status"] != "True" or len(cluster.weights) < prefill + decode:
+        cluster.round()
+        cluster.live()
+    return cluster
 
 
-def test_an_old_workload_is_deleted_when_its_last_pod_is_gone() -> None:
-    new = (group("prefill", "p2", "v2", 2, 2), group("decode", "d2", "v2", 1, 1))
-    leaving = (group("prefill", "p1", "v1", 0, 0, present=1), group("decode", "d1", "v1", 0, 0))
-    assert set(assign(NEW, WANTED, (*leaving, *new))) == {("prefill", "p2"), ("decode", "d2"), ("prefill", "p1")}
+def settle(cluster: RollingCluster) -> None:
+    for _ in range(12):
+        cluster.round()
+        cluster.live(1.0)
+    assert cluster.condition("Progressing")["status"] == "False", cluster.condition("Progressing")
 
 
-def test_what_was_never_ready_gives_its_devices_back_at_once() -> None:
-    broken = (group("prefill", "p1", "v1", 2, 0), group("decode", "d1", "v1", 1, 0))
-    assert assign(NEW, WANTED, broken) == {("prefill", "p2"): 2, ("decode", "d2"): 1, **GONE}
+def test_in_place_no_pod_is_replaced() -> None:
+    cluster = running("InPlace")
+    before, workloads = set(cluster.weights), cluster.replicas()
+    cluster.edit(spec("b", "InPlace"))
+    cluster.until("Done")
+    settle(cluster)
+    assert set(cluster.weights) == before
+    assert set(cluster.weights.values()) == {digest_of(path("b"))}
+    assert cluster.replicas() == workloads
+    assert {"RolloutStaging", "RolloutMoving", "RolloutDone"} <= set(cluster.events)
+    assert cluster.condition("Ready")["status"] == "True"
 
 
-def test_what_was_ready_once_is_kept_while_it_is_away() -> None:
-    away = (group("prefill", "p1", "v1", 2, 0, proven=True), group("decode", "d1", "v1", 1, 1))
-    assert assign(NEW, WANTED, away) == {("prefill", "p2"): 2, ("decode", "d2"): 1, **KEPT}
+def test_pods_that_come_after_a_change_in_place_begin_with_the_new_weights() -> None:
+    """Their workload still names those that it was made with."""
+    cluster = running("InPlace")
+    cluster.edit(spec("b", "InPlace"))
+    cluster.until("Done")
+    cluster.kill(next(iter(cluster.weights)))
+    cluster.edit(spec("b", "InPlace", decode=3))
+    seen: set[str] = set()
+    for _ in range(30):
+        cluster.round()
+        cluster.live()
+        seen |= set(cluster.weights.values())
+    assert (len(cluster.weights), seen) == (4, {digest_of(path("b"))})
 
 
-def test_of_several_old_versions_the_one_that_serves_best_is_kept() -> None:
-    half = (group("prefill", "p0", "v0", 2, 1), group("decode", "d0", "v0", 1, 1))
-    lone = (group("prefill", "p3", "v3", 4, 4),)
-    replicas = assign(NEW, WANTED, (*half, *lone, *OLD[:1], group("decode", "d1", "v1", 2, 2)))
-    assert {
-        key: count for key, count in replicas.items() if count and key not in {("prefill", "p2"), ("decode", "d2")}
-    } == {
-        ("prefill", "p1"): 2,
-        ("decode", "d1"): 2,
-    }
+def test_flags_take_new_pods_also_in_place() -> None:
+    cluster = running("InPlace")
+    before = set(cluster.weights)
+    cluster.edit(spec("a", "InPlace").replace("replicas: 1", "replicas: 1, extraArgs: [--disable-radix-cache]"))
+    cluster.until("Done")
+    settle(cluster)
+    assert not before & set(cluster.weights)
 
 
-def test_a_role_keeps_its_earlier_revision_of_the_same_version() -> None:
-    groups = (group("prefill", "p2", "v2", 2, 2), group("decode", "d1", "v2", 1, 1), group("decode", "d2", "v2", 1, 0))
-    assert assign(NEW, WANTED, groups)["decode", "d1"] == 1
+@pytest.mark.parametrize("strategy", ["Surge", "InPlace"])
+def test_broken_weights_are_rolled_back_and_stay_so_until_the_manifest_changes(strategy: str) -> None:
+    cluster = running(strategy)
+    cluster.broken.add(path("b"))
+    cluster.edit(spec("b", strategy))
+    cluster.until("Failed")
+    settle(cluster)
+    assert set(cluster.weights.values()) == {digest_of(path("a"))}
+    assert "damaged" in cluster.condition("Degraded")["message"]
+    assert cluster.condition("Stalled")["status"] == "True"
+    for _ in range(5):
+        assert cluster.round().status is None, "it is left alone"
+    cluster.edit(spec("c", strategy))
+    cluster.until("Done")
+    settle(cluster)
+    assert set(cluster.weights.values()) == {digest_of(path("c"))}
 
 
-def test_versions_do_not_pair_with_each_other() -> None:
-    assert serving_versions([group("prefill", "p1", "v1", 1, 1), group("decode", "d2", "v2", 1, 1)]) == set()
-    assert serving_versions(OLD) == {"v1"}
-    assert ready_pairs([group("decode", "d", "v3", 2, 2, whole=True)]) == {"v3": 2}
+def test_nothing_changes_in_place_while_nobody_says_what_workers_do() -> None:
+    cluster = running("InPlace")
+    cluster.reachable = False
+    cluster.edit(spec("b", "InPlace"))
+    for _ in range(5):
+        cluster.round()
+        cluster.live()
+    assert set(cluster.weights.values()) == {digest_of(path("a"))}
+    assert len(cluster.replicas()) == 2
+    assert "bootstrap" in cluster.rollout["message"]
+    cluster.reachable = True
+    cluster.until("Done")
+
+
+def test_old_workers_stay_until_every_gateway_sends_requests_to_the_new() -> None:
+    cluster = running()
+    before = set(cluster.weights)
+    cluster.gateways = [frozenset(before), frozenset(before)]
+    cluster.edit(spec("b"))
+    for _ in range(30):
+        cluster.round()
+        cluster.live()
+    assert before < set(cluster.weights)
+    cluster.gateways = [frozenset(before), frozenset(cluster.weights)]
+    cluster.round()
+    cluster.live()
+    assert before < set(cluster.weights)
+    cluster.gateways = [frozenset(cluster.weights)] * 2
+    cluster.until("Done")
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.data())
+def test_whatever_happens_something_serves_and_the_right_weights_in_the_end(data: st.DataObject) -> None:
+    everything_in_any_order(data)
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(3600)
+@settings(deadline=None, max_examples=1500)
+@given(st.data())
+def test_whatever_happens_in_very_many_orders(data: st.DataObject) -> None:
+    everything_in_any_order(data)
+
+
+def everything_in_any_order(data: st.DataObject) -> None:
+    """Kills of operator and workers, edits, scaling, silence of the bootstrap server."""
+    strategies = st.sampled_from(["Surge", "InPlace"])
+    counts = st.integers(1, 3)
+    cluster = running(data.draw(strategies), data.draw(counts), data.draw(counts), data.draw(st.integers(0, 999)))
+    for _ in range(data.draw(st.integers(1, 25))):
+        match data.draw(st.sampled_from(["round", "killed", "live", "live", "edit", "silence", "worker"])):
+            case "round":
+                cluster.round()
+            case "killed":
+                cluster.round(steps=data.draw(st.integers(0, 25)))
+            case "live":
+                cluster.live()
+            case "silence":
+                cluster.reachable = not cluster.reachable
+            case "worker":
+                name = data.draw(st.sampled_from(sorted(cluster.weights)))
+                if cluster.serving().get(cluster.weights[name], 0) > 1:
+                    cluster.kill(name)
+            case _:
+                model = data.draw(st.sampled_from("abc"))
+                cluster.edit(spec(model, data.draw(strategies), data.draw(counts), data.draw(counts)))
+        assert cluster.serving(), cluster.rollout
+    cluster.reachable = True
+    for _ in range(150):
+        cluster.round()
+        cluster.live()
+        assert cluster.serving(), cluster.rollout
+        if is_as_the_manifest_says(cluster):
+            break
+    settle(cluster)
+    assert is_as_the_manifest_says(cluster), (cluster.rollout, cluster.weights)
+
+
+def is_as_the_manifest_says(cluster: RollingCluster) -> bool:
+    wanted = cluster.service["spec"]
+    model = str(wanted["model"]["uri"]).removeprefix("pvc://models/")
+    count = wanted["prefill"]["replicas"] + wanted["decode"]["replicas"]
+    served = list(cluster.weights.values()) == [digest_of(path(model))] * count
+    return served and len(cluster.pods) == count and cluster.rollout["phase"] == "Done"

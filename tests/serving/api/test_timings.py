@@ -29,7 +29,9 @@ def extensions(answer: Any) -> list[Any]:
 async def test_whole_and_streamed_answers_carry_them_when_asked(route: str, asked: bool) -> None:
     async with api_world(says("hello")) as world:
         body = {**ROUTES[route], "baton_timings": asked}
-        whole = extensions((await post(world.url + route, body)).json())
+        response = await post(world.url + route, body)
+        assert response.headers["x-baton-transfer"] == "mooncake tcp; pages=4; bytes=128"
+        whole = extensions(response.json())
         streamed = [
             extension
             for event in await events(world.url + route, {**body, "stream": True})

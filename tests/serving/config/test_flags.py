@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from baton_serving.config import ServerConfig
-from baton_serving.config.docs import flags_page
+from baton_serving.config.docs import command_section, flags_page
 from baton_serving.config.flags import group_titles, option, settings
 
 
@@ -54,3 +56,19 @@ def test_the_page_of_flags_has_a_row_for_each() -> None:
     for setting in settings(ServerConfig):
         assert f"| `{setting.flag.name}`" in page
     assert "| `--page-size` | int, tokens | 64 on cuda, 16 on cpu | Tokens of one KV page. |" in page
+
+
+def test_a_parser_of_its_own_has_a_row_for_each_flag() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--port", type=int, default=80, help="port; 0: any")
+    parser.add_argument("--file", "-f", type=Path, help="a file")
+    parser.add_argument("--limit", type=int, help="most of it (default: any number)")
+    parser.add_argument("--trace", action="store_true", help="say more")
+    parser.add_argument("--kind", choices=["a", "b"], default="a", help="gRPC or not (default: --port)")
+    assert command_section("baton x", "x.py", parser).partition("|---|---|---|---|\n")[2].splitlines() == [
+        "| `--port` | int | `80` | Port; 0: any. |",
+        "| `--file` `-f` | path | none | A file. |",
+        "| `--limit` | int | any number | Most of it. |",
+        "| `--trace` |  | off | Say more. |",
+        "| `--kind` | `a`, `b` | `--port` | gRPC or not. |",
+    ]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
+from support.api_world import OPTIONS, api_world, says
 from support.gateway_bench import answer, gateway_bench
 from support.gateway_over import gateway_before
-from support.http import get, post
+from support.http import HELLO, get, post
 
 from baton_bootstrap.records import Role
 from baton_serving.errors import ConfigError, Unauthorized
+from baton_serving.gateway import cli
 from baton_serving.gateway.access import KeyFile
 from baton_serving.gateway.http.downstream import Incoming
 from baton_serving.gateway.routing import RoutingConfig
@@ -100,3 +104,27 @@ async def test_every_route_but_the_probes_asks_for_a_key(tmp_path: Path) -> None
             key = {"authorization": "Bearer sk-1"}
             assert (await post(f"{url}/v1/completions", {"model": "m"}, headers=key)).json() == {"served": True}
             assert "sk-1" not in json.dumps(worker.calls[0].headers)
+
+
+@pytest.mark.parametrize(("given", "status"), [("sesame", 200), ("wrong", 401), (None, 401)])
+async def test_workers_with_a_key_get_the_gateways_and_never_the_clients(given: str | None, status: int) -> None:
+    options = dataclasses.replace(OPTIONS, api_key="sesame")
+    async with (
+        api_world(says("ok"), options) as world,
+        gateway_before(world.url, model="tiny", worker_key=given) as url,
+    ):
+        key = {"authorization": "Bearer sesame"}
+        answer = await post(f"{url}/v1/chat/completions", {"model": "tiny", "messages": HELLO}, headers=key)
+        assert answer.status_code == status
+
+
+def test_a_workers_key_that_no_header_can_hold(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    parser = ArgumentParser()
+    cli.add_arguments(parser)
+    args = parser.parse_args(["--worker-api-key-file", str(path)])
+    for text in (None, "", "one\ntwo", "sésame"):
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(ConfigError, match="--worker-api-key-file"):
+            cli.run(args)

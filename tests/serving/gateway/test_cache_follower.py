@@ -46,8 +46,7 @@ class CachingWorker:
 
     def __init__(self, worker_id: str = "p0", incarnation: str = "i1") -> None:
         self.id, self.incarnation, self.weight_digest = worker_id, incarnation, WEIGHTS
-        self.running = self.queued_tokens = self.free_pages = self.total_pages = 0
-        self.page_size = PAGE
+        self.running = self.queued_tokens = self.used_tokens = 0
         self.log = CacheLog()
         self.pool = PagePool(2000)
         self.tree = RadixCache(KVLayout(PAGE, 1, 4, 4, "float32", (KVGroup((0,)),)), self.pool, self.log)
@@ -169,7 +168,7 @@ async def test_a_missed_change_is_made_good_by_a_fresh_snapshot(monkeypatch: pyt
         await until(lambda: held(memory, worker, text) > 0 or len(heard) > 1)
         await until(lambda: len(heard) > 1 and held(memory, worker, text) == 0)
         assert follower.resyncs == 1
-        await until(lambda: memory.index.match([99], 1 << memory.index.slot((worker.id, worker.incarnation))) != [])
+        await until(lambda: memory.index.match([99]) == [(1, 1 << memory.index.slot((worker.id, worker.incarnation)))])
         follower.update([])
         hold.set()
         await follower.aclose()

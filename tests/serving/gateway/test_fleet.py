@@ -151,7 +151,11 @@ def test_load_is_what_was_reported_or_what_was_sent_whichever_is_more() -> None:
     [endpoint] = fleet.endpoints.values()
     endpoint.legs.add(Leg(endpoint, "decode", NOBODY, 0))
     assert endpoint.running == 1
-    endpoint.status = Status(state=State.READY, load=Load(running=5, queued_tokens=7))
+    models = fleet.models
+    fleet.update(
+        [Entry(worker=endpoint.worker, status=Status(state=State.READY, load=Load(running=5, queued_tokens=7)))]
+    )
+    assert fleet.models is models  # loads alone leave all that was worked out for the fleet in place
     assert (endpoint.running, endpoint.queued_tokens) == (5, 7)
 
 

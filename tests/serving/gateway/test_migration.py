@@ -34,9 +34,11 @@ async def start(bench: Bench, model: Model, worker_id: str, mode: str = "well", 
     return behaviour
 
 
-async def ask(bench: Bench, **fields: Any) -> tuple[Heard, dict[str, Any], aiohttp.ClientResponse]:
+async def ask(
+    bench: Bench, path: str = "/v1/completions", **fields: Any
+) -> tuple[Heard, dict[str, Any], aiohttp.ClientResponse]:
     body = {"model": "m", "prompt": "hi", "stream": True, "seed": 3, **fields}
-    async with bench.session.post(f"{bench.url}/v1/completions", json=body) as response:
+    async with bench.session.post(bench.url + path, json=body) as response:
         assert response.status == 200, await response.text()
         heard = await listen(response.content.iter_any())
     heard.check(body)
@@ -56,6 +58,17 @@ async def test_a_stream_goes_on_at_another_pair(bench: Bench, model: Model, mode
     assert response.headers["x-baton-route"] == "p1>d1"
     text = await (await bench.session.get(f"{bench.url}/metrics")).text()
     assert 'baton_gateway_migrations_total{how="computed"} 1.0' in text
+
+
+async def test_the_prefill_worker_that_holds_the_prompt_computes_the_rest(bench: Bench, model: Model) -> None:
+    await start(bench, model, "p1")
+    await start(bench, model, "p2")
+    await start(bench, model, "d1", "die", after=5)
+    await start(bench, model, "d2")
+    heard, _, response = await ask(bench)
+    assert heard.done
+    assert response.headers["x-baton-route"] == "p1>d1"
+    assert {body["baton_handoff"]["peer"] for body in model.resumed} == {"p1"}
 
 
 async def test_choices_that_were_over_are_not_told_twice(bench: Bench, model: Model) -> None:
@@ -120,11 +133,11 @@ async def test_a_stalled_workers_streams_go_on_elsewhere(bench: Bench, model: Mo
     assert behaviour.mode == "hang"
 
 
-async def slow_stream(bench: Bench, model: Model) -> tuple[asyncio.Task[Any], Behaviour]:
+async def slow_stream(bench: Bench, model: Model, **fields: Any) -> tuple[asyncio.Task[Any], Behaviour]:
     """A stream on d1 that waits in its middle until the behaviour changes; d2 is there as well."""
     await start(bench, model, "p1")
     behaviour = await start(bench, model, "d1")
-    asking = asyncio.create_task(ask(bench, max_tokens=2000))
+    asking = asyncio.create_task(ask(bench, **{"max_tokens": 2000, **fields}))
     await bench.workers[1].called()
     await eventually(lambda: any(running.tokens[0] for running in model.running.values()))
     await start(bench, model, "d2")
@@ -146,6 +159,17 @@ async def test_a_draining_workers_stream_moves_with_its_pages(bench: Bench, mode
     assert resumed["baton_handoff"]["peer"] == "d1"
     text = await (await bench.session.get(f"{bench.url}/metrics")).text()
     assert 'baton_gateway_migrations_total{how="moved"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    "fields", [{"n": 2, "max_tokens": 1000}, {"path": "/generate", "return_logprob": True}], ids=["choices", "measured"]
+)
+async def test_what_pages_do_not_hold_ends_where_it_is(bench: Bench, model: Model, fields: dict[str, Any]) -> None:
+    asking, _ = await slow_stream(bench, model, **fields)
+    drain(bench, 1)
+    heard, _, _ = await asking
+    assert heard.done
+    assert not model.moves
 
 
 async def test_a_move_that_nobody_takes_changes_nothing(bench: Bench, model: Model) -> None:

@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI, Response
 from support.certificates import Authority
 
-from baton_bootstrap.client import RegistrationClient, WatchClient
+from baton_bootstrap.client import RegistrationClient, WatchClient, assign
 from baton_bootstrap.errors import SetupError
 from baton_bootstrap.files import stamp
 from baton_bootstrap.records import Beat, Role, State, Worker
@@ -175,6 +175,7 @@ async def test_the_bootstrap_server_knows_its_own_only(tmp_path: Path) -> None:
             else:
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(watch.changed(0), 0.5)
+        assert await assign(address, {}, tls=files) == admitted, name
     await server.stop()
     impostor = BootstrapServer(ServerConfig(tls=ours.write(tmp_path / "impostor", name="someone-else")))
     await impostor.start()

@@ -131,3 +131,5 @@ def test_explain_names_the_pair_that_answered(client: openai.OpenAI) -> None:
     told = client.get(f"/baton/explain/{raw.headers['x-request-id']}", cast_to=object)
     assert json.dumps(told)
     assert told["attempts"][0]["prefill"]["worker"]  # type: ignore[index]
+    assert told["attempts"][0]["transfer"]["transport"] == "mooncake tcp"  # type: ignore[index]
+    assert told["attempts"][0]["transfer"]["bytes"] > 0  # type: ignore[index]

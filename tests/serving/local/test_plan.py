@@ -121,3 +121,16 @@ def test_models_come_from_the_hub_or_an_absolute_path(tmp_path: Path) -> None:
     assert flag(worker(plan, "prefill-0"), "--model-path") == "owner/name"
     plan = make_plan(service(uri=f"file://{tmp_path}"), Path("/"), MACHINE)
     assert flag(worker(plan, "prefill-0"), "--model-path") == str(tmp_path)
+
+
+def test_other_weights_or_numbers_are_no_other_settings(tmp_path: Path) -> None:
+    """What a running worker can follow; anything else takes new processes."""
+    (tmp_path / "b").mkdir()
+
+    def settings(spec: str = "", uri: str = "file://.") -> str:
+        return make_plan(service(spec, uri), tmp_path, MACHINE, gateway_port=None).workers.settings
+
+    assert settings() == settings(uri="file://b")
+    assert settings() == settings("  decode: {replicas: 3}\n") == settings("  prefill: {replicas: 2}\n")
+    assert settings() != settings("  decode: {extraArgs: ['--page-size', '16']}\n")
+    assert settings() != settings("  decode: {env: [{name: X, value: 'y'}]}\n")

@@ -23,13 +23,13 @@ from baton_serving.runtime.identity import Identity
 BATON_TINY = Path(__file__).parents[3] / "examples" / "models" / "baton-tiny"
 
 
-def reached(server: CurveKeys, client: CurveKeys | None) -> bool:
-    """Whether a frame of the client arrives at the server."""
+def reached(server: CurveKeys, client: CurveKeys | None, dialled: CurveKeys | None = None) -> bool:
+    """Whether a frame of the client, which takes the server's key for `dialled` (its own), arrives at the server."""
     got: list[bytes] = []
     ended: list[int] = []
     one = ControlSockets("tcp://127.0.0.1:0", lambda _, frame: got.append(frame), ended.append, server)
     two = ControlSockets("tcp://127.0.0.1:0", lambda _, frame: None, ended.append, client)
-    two.dial(0, PeerAddress(one.endpoint, "", "" if client is None else client.public))
+    two.dial(0, PeerAddress(one.endpoint, "", "" if client is None else (dialled or client).public))
     two.send(0, b"hello")
     for _ in range(100):
         one.poll(0.02)
@@ -48,7 +48,9 @@ def test_workers_with_the_same_key_reach_each_other_and_others_do_not(tmp_path: 
     assert ours is not None
     assert reached(ours, curve_keys(str(path)))
     path.write_bytes(zmq.curve_keypair()[1])
-    assert not reached(ours, curve_keys(str(path)))
+    other = curve_keys(str(path))
+    assert not reached(ours, other)
+    assert not reached(ours, other, dialled=ours)  # knowing whom to talk to is not enough
     assert not reached(ours, None)
     assert curve_keys(None) is None
 

@@ -78,7 +78,7 @@ async def bench(script: Callable[[GenerateInput], Script] | None = None) -> Asyn
         made = Bench(scheduler, manager, None)  # type: ignore[arg-type]
         made.updater = Updater(
             manager,
-            lambda weights, incarnation: made.served.append((weights.digest, incarnation)),
+            lambda weights: made.served.append((weights.digest, weights.incarnation)),
             made.note_open,
         )
         made.script()

@@ -113,3 +113,18 @@ def test_prompt_logprobs_come_whole_over_chunks_and_hits(chunk: int | None, star
         world.run_out()
         assert world.answers[request.rid].prompt_logprobs == request.prompt[max(1, start) :]
     world.check_answers()
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3, 4])
+@pytest.mark.parametrize("start", [-1, 0, 5])
+def test_log_probabilities_of_tokens_drawn_elsewhere_are_measured_again(chunk: int | None, start: int) -> None:
+    world = small_world(chunked_prefill_size=chunk)
+    prompt = [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]
+    for _ in range(2):
+        request = world.add(world.request(prompt, max_new_tokens=9, logprob_start=start, resumed=5, replay=True))
+        drawn = list(request.output)
+        world.run_out()
+        answer = world.answers[request.rid]
+        assert answer.prompt_logprobs == [*(prompt[max(1, start) :] if start >= 0 else []), *drawn]
+        assert answer.logprobs == 4
+    world.check_answers()

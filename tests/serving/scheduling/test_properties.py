@@ -73,6 +73,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             handoff=handoff,
             priority=draw(st.sampled_from([0, 0, 1])),
             resumed=draw(st.sampled_from([0, 0, 0, 3])),
+            replay=draw(st.booleans()),
             eos=None if long else draw(st.sampled_from([None, 3])),
             max_new_tokens=draw(st.sampled_from([12, 20] if long else [0, 1, 2, 5, 10, 20, 30])),
             min_new_tokens=draw(st.sampled_from([0, 0, 2])),

@@ -1,11 +1,11 @@
-"""Finds the programs of a Kubernetes control plane, or builds them from the Go modules pinned in tests/cluster/tools.
+"""Finds the programs of a Kubernetes cluster, or builds them from the Go modules pinned in tests/cluster/tools.
 
 Definitions of other projects' kinds are taken from their modules in the same way.
 
-    python tests/support/kube/binaries.py
+    python tests/support/kube/binaries.py [NAME ...]
 
-builds whatever is missing and prints where each program lies. They are kept outside the clone, in
-`$XDG_CACHE_HOME/baton/kube`, in one folder for each set of pins.
+builds whatever is missing of those named, or of all, and prints where each program lies. They are kept outside the
+clone, in `$XDG_CACHE_HOME/baton/kube`, in one folder for each set of pins.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,18 +38,33 @@ class Tool:
 
     def folder(self) -> Path:
         """Where the programs are kept; another one whenever a pin changes."""
-        pins = b"".join((MODULES / self.module / name).read_bytes() for name in ("go.mod", "go.sum"))
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "baton" / "kube" / f"{self.module}-{hashlib.sha256(pins).hexdigest()[:16]}"
+        names = sorted(path for path in (MODULES / self.module).iterdir() if path.name.startswith(("go.", "main.")))
+        pins = b"".join(path.read_bytes() for path in names)
+        return cache() / f"{self.module}-{hashlib.sha256(pins).hexdigest()[:16]}"
 
 
+def cache() -> Path:
+    """The folder that all of this is kept in."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton" / "kube"
+
+
+# Enough for an API server whose pods never run.
+CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager", "kubectl", "etcd", "helm")
+DEFINITIONS = ("leaderworkersets.yaml", "httproutes.yaml")
+# What pods need to run.
+NODES = ("kube-scheduler", "kubelet", "kube-proxy", "coredns", "pause")
 TOOLS = (
     Tool(
         "k8s",
-        {name: f"k8s.io/kubernetes/cmd/{name}" for name in ("kube-apiserver", "kube-controller-manager", "kubectl")},
+        {
+            name: f"k8s.io/kubernetes/cmd/{name}"
+            for name in (*CONTROL_PLANE[:3], "kube-scheduler", "kubelet", "kube-proxy")
+        },
     ),
     Tool("etcd", {"etcd": "go.etcd.io/etcd/server/v3"}),
     Tool("helm", {"helm": "helm.sh/helm/v4/cmd/helm"}),
+    Tool("coredns", {"coredns": "."}),
+    Tool("pause", {"pause": "."}),
     Tool(
         "definitions",
         files={
@@ -59,9 +75,9 @@ TOOLS = (
 )
 
 
-def find() -> tuple[dict[str, Path], list[str]]:
-    """The programs and files that are there, by name, and the names of those that are not."""
-    wanted = {name: tool for tool in TOOLS for name in (*tool.programs, *tool.files)}
+def find(names: Collection[str] = ()) -> tuple[dict[str, Path], list[str]]:
+    """Of those named, or of all: the programs and files that are there, and the names of the others."""
+    wanted = {name: tool for tool in TOOLS for name in (*tool.programs, *tool.files) if not names or name in names}
     found = {name: path for name, tool in wanted.items() if (path := _find(name, tool)) is not None}
     return found, [name for name in wanted if name not in found]
 
@@ -125,8 +141,9 @@ def _linker_flags(tool: Tool) -> str:
 
 
 if __name__ == "__main__":
-    build(find()[1])
-    if shutil.which("go") is None and find()[1]:
-        raise SystemExit(f"missing {', '.join(find()[1])}, and no Go to build them with")
-    for program, path in find()[0].items():
+    wanted = sys.argv[1:]
+    if (lacking := find(wanted)[1]) and shutil.which("go") is None:
+        raise SystemExit(f"missing {', '.join(lacking)}, and no Go to build them with")
+    build(lacking)
+    for program, path in find(wanted)[0].items():
         print(f"{program}: {path}")

@@ -18,18 +18,20 @@ BATON = "baton.dev/v1alpha1"
 
 
 class Cluster:
-    """`http` is for what has no method here. Statuses of 400 and more are `httpx.HTTPStatusError`."""
+    """`http` is for what has no method here. Statuses of 400 and more are `httpx.HTTPStatusError`.
 
-    def __init__(self, url: str, ca: Path, token: str) -> None:
+    Without authority and token the URL is that of a proxy, which has its own.
+    """
+
+    def __init__(self, url: str, ca: Path | None = None, token: str = "") -> None:
         self._url, self._ca, self._token = url, ca, token
 
     @cached_property
     def http(self) -> httpx.Client:
-        headers = {"Authorization": f"Bearer {self._token}"}
         return httpx.Client(
             base_url=self._url,
-            verify=ssl.create_default_context(cafile=str(self._ca)),
-            headers=headers,
+            verify=ssl.create_default_context(cafile=str(self._ca)) if self._ca else False,
+            headers={"Authorization": f"Bearer {self._token}"} if self._token else {},
             timeout=30.0,
             trust_env=False,
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 import httpx
-from support.baton_processes import die_with_parent, free_port
+from support.baton_processes import bound_to_parent, free_port
 
 
 class OperatorProcess:
@@ -49,9 +49,7 @@ class OperatorProcess:
     def start(self) -> None:
         command = [sys.executable, "-m", "baton_serving.cli.main", "operator", *self._flags]
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, env=self._environment, stdout=log, stderr=log, preexec_fn=die_with_parent
-            )
+            self._process = subprocess.Popen(bound_to_parent(command), env=self._environment, stdout=log, stderr=log)
 
     def crash(self) -> None:
         """SIGKILL: nothing is tidied up."""

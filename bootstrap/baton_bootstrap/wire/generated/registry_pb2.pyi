@@ -209,6 +209,18 @@ class WaitingReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class AssignedRequest(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AssignedReply(_message.Message):
+    __slots__ = ("assignment",)
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    assignment: Assignment
+    def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ...) -> None: ...
+
 class Beat(_message.Message):
     __slots__ = ("state", "load", "tick", "busy_seconds", "progress")
     STATE_FIELD_NUMBER: _ClassVar[int]

@@ -59,6 +59,11 @@ class RegistryStub:
                 request_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.WaitingRequest.SerializeToString,
                 response_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.WaitingReply.FromString,
                 _registered_method=True)
+        self.Assigned = channel.unary_unary(
+                '/baton.registry.v1.Registry/Assigned',
+                request_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignedRequest.SerializeToString,
+                response_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignedReply.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer:
@@ -87,8 +92,8 @@ class RegistryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Assign(self, request, context):
-        """What workers are to serve: all assignments of one author, in the place of those of before. Workers hear of theirs in
-        the answers to their beats; it is soft state, to be sent again when a server is new.
+        """What workers are to serve: all assignments of one author, in the place of those of before. Workers hear of theirs at
+        once, and again in the answers to their beats; it is soft state, to be sent again when a server is new.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +101,13 @@ class RegistryServicer:
 
     def Waiting(self, request, context):
         """How many requests a gateway holds because no worker is ready; forgotten after a lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Assigned(self, request, context):
+        """What a worker is to serve, for one that is about to load.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +140,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.Waiting,
                     request_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.WaitingRequest.FromString,
                     response_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.WaitingReply.SerializeToString,
+            ),
+            'Assigned': grpc.unary_unary_rpc_method_handler(
+                    servicer.Assigned,
+                    request_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignedRequest.FromString,
+                    response_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignedReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -265,6 +282,33 @@ class Registry:
             '/baton.registry.v1.Registry/Waiting',
             baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.WaitingRequest.SerializeToString,
             baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.WaitingReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Assigned(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.registry.v1.Registry/Assigned',
+            baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignedRequest.SerializeToString,
+            baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignedReply.FromString,
             options,
             channel_credentials,
             insecure,

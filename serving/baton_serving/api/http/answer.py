@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -21,6 +21,8 @@ from baton_serving.runtime.served import UNKNOWN_WEIGHTS
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+TRANSFER_HEADER: Final = "x-baton-transfer"
 
 Outputs = AsyncGenerator[ChoiceOutput, None]
 
@@ -47,7 +49,17 @@ async def answer(request: Request, outputs: Outputs, renderer: Renderer, *, stre
         return await _streamed(request, outputs, renderer)
     async with aclosing(outputs):
         answers = await unless_disconnected(request, gather(outputs))
-    return Response(renderer.whole(answers), media_type="application/json")
+    return Response(renderer.whole(answers), headers=_transfer(answers), media_type="application/json")
+
+
+def _transfer(answers: Sequence[ChoiceOutput]) -> dict[str, str]:
+    """A header on the KV pages that came from other workers for these answers, if any did; a gateway explains it."""
+    found = [answer.tokens.timings for answer in answers]
+    arrived = [timings for timings in found if timings is not None and timings.transport]
+    if not arrived:
+        return {}
+    pages, size = sum(one.transfer_pages for one in arrived), sum(one.transfer_bytes for one in arrived)
+    return {TRANSFER_HEADER: f"{arrived[0].transport}; pages={pages}; bytes={size}"}
 
 
 async def gather(outputs: Outputs) -> list[ChoiceOutput]:
@@ -87,7 +99,7 @@ async def _streamed(request: Request, outputs: Outputs, renderer: Renderer) -> R
     return StreamingResponse(
         _events(first, outputs, renderer),
         media_type="text/event-stream",
-        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **_transfer([first])},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -39,8 +40,10 @@ async def generate(request: Request) -> Response:
     for per_prompt in logprobs:
         if per_prompt is not None:
             service.intake.check_ids(per_prompt.token_ids, "token_ids_logprob")
-    choices = [replace(choice, logprobs=logprobs[choice.prompt]) for choice in choices]
     stream = bool(body.stream)
+    if body.baton_resume is not None and not (stream and service.options.stream_output):  # it is said again, too
+        logprobs = [None if one is None else structs.replace(one, replay=True) for one in logprobs]
+    choices = [replace(choice, logprobs=logprobs[choice.prompt]) for choice in choices]
     wanted = generate_request(origin_of(request), body, service.intake, prompts, choices, stream=stream)
     renderer = NativeRenderer(
         wanted,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from copy import copy
 
 import msgspec
 
@@ -13,7 +14,7 @@ from baton_serving.api.protocol.common import ChoiceExtension
 from baton_serving.runtime.detokenizer import replayed_text
 from baton_serving.runtime.messages import Finish, TokenOutput
 from baton_serving.runtime.outputs import merge
-from baton_serving.runtime.requests import ChoiceOutput, GenerateRequest
+from baton_serving.runtime.requests import Choice, ChoiceOutput, GenerateRequest
 from baton_serving.runtime.vocabulary import Vocabulary
 from baton_serving.scheduling.step import TokenLogprobs
 
@@ -69,7 +70,7 @@ class NativeRenderer:
                 output.index, text, TokenOutput(rid="", token_ids=list(choice.output_ids)), output.weights
             )
         # Copied, since the stream's event still names the new tokens alone.
-        tokens = merge(earlier.tokens, output.tokens)
+        tokens = merge(earlier.tokens, _as_said_first(self._request.choices[output.index], output.tokens))
         self._seen[output.index] = ChoiceOutput(output.index, earlier.text + output.text, tokens, output.weights)
         return self._seen[output.index]
 
@@ -123,6 +124,17 @@ class NativeRenderer:
 
     def _text(self, token_id: int) -> str | None:
         return self._vocabulary.token_bytes(token_id).decode("utf-8", "replace") if self._with_text else None
+
+
+def _as_said_first(choice: Choice, tokens: TokenOutput) -> TokenOutput:
+    """Log-probabilities of tokens that another worker had sent come behind the prompt's: put them where they belong."""
+    measured = tokens.prompt_logprobs
+    if measured is None or choice.logprobs is None or not choice.logprobs.replay:
+        return tokens
+    ours = copy(tokens)
+    at = len(measured) - len(choice.output_ids)
+    ours.prompt_logprobs, ours.logprobs = measured[:at], measured[at:] + tokens.logprobs
+    return ours
 
 
 def _finish_reason(finish: Finish, length: int) -> dict[str, object]:

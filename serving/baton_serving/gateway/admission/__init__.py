@@ -30,10 +30,7 @@ class Admission(Protocol):
         """The request has ended; `tokens` is how many it used, prompt and answer, as far as is known."""
         ...
 
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether `leave` makes use of the tokens, so that they are worth counting."""
-        ...
+    counts_tokens: bool  # whether `leave` makes use of the tokens, so that they are worth counting
 
     @property
     def retry_after(self) -> float:
@@ -48,6 +45,8 @@ class Admission(Protocol):
 class OpenDoor:
     """Admits everything at once."""
 
+    counts_tokens = False
+
     def offer(self, facts: RequestFacts, now: float) -> bool:
         return True
 
@@ -59,10 +58,6 @@ class OpenDoor:
 
     def leave(self, number: int, tokens: int, now: float) -> None:
         """Nothing to give back."""
-
-    @property
-    def counts_tokens(self) -> bool:
-        return False
 
     @property
     def retry_after(self) -> float:

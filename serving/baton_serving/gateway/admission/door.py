@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from baton_serving.errors import QueueFull
 from baton_serving.gateway.admission.fair_queue import FairQueue, Ticket, class_of
 from baton_serving.gateway.admission.ledger import TOTAL, Ledger, Limits
@@ -37,8 +39,7 @@ class DoorConfig:
         return self.max_running is None and self.limits == Limits()
 
 
-@dataclass(slots=True)
-class _Open:
+class _Open(msgspec.Struct, gc=False):
     """A request that was let in: the ledger's row and what was charged; whether it runs or waits."""
 
     row: int
@@ -51,6 +52,7 @@ class Door:
 
     def __init__(self, config: DoorConfig, ledger: Ledger | None = None) -> None:
         self._config = config
+        self.counts_tokens = config.limits.tokens_per_minute is not None  # so `leave` makes use of the tokens
         self._ledger = Ledger() if ledger is None else ledger
         self._queue = FairQueue()
         self._open: dict[int, _Open] = {}
@@ -68,19 +70,19 @@ class Door:
 
     def offer(self, facts: RequestFacts, now: float) -> bool:
         """True: go on. False: wait. Raises `QueueFull`, with the seconds after which it may be otherwise."""
-        limits = self._config.limits
+        limits, ledger = self._config.limits, self._ledger
         tokens = facts.prompt_tokens + (facts.max_tokens or USUAL_ANSWER)
-        with self._ledger.lock:
-            row = self._ledger.row(facts.tenant, limits.tokens_per_minute)
+        with ledger.lock:
+            row = ledger.row(facts.tenant, limits.tokens_per_minute)
             self._check_limits(row, limits, tokens, now)
             runs = self._room() and not self._queue
             if not runs:
                 self._make_place(facts)
-            self._ledger.count(row, 1)
+            ledger.count(row, 1)
             if limits.tokens_per_minute is not None:
-                self._ledger.spend(row, tokens)
+                ledger.spend(row, tokens)
             if runs:
-                self._ledger.count(TOTAL, 1)
+                ledger.count(TOTAL, 1)
         self._open[facts.number] = _Open(row, tokens, runs)
         if not runs:
             deadline = now + self._config.queue_seconds
@@ -113,26 +115,22 @@ class Door:
 
     def leave(self, number: int, tokens: int, now: float) -> None:
         """The request has ended, whatever became of it; what it was charged beyond `tokens` is given back."""
-        gone = self._open.pop(number)
-        if number in self._queue:
-            self._queue.remove(number)
-        elif number in self._pushed_out:
-            self._pushed_out.remove(number)
-        with self._ledger.lock:
-            self._ledger.count(gone.row, -1)
+        gone, ledger = self._open.pop(number), self._ledger
+        with ledger.lock:
+            ledger.count(gone.row, -1)
             if self.counts_tokens:
-                self._ledger.spend(gone.row, tokens - gone.tokens)
+                ledger.spend(gone.row, tokens - gone.tokens)
             if gone.running:
-                self._ledger.count(TOTAL, -1)
-        if gone.running:
+                ledger.count(TOTAL, -1)
+        if not gone.running:
+            if number in self._queue:
+                self._queue.remove(number)
+            elif number in self._pushed_out:
+                self._pushed_out.remove(number)
+        else:
             if self._last_end is not None:
                 self._interval += SMOOTHING * (now - self._last_end - self._interval)
             self._last_end = now
-
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether `leave` makes use of the tokens."""
-        return self._config.limits.tokens_per_minute is not None
 
     def gauges(self) -> Mapping[str, int]:
         """Requests that wait, by class."""

@@ -14,9 +14,11 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import xxhash
 
@@ -46,11 +48,15 @@ class Ledger:
     ) -> None:
         self._width = _COUNTS + columns
         self._column = _COUNTS + column
-        cells = memoryview(bytearray(size_of(columns)) if buffer is None else buffer)
-        self._words = cells.cast("q")
-        self._numbers = cells.cast("d")
-        self.lock: AbstractContextManager[object] = nullcontext() if lock is None else lock
-        self._rows: dict[str, int] = {}
+        self._words: list[Any] | memoryview[int]
+        self._numbers: list[Any] | memoryview[float]
+        if buffer is None:  # nobody else looks at it
+            self._words = self._numbers = [0] * (ROWS * self._width)
+        else:
+            cells = memoryview(buffer)
+            self._words, self._numbers = cells.cast("q"), cells.cast("d")
+        self.lock: AbstractContextManager[object] = Lock() if lock is None else lock
+        self._rows: dict[str, tuple[int, int]] = {}  # row and hash of tenants seen lately
         self.wipe(column)
 
     def wipe(self, column: int) -> None:
@@ -61,8 +67,10 @@ class Ledger:
 
     def open_requests(self, row: int) -> int:
         """Of all processes."""
-        start = row * self._width + _COUNTS
-        return sum(self._words[start : row * self._width + self._width])
+        at = row * self._width
+        if self._width == _COUNTS + 1:
+            return self._words[at + _COUNTS]
+        return sum(self._words[at + _COUNTS : at + self._width])
 
     def count(self, row: int, change: int) -> None:
         """Change this process's count."""
@@ -82,10 +90,10 @@ class Ledger:
 
     def row(self, tenant: str, per_minute: int | None) -> int:
         """The tenant's row, a full bucket at first sight."""
-        known = self._rows.get(tenant)
+        row, name = self._rows.get(tenant, (0, 0))
+        if name and self._words[row * self._width + _TENANT] == name:
+            return row
         name = xxhash.xxh3_64_intdigest(tenant.encode()) >> 1 or 1
-        if known is not None and self._words[known * self._width + _TENANT] == name:
-            return known
         found = self._find(name)
         at = found * self._width
         if self._words[at + _TENANT] != name and found != ROWS - 1:
@@ -94,7 +102,7 @@ class Ledger:
             self._numbers[at + _STAMP] = 0.0
         if len(self._rows) >= ROWS:
             self._rows.clear()
-        self._rows[tenant] = found
+        self._rows[tenant] = found, name
         return found
 
     def _find(self, name: int) -> int:

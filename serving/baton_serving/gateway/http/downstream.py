@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol, cast
@@ -27,6 +26,8 @@ AHEAD_LIMIT = 16  # requests read ahead of the one that is being answered
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _STATUS_LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
 _CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
+_LARGE_HEAD = f"the headers are larger than {HEAD_LIMIT} bytes"
+_HOSTS = "there must be one host header"
 
 
 class Incoming:
@@ -43,7 +44,7 @@ class Incoming:
         self.version = version
         self.headers = headers
         self.keep_alive = keep_alive
-        self.body = b""
+        self.body: bytes | bytearray = b""
 
 
 class Session(Protocol):
@@ -68,6 +69,12 @@ class ClientConnection(asyncio.Protocol):
     forgotten.
     """
 
+    __slots__ = (
+        *("_answering", "_body", "_body_limit", "_connections", "_dispatch", "_head_size", "_incoming", "_lines"),
+        *("_lagging", "_parser", "_reading_paused", "_refusal", "_target", "_transport"),
+        *("_waiting", "begun", "closing", "idle_ticks", "session"),
+    )
+
     def __init__(self, dispatch: Dispatch, connections: set[ClientConnection], body_limit: int) -> None:
         self.session: Session | None = None
         self.closing = False  # after the current answer, when there is one
@@ -80,15 +87,13 @@ class ClientConnection(asyncio.Protocol):
         self._body_limit = body_limit
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
-        self._waiting: deque[Incoming] = deque()
+        self._waiting: list[Incoming] = []  # at most `AHEAD_LIMIT`
         self._reading_paused = False
         self._target = b""
-        self._headers: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
-        self._size = 0
+        self._lines: list[tuple[bytes, bytes]] = []  # header names and values as they came
+        self._body: bytes | bytearray = b""
         self._incoming: Incoming | None = None
         self._head_size = 0
-        self._lines_size = 0  # of the headers read so far
         self._refusal: BatonError | None = None
 
     @property
@@ -129,7 +134,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(self._refusal or InvalidRequest(f"malformed HTTP: {error.args[0]}"))
         else:
             if self._incoming is None and self._head_size > HEAD_LIMIT:
-                self._refuse(TooLarge(f"the headers are larger than {HEAD_LIMIT} bytes"))
+                self._refuse(TooLarge(_LARGE_HEAD))
 
     def eof_received(self) -> bool:
         return False
@@ -154,11 +159,9 @@ class ClientConnection(asyncio.Protocol):
     # What llhttp calls
 
     def on_message_begin(self) -> None:
-        self._lines_size = 0
         self._target = b""
-        self._headers = {}
-        self._body = []
-        self._size = 0
+        self._lines = []
+        self._body = b""
         self._incoming = None
 
     def on_url(self, url: bytes) -> None:
@@ -167,19 +170,18 @@ class ClientConnection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._incoming is not None:  # a trailer
             return
-        name = name.lower()
-        self._lines_size += len(name) + len(value)
-        if self._lines_size > HEAD_LIMIT:  # they may all have come in one piece
-            self._stop(TooLarge(f"the headers are larger than {HEAD_LIMIT} bytes"))
-        if name == b"host" and name in self._headers:
-            self._stop(InvalidRequest("there must be one host header"))
-        self._headers[name] = value
+        self._lines.append((name, value))
 
     def on_headers_complete(self) -> None:
-        headers, parser = self._headers, self._parser
+        lines, parser = self._lines, self._parser
+        if self._head_size > HEAD_LIMIT and sum(len(name) + len(value) for name, value in lines) > HEAD_LIMIT:
+            self._stop(TooLarge(_LARGE_HEAD))  # that came in one piece with what follows it
         version = parser.get_http_version()
         if parser.should_upgrade():  # llhttp would tell only after the request was answered
             self._stop(InvalidRequest("this server speaks HTTP/1.1 only"))
+        headers = {name.lower(): value for name, value in lines}
+        if len(headers) < len(lines) and sum(name.lower() == b"host" for name, _ in lines) > 1:
+            self._stop(InvalidRequest(_HOSTS))
         self._check(headers, version)
         self._incoming = Incoming(
             parser.get_method(), _path_of(self._target), version, headers, parser.should_keep_alive()
@@ -189,17 +191,21 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
-        self._size += len(body)
-        if self._size > self._body_limit:
+        begun = self._body
+        if len(begun) + len(body) > self._body_limit:
             self._stop(TooLarge(f"the body is larger than {self._body_limit} bytes"))
-        self._body.append(body)
+        if not begun:
+            self._body = body
+        elif isinstance(begun, bytearray):
+            begun += body
+        else:  # in several pieces: one buffer that grows where it is
+            self._body = bytearray(begun)
+            self._body += body
 
     def on_message_complete(self) -> None:
         incoming, self._incoming = self._incoming, None
         assert incoming is not None
-        body = self._body
-        incoming.body = body[0] if len(body) == 1 else b"".join(body)
-        self._body = []
+        incoming.body, self._body = self._body, b""
         if self._answering is None:
             self._answer(incoming)
             return
@@ -212,7 +218,7 @@ class ClientConnection(asyncio.Protocol):
         if version not in ("1.1", "1.0"):
             self._stop(InvalidRequest("only HTTP/1.1 and HTTP/1.0 are spoken here"))
         if b"host" not in headers and version == "1.1":
-            self._stop(InvalidRequest("there must be one host header"))
+            self._stop(InvalidRequest(_HOSTS))
         coding = headers.get(b"transfer-encoding")
         if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
             self._stop(InvalidRequest("the only transfer-encoding taken is chunked, of HTTP/1.1"))
@@ -291,7 +297,7 @@ class ClientConnection(asyncio.Protocol):
     def _next(self) -> None:
         if self._answering is not None or not self._waiting or self._transport.is_closing():
             return
-        self._answer(self._waiting.popleft())
+        self._answer(self._waiting.pop(0))
         if self._reading_paused and len(self._waiting) < AHEAD_LIMIT // 2:
             self._reading_paused = False
             self._transport.resume_reading()

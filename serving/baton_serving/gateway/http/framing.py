@@ -25,6 +25,8 @@ class Garbage(Exception):
 class ChunkedEvents:
     """Reads a chunked event stream. `ended` once the last chunk was read; `partial` while it holds half an event."""
 
+    __slots__ = ("_at", "_rest", "ended")
+
     def __init__(self) -> None:
         self.ended = False
         self._rest = b""

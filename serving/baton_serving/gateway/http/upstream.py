@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Sequence
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
@@ -38,6 +39,11 @@ class Listener(Protocol):
 class Connection(asyncio.Protocol):
     """One connection, one request at a time."""
 
+    __slots__ = (
+        *("_begun", "_chunked", "_events", "_head", "_listener", "_missing", "_parts", "_pool", "_transport"),
+        *("idle_since", "quiet"),
+    )
+
     def __init__(self, pool: Pool) -> None:
         self.idle_since = 0.0
         self.quiet = 0  # looks since something arrived; whoever looks counts up
@@ -62,13 +68,16 @@ class Connection(asyncio.Protocol):
             return bool(self._begun)
         return self._events is None or self._events.partial
 
-    def send(self, listener: Listener, request: bytes) -> None:
-        """Send a whole request; `listener` hears the response."""
+    def send(self, listener: Listener, request: Sequence[bytes | memoryview]) -> None:
+        """Send a whole request, given in pieces; `listener` hears the response."""
         assert self._transport is not None
         self._listener = listener
         self._head = None
         self.quiet = 0
-        self._transport.write(request)
+        if len(request) == 1:
+            self._transport.write(request[0])
+        else:
+            self._transport.writelines(request)
 
     def pause(self) -> None:
         if self.alive and self._transport is not None:
@@ -126,22 +135,28 @@ class Connection(asyncio.Protocol):
         self._head = head
         assert self._listener is not None
         self._events = self._chunked = None
-        if self._listener.on_head(head):
+        begun = data[end + 4 :]
+        events = self._listener.on_head(head)
+        if self._listener is None:  # lost interest when it saw the head
+            return
+        if events:
             self._events = ChunkedEvents() if head.chunked else PlainEvents()
         elif head.chunked:
             self._chunked = ChunkedBody(REPLY_LIMIT)
+        elif head.length == len(begun):
+            self._finish(begun)
+            return
         else:
             self._parts = []
             self._missing = REPLY_LIMIT if head.length is None else head.length
             if self._missing > REPLY_LIMIT:
                 raise Garbage(f"answers with more than {REPLY_LIMIT} bytes")
-        if len(data) > end + 4 or head.length == 0:
-            self._take_body(data[end + 4 :])
+        if begun:
+            self._take_body(begun)
 
     def _take_body(self, data: bytes) -> None:
         listener = self._listener
-        if listener is None:  # lost interest when it saw the head
-            return
+        assert listener is not None
         if self._events is not None:
             chunks = self._events.feed(data)
             if chunks:
@@ -168,7 +183,7 @@ class Connection(asyncio.Protocol):
     def _finish(self, body: bytes) -> None:
         listener, self._listener = self._listener, None
         assert self._head is not None
-        if self._head.keep_alive and self.alive:
+        if self._head.keep_alive:
             self._pool.give_back(self)
         elif self._transport is not None:
             self._transport.close()
@@ -186,8 +201,11 @@ class Connection(asyncio.Protocol):
 class Pool:
     """Idle connections to one worker; as many as its requests need, none kept longer than `IDLE_LIMIT`."""
 
-    def __init__(self, url: str, tls: Tls | None = None) -> None:
-        """`url` is `http://host:port`, or with `tls` `https://host:port`. Raises ValueError when it is not."""
+    def __init__(self, url: str, tls: Tls | None = None, key: str | None = None) -> None:
+        """`url` is `http://host:port`, or with `tls` `https://host:port`; `key` is the worker's API key.
+
+        Raises ValueError when `url` is not such a URL.
+        """
         parts = urlsplit(url)
         scheme = "http" if tls is None else "https"
         if parts.scheme != scheme or parts.hostname is None:
@@ -196,6 +214,8 @@ class Pool:
         self.port = parts.port or (80 if tls is None else 443)
         self._tls = tls
         self.host_line = b"host: %b\r\n" % parts.netloc.encode("ascii")
+        if key is not None:  # a line of its own, in the head of every request like the host's
+            self.host_line += b"authorization: Bearer %b\r\n" % key.encode("ascii")
         self._idle: list[Connection] = []
 
     def take(self) -> Connection | None:

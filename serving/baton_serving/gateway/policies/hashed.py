@@ -17,7 +17,7 @@ AFFINE_BYTES = 512  # requests whose prompts begin alike so far are taken for re
 
 def consistent_hash(snapshot: Snapshot, facts: RequestFacts) -> Choice:
     """By session, else by how the prompt begins."""
-    key = facts.session.encode() or facts.prompt[:AFFINE_BYTES]
+    key = facts.session.encode() or bytes(facts.prompt[:AFFINE_BYTES])
     return _rendezvous(snapshot, facts.model, key)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from baton_serving.gateway.policies.prefix_index import PrefixIndex
+from baton_serving.gateway.policies.prefix_index import Match, PrefixIndex
 from baton_serving.gateway.policies.prefix_keys import CUTS, header_value, prefix_keys, seed_of
 from baton_serving.gateway.snapshot import Candidate, Held, RequestFacts
 
@@ -16,6 +16,8 @@ SMOOTHING = 0.2  # weight of the latest answer
 MIN_SAMPLE = 64  # tokens: shorter waits say more of the network than of the worker
 MAX_LAYOUTS = 64
 MAX_MASKS = 4096
+
+_NOTHING: tuple[list[int], list[Match]] = ([], [])
 
 
 class _Layout:
@@ -56,7 +58,8 @@ class Memory:
         self._layouts: dict[int, _Layout] = {}
         self._generation = -1
         self._seeds: dict[tuple[str, str], int] = {}
-        self._cut: tuple[bytes, int, list[int]] = (b"", 0, [])
+        self._cut: tuple[bytes | memoryview, int, list[int]] = (b"", 0, [])
+        self._matched = _NOTHING  # of the keys matched last, until something changes
         self._speeds: dict[tuple[str, str], float] = {}
 
     # The view that policies have
@@ -68,12 +71,21 @@ class Memory:
         layout = self._layout(candidates)
         found: list[Held] = []
         for digest, members in layout.members.items():
-            for count, mask in self.index.match(self.keys(facts, digest), members):
-                tokens = CUTS[count - 1] * facts.prompt_tokens // len(facts.prompt)
-                found.append((tokens, layout.indices(mask)))
+            for count, mask in self._match(self.keys(facts, digest)):
+                if mask & members:
+                    tokens = CUTS[count - 1] * facts.prompt_tokens // len(facts.prompt)
+                    found.append((tokens, layout.indices(mask & members)))
         if len(layout.members) > 1:
             found.sort(reverse=True)
         return found
+
+    def _match(self, keys: list[int]) -> list[Match]:
+        """For all workers at once, as both legs of a request ask."""
+        known, matches = self._matched
+        if known is not keys:
+            matches = self.index.match(keys)
+            self._matched = keys, matches
+        return matches
 
     def speeds(self, candidates: Sequence[Candidate]) -> list[float]:
         """For each candidate the prompt tokens that it computes in a second, as its answers have shown."""
@@ -101,11 +113,15 @@ class Memory:
 
     # What routing tells
 
-    def routed(self, facts: RequestFacts, worker: Candidate, now: float) -> None:
-        """The prompt is on its way to this worker, whose cache will hold it."""
-        keys = self.keys(facts, worker.weight_digest)
+    def routed(self, facts: RequestFacts, workers: Sequence[Candidate], now: float) -> None:
+        """The prompt is on its way to these workers, all of the same weights, whose caches will hold it."""
+        keys = self.keys(facts, workers[0].weight_digest)
         if keys:
-            self.index.sent(keys, 1 << self.index.slot((worker.id, worker.incarnation)), now)
+            mask = 0
+            for one in workers:
+                mask |= 1 << self.index.slot((one.id, one.incarnation))
+            self.index.sent(keys, mask, now)
+            self._matched = _NOTHING
 
     def computed(self, worker: Candidate, tokens: int, seconds: float) -> None:
         """The worker's first token came `seconds` after the request, which had so many tokens before it to compute.
@@ -122,6 +138,7 @@ class Memory:
     def forget(self, worker_id: str, incarnation: str) -> None:
         """The worker is gone."""
         self.index.leave((worker_id, incarnation))
+        self._matched = _NOTHING
         self._speeds.pop((worker_id, incarnation), None)
 
     # What workers tell
@@ -129,10 +146,12 @@ class Memory:
     def holds(self, worker_id: str, incarnation: str, keys: Iterable[int]) -> None:
         """A snapshot: the worker's cache holds just these."""
         self.index.replace((worker_id, incarnation), keys)
+        self._matched = _NOTHING
 
     def changed(self, worker_id: str, incarnation: str, stored: Sequence[int], removed: Sequence[int]) -> None:
         """What entered and what left the worker's cache since its last word."""
         self.index.changed((worker_id, incarnation), stored, removed)
+        self._matched = _NOTHING
 
     def silent(self, worker_id: str, incarnation: str) -> None:
         """The worker's stream of cache events broke: decisions stand in for it until it tells again."""

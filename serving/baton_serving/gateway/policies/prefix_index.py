@@ -16,7 +16,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 CAPACITY = 1 << 19  # keys in each half of a table, some 50 MB
 RECENT_SECONDS = 15.0  # for a request to be computed and for the worker to say so
-MAX_LEVELS = 8  # lengths told apart for one prompt
+MAX_LEVELS = 16  # lengths told apart for one prompt
 MAX_DEAD = 64  # slots of lost workers before the tables are swept
 
 Match = tuple[int, int]  # how many keys are held, and by which workers (mask)
@@ -40,6 +40,17 @@ class HalfLife:
         new, old = self.new, self.old
         for key in keys:
             new[key] = new.get(key, 0) | (old.pop(key, 0) if old else 0) | mask
+        if len(new) >= self._capacity:
+            self.age()
+
+    def extend(self, keys: Sequence[int], mask: int) -> None:
+        """Add workers to the beginnings of one prompt, shortest first. Who holds one holds those before it."""
+        new, old = self.new, self.old
+        for key in reversed(keys):
+            held = new.get(key, 0)
+            if held & mask == mask:
+                break
+            new[key] = held | (old.pop(key, 0) if old else 0) | mask
         if len(new) >= self._capacity:
             self.age()
 
@@ -132,19 +143,22 @@ class PrefixIndex:
     # What the gateway does
 
     def sent(self, keys: Sequence[int], mask: int, now: float) -> None:
-        """A prompt was sent to these workers. `now` in seconds on any clock that only this method sees."""
+        """A prompt with these beginnings, shortest first, was sent to these workers.
+
+        `now` in seconds on any clock that only this method sees.
+        """
         if now - self._aged > RECENT_SECONDS:
             self._aged = now
             self._recent.age()
         telling = mask & self._telling
         if telling:
-            self._recent.add(keys, telling)
+            self._recent.extend(keys, telling)
         if mask & ~telling:
-            self._lasting.add(keys, mask & ~telling)
+            self._lasting.extend(keys, mask & ~telling)
 
-    def match(self, keys: Sequence[int], within: int) -> list[Match]:
-        """Who of `within` holds how much, longest first; each worker is in one match at most."""
-        within &= self._live
+    def match(self, keys: Sequence[int]) -> list[Match]:
+        """Who holds how much, longest first; each worker is in one match at most."""
+        within = self._live
         tables = self._tables()
         found: list[Match] = []
         high = len(keys)

@@ -27,6 +27,7 @@ def _cuts() -> tuple[int, ...]:
 
 
 CUTS = _cuts()
+_SHARES = tuple(-cut * WHOLE for cut in CUTS)
 
 
 def seed_of(model: str, weight_digest: str) -> int:
@@ -34,7 +35,7 @@ def seed_of(model: str, weight_digest: str) -> int:
     return xxhash.xxh3_64_intdigest(f"{model}\0{weight_digest}".encode())
 
 
-def prefix_keys(prompt: bytes, seed: int) -> list[int]:
+def prefix_keys(prompt: bytes | memoryview, seed: int) -> list[int]:
     """A key for each place of `CUTS` within `prompt`, shortest beginning first."""
     size = len(prompt)
     if size < FIRST_CUT:
@@ -59,7 +60,7 @@ def header_value(keys: Sequence[int], prompt_bytes: int) -> bytes:
     The worker can then say of what it holds by which keys it is known, without knowing how they are made.
     """
     names = array("Q", keys)
-    fractions = array("H", [-(-cut * WHOLE // prompt_bytes) for cut in CUTS[: len(keys)]])
+    fractions = array("H", [-(share // prompt_bytes) for share in _SHARES[: len(keys)]])  # rounded up
     if sys.byteorder == "big":
         names.byteswap()
         fractions.byteswap()

@@ -53,8 +53,7 @@ def least_ttft(snapshot: Snapshot, facts: RequestFacts) -> Choice:
 
 def load(one: Candidate) -> int:
     """Tokens that stand between a worker and a new request."""
-    used = (one.total_pages - one.free_pages) * one.page_size
-    return one.queued_tokens + used + one.running * REQUEST_TOKENS
+    return one.queued_tokens + one.used_tokens + one.running * REQUEST_TOKENS
 
 
 def _considered(count: int, number: int, held: Sequence[Held]) -> Sequence[int]:

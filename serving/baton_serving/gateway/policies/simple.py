@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from baton_serving.gateway.snapshot import Candidate, Choice, RequestFacts, Snapshot
 
@@ -45,6 +46,7 @@ def weighted(shares: Mapping[str, int], number: int) -> str:
     return names[-1]
 
 
+@lru_cache(maxsize=8)  # each leg of a request asks
 def mix(number: int) -> int:
     """A 64-bit hash whose bits all depend on all bits of `number`: the finaliser of SplitMix64."""
     mask = (1 << 64) - 1

@@ -70,7 +70,7 @@ class ResponsesSink:
         return frame(self._stream.feed(unframe(chunks)))
 
 
-def _read(body: bytes) -> dict[str, Any]:
+def _read(body: bytes | bytearray) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except msgspec.ValidationError as error:

@@ -191,7 +191,7 @@ class Simulation:
     ) -> tuple[SimWorker, int]:
         choice = policy(Snapshot(workers, self._memory, now), facts)
         worker = workers[choice.index]
-        self._memory.routed(facts, worker, now)
+        self._memory.routed(facts, (worker,), now)
         return worker, min(choice.cached, facts.prompt_tokens)
 
     def _end(self, job: Job, now: float, tokens: int) -> None:

@@ -123,18 +123,6 @@ class SimWorker:
     _since: float = 0.0
     _step: float = 0.0
 
-    @property
-    def page_size(self) -> int:
-        return self.costs.page_size
-
-    @property
-    def total_pages(self) -> int:
-        return self.costs.kv_tokens // self.costs.page_size
-
-    @property
-    def free_pages(self) -> int:
-        return max(0, self.costs.kv_tokens - self.used_tokens) // self.costs.page_size
-
     # Prefill
 
     def take_prefill_batch(self) -> float | None:

@@ -114,6 +114,23 @@ async def test_a_resumed_stream_counts_what_was_sent() -> None:
         assert got[-2].data["meta_info"]["completion_tokens"] == len(TOKENS) + 1
 
 
+@pytest.mark.parametrize("start", [-1, 0])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_resumed_answer_has_the_log_probabilities_of_all_tokens(start: int, stream: bool) -> None:
+    async with api_world(lambda message: Script([*TOKENS, 0][len(message.output_ids) :])) as world:
+        body = {"input_ids": [5, 6], "return_logprob": True, "top_logprobs_num": 2, "logprob_start_len": start}
+        whole = (await post(f"{world.url}/generate", body)).json()
+        body |= {"stream": stream, "baton_resume": {"output_ids": [TOKENS[:2]]}}
+        if stream:
+            resumed = (await events(f"{world.url}/generate", body))[-2].data
+        else:
+            resumed = (await post(f"{world.url}/generate", body)).json()
+    assert resumed["output_ids"] == [*TOKENS, 0]
+    names = [name for name in whole["meta_info"] if name.endswith("logprobs")]
+    assert len(names) == (4 if start == 0 else 2)
+    assert {name: resumed["meta_info"][name] for name in names} == {name: whole["meta_info"][name] for name in names}
+
+
 ROUTER_EXTRAS = {
     "model": None,
     "return_text_in_logprobs": False,

@@ -22,9 +22,7 @@ class Worker:
     id: str
     running: int = 0
     queued_tokens: int = 0
-    free_pages: int = 100
-    total_pages: int = 100
-    page_size: int = 16
+    used_tokens: int = 0
     weight_digest: str = "w1"
     incarnation: str = "1"
 
@@ -44,7 +42,7 @@ WORKERS = st.lists(
         id=st.sampled_from([f"w{n}" for n in range(40)]),
         running=st.integers(0, 50),
         queued_tokens=st.integers(0, 10_000),
-        free_pages=st.integers(0, 100),
+        used_tokens=st.integers(0, 1600),
         weight_digest=st.sampled_from(["w1", "w2"]),
     ),
     min_size=1,
@@ -59,7 +57,7 @@ def test_every_policy_chooses_some_worker_and_the_same_one_again(
     name: str, workers: list[Worker], number: int, prompt: bytes, session: str
 ) -> None:
     memory = Memory()
-    memory.routed(facts(prompt=prompt), workers[0], 0.0)
+    memory.routed(facts(prompt=prompt), (workers[0],), 0.0)
     snapshot = Snapshot(tuple(workers), memory, 0.0)
     asked = facts(number, prompt, session)
     choice = POLICIES[name](snapshot, asked)
@@ -87,7 +85,7 @@ def test_equal_workers_get_equal_shares(name: str, count: int) -> None:
 @pytest.mark.parametrize("name", ["power_of_two", "least_load", "cache_aware", "least_ttft"])
 def test_of_two_workers_the_less_loaded_gets_the_request(name: str) -> None:
     idle, busy = fleet(2)
-    busy = replace(busy, running=9, queued_tokens=4000, free_pages=10)
+    busy = replace(busy, running=9, queued_tokens=4000, used_tokens=1440)
     for number in range(20):
         assert POLICIES[name](Snapshot((idle, busy), NoMemory(), 0.0), facts(number)).index == 0
         assert POLICIES[name](Snapshot((busy, idle), NoMemory(), 0.0), facts(number)).index == 1
@@ -96,7 +94,7 @@ def test_of_two_workers_the_less_loaded_gets_the_request(name: str) -> None:
 def test_cache_aware_follows_the_prompt_until_its_worker_has_too_much_to_do() -> None:
     memory, workers = Memory(), fleet(4)
     prompt = bytes(range(256)) * 40
-    memory.routed(facts(prompt=prompt), workers[2], 0.0)
+    memory.routed(facts(prompt=prompt), (workers[2],), 0.0)
     longer = prompt + b"and a new question" * 20
     for number in range(20):
         choice = POLICIES["cache_aware"](Snapshot(workers, memory, 0.0), facts(number, longer))
@@ -109,7 +107,7 @@ def test_cache_aware_follows_the_prompt_until_its_worker_has_too_much_to_do() ->
 def test_a_holder_in_a_large_fleet_is_found_among_those_that_are_scored() -> None:
     memory, workers = Memory(), fleet(300)
     prompt = bytes(range(256)) * 40
-    memory.routed(facts(prompt=prompt), workers[123], 0.0)
+    memory.routed(facts(prompt=prompt), (workers[123],), 0.0)
     for number in range(50):
         choice = POLICIES["cache_aware"](Snapshot(workers, memory, 0.0), facts(number, prompt))
         assert choice.index == 123
@@ -120,7 +118,7 @@ def test_cached_tokens_of_other_weights_count_for_nothing() -> None:
     memory = Memory()
     prompt = b"x" * 4000
     old, new = Worker("a", weight_digest="w1"), Worker("b", weight_digest="w2", queued_tokens=1)
-    memory.routed(facts(prompt=prompt), old, 0.0)
+    memory.routed(facts(prompt=prompt), (old,), 0.0)
     swapped = replace(old, weight_digest="w2", queued_tokens=2, incarnation="1")
     choice = POLICIES["cache_aware"](Snapshot((swapped, new), memory, 0.0), facts(prompt=prompt))
     assert (choice.index, choice.cached) == (1, 0)

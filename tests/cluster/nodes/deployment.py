@@ -1,0 +1,142 @@
+"""A service whose pods run, and a pod beside it that asks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from cluster.conftest import SYSTEM
+from cluster.services import ServiceUnderTest
+from support.kube.client import Cluster, Item, eventually
+from support.kube.person import Person
+
+from train import heldout
+
+ASKER = "asker"
+COMPONENT = "app.kubernetes.io/component"
+_SCRIPT = Path(__file__).with_name("asker.py")
+_PLACE = "/asker"
+_ANSWERS, _STOP, _ENDED = "/tmp/answers", "/tmp/stop", "/tmp/ended"
+
+
+class Deployment(ServiceUnderTest):
+    def __init__(self, person: Person, cluster: Cluster, namespace: str, name: str) -> None:
+        super().__init__(cluster, namespace, name)
+        self.person = person
+
+    @property
+    def url(self) -> str:
+        """As the status gives it."""
+        return str((self.get() or {})["status"]["url"])
+
+    def pods(self, component: str = "") -> list[Item]:
+        labels = f"baton.dev/service={self.name}" + (f",{COMPONENT}={component}" if component else "")
+        return self.cluster.list("v1", "pods", self.namespace, labels)
+
+    def start_client(self) -> None:
+        """The gateway's image has all that the script needs, and is on every node."""
+        operator = self.cluster.get("apps/v1", "deployments", SYSTEM, "baton")
+        arguments = operator["spec"]["template"]["spec"]["containers"][0]["args"]
+        [image] = [one.removeprefix("--gateway-image=") for one in arguments if one.startswith("--gateway-image=")]
+        files = {"asker.py": _SCRIPT.read_text(), "questions.json": json.dumps(questions())}
+        config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": ASKER}, "data": files}
+        self.person.kubectl(
+            "apply", "--namespace", self.namespace, "-f", "-", text=yaml.safe_dump_all([config, _asker(image)])
+        )
+        self.person.kubectl(
+            "wait", "--namespace", self.namespace, f"pod/{ASKER}", "--for=condition=Ready", "--timeout=60s"
+        )
+
+    def answers(self, count: int = 4) -> list[str]:
+        """What the pod beside the service thinks of `count` answers; see `asker.py`."""
+        words = ["python", f"{_PLACE}/asker.py", self.url, "--requests", str(count)]
+        return [str(json.loads(line)["verdict"]) for line in self.inside(*words).splitlines()]
+
+    def inside(self, *words: str, within: float = 120.0) -> str:
+        return self.person.inside(self.namespace, ASKER, *words, within=within)
+
+    @contextlib.contextmanager
+    def load(self, streams: int = 2) -> Iterator[Load]:
+        """Questions without a pause while the context lasts; they go on whatever happens to API server and kubelet."""
+        load = Load(self)
+        script = f"{_PLACE}/asker.py {self.url} --streams {streams} --until {_STOP}"
+        run = f"rm -f {_STOP} {_ENDED}; (python {script}; touch {_ENDED}) > {_ANSWERS} 2>&1 &"
+        self.inside("sh", "-c", f"setsid sh -c '{run}'")
+        load.wait_for(2)
+        yield load
+        self.inside("touch", _STOP)
+        eventually(lambda: not self.attempt_inside("test", "-e", _ENDED).returncode, 150.0)
+
+    def attempt_inside(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.person.attempt("kubectl", "exec", "--namespace", self.namespace, ASKER, "--", *words)
+
+    def delete(self) -> None:
+        self.person.kubectl(
+            "delete", "inferenceservice", self.name, "--namespace", self.namespace, "--wait=false", "--ignore-not-found"
+        )
+        eventually(lambda: self.get() is None, 180.0)
+
+
+class Load:
+    """What has come of the questions so far."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+
+    def records(self) -> list[Item]:
+        """Each answer's verdict, when its question was sent, how long it took, and `why` where it is not right."""
+        return [json.loads(line) for line in self._deployment.inside("cat", _ANSWERS).splitlines()]
+
+    def count(self) -> Counter[str]:
+        return Counter(record["verdict"] for record in self.records())
+
+    def bad(self) -> list[Item]:
+        return [record for record in self.records() if record["verdict"] not in ("first", "second")]
+
+    def wait_for(self, more: int, within: float = 60.0) -> None:
+        """Until there are `more` right answers than now; a time to see that the service goes on."""
+        known = len(self.records())
+        eventually(lambda: len(self.records()) >= known + more, within, self.count)
+
+
+def questions(count: int = 40) -> list[dict[str, str]]:
+    """Sums, with the one right answer of the first demo model."""
+    source = random.Random("sums on a cluster")
+    drawn = [heldout.arithmetic_prompt(source) for _ in range(count)]
+    return [{"question": one.messages[0]["content"], "answer": one.reply} for one in drawn]
+
+
+def _asker(image: str) -> Item:
+    container = {
+        "name": ASKER,
+        "image": image,
+        "command": ["sleep", "infinity"],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": ASKER, "mountPath": _PLACE}],
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": ASKER},
+        "spec": {
+            # On the first node where there are two: what is done to nodes is done to the second.
+            "affinity": _first_node(),
+            "terminationGracePeriodSeconds": 0,
+            "automountServiceAccountToken": False,
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [container],
+            "volumes": [{"name": ASKER, "configMap": {"name": ASKER}}],
+        },
+    }
+
+
+def _first_node() -> Item:
+    term = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-1"]}]}
+    preferred = [{"weight": 100, "preference": term}]
+    return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}

@@ -1,0 +1,114 @@
+"""Two workers of each role on two nodes, under load from a pod: things are killed, and nobody who asks notices.
+
+The seconds until all was well again are in the summary at the end of the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import pytest
+from cluster.conftest import SYSTEM
+from cluster.nodes.conftest import Figures
+from cluster.nodes.deployment import Deployment
+from support.devcluster import faults
+from support.devcluster.layout import Layout
+from support.kube.client import eventually
+
+HEALED_WITHIN = 240.0
+
+
+@pytest.fixture
+def own(layout: Layout | None) -> Layout:
+    """The development cluster: to somebody else's such things are not done."""
+    if layout is None:
+        pytest.skip("needs a cluster that the tests started")
+    return layout
+
+
+@contextlib.contextmanager
+def nobody_notices(pairs: Deployment, figures: Figures, what: str) -> Iterator[None]:
+    """Load before, during and after, until the service is whole again; not one answer fails or is wrong."""
+    with pairs.load() as load:
+        began = time.monotonic()
+        yield
+        eventually(lambda: whole(pairs), HEALED_WITHIN, lambda: (pairs.get() or {}).get("status"))
+        figures.add(what, time.monotonic() - began)
+        load.wait_for(4)
+    assert load.bad() == []
+    figures.note(f"{what}: {dict(load.count())}")
+
+
+def whole(pairs: Deployment) -> bool:
+    """Nothing is under way, and every pod there should be is ready."""
+    pods = [pod for pod in pairs.pods() if "deletionTimestamp" not in pod["metadata"]]
+    ready = [is_ready(pod) for pod in pods]
+    return pairs.is_ready() and pairs.condition("Progressing")["status"] == "False" and all(ready) and len(ready) == 7
+
+
+def is_ready(pod: dict[str, object]) -> bool:
+    status = pod["status"]
+    assert isinstance(status, dict)
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions", []))
+
+
+@pytest.mark.parametrize("component", ["prefill", "decode", "gateway", "bootstrap"])
+def test_any_pod_may_be_deleted(pairs: Deployment, figures: Figures, component: str) -> None:
+    name = pairs.pods(component)[0]["metadata"]["name"]
+    with nobody_notices(pairs, figures, f"delete a {component} pod"):
+        pairs.person.kubectl("delete", "pod", name, "--namespace", pairs.namespace, "--wait=false")
+        eventually(lambda: name not in names(pairs), 120.0)
+
+
+@pytest.mark.parametrize("component", ["prefill", "decode"])
+def test_any_worker_may_be_killed(pairs: Deployment, figures: Figures, component: str) -> None:
+    """Without time to drain."""
+    name = pairs.pods(component)[0]["metadata"]["name"]
+    with nobody_notices(pairs, figures, f"kill a {component} pod"):
+        words = ("delete", "pod", name, "--namespace", pairs.namespace, "--grace-period=0", "--force")
+        pairs.person.kubectl(*words)
+
+
+def names(pairs: Deployment) -> set[str]:
+    return {pod["metadata"]["name"] for pod in pairs.pods()}
+
+
+def test_the_operator_may_be_killed(pairs: Deployment, figures: Figures) -> None:
+    label = "app.kubernetes.io/name=baton-operator"
+    with nobody_notices(pairs, figures, "kill the operator"):
+        words = ("--namespace", SYSTEM, "--selector", label)
+        pairs.person.kubectl("delete", "pod", *words, "--grace-period=0", "--force")
+        pairs.person.kubectl("rollout", "status", "deployment/baton", "--namespace", SYSTEM, "--timeout=60s")
+
+
+def test_the_api_server_may_be_away(pairs: Deployment, figures: Figures, own: Layout) -> None:
+    with nobody_notices(pairs, figures, "API server away for 20 s"), faults.held(own, "kube-apiserver", 20.0):
+        eventually(lambda: pairs.person.attempt("kubectl", "get", "--raw", "/readyz").returncode, 20.0)
+    eventually(lambda: not pairs.person.attempt("kubectl", "get", "--raw", "/readyz").returncode, 30.0)
+
+
+def test_a_kubelet_may_be_away_for_a_minute(pairs: Deployment, figures: Figures, own: Layout) -> None:
+    with nobody_notices(pairs, figures, "kubelet of node-2 away for 60 s"), faults.held(own, "kubelet-node-2", 60.0):
+        eventually(lambda: not ready_node(pairs, "node-2"), 60.0)
+
+
+def ready_node(pairs: Deployment, name: str) -> bool:
+    conditions = pairs.cluster.get("v1", "nodes", "", name)["status"]["conditions"]
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def test_a_node_may_be_drained(pairs: Deployment, figures: Figures, own: Layout) -> None:
+    with nobody_notices(pairs, figures, "drain node-2"):
+        words = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=200s")
+        pairs.person.kubectl("drain", "node-2", *words, within=220.0)
+        pairs.person.kubectl("uncordon", "node-2")
+
+
+def test_the_nodes_may_lose_sight_of_each_other(pairs: Deployment, figures: Figures, own: Layout) -> None:
+    with (
+        nobody_notices(pairs, figures, "nothing between the nodes for 30 s"),
+        faults.cut(own, own.nodes[0], own.nodes[1], 30.0),
+    ):
+        pass

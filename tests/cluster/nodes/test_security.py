@@ -1,0 +1,89 @@
+"""Security as the cluster applies it: what pods may be, and what their identities may do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from cluster.conftest import ROOT, SYSTEM
+from cluster.nodes.deployment import Deployment
+from support.kube.client import Item
+
+# What every authenticated identity may do: ask what it may do, and look around the API's root.
+EVERYBODYS = {"selfsubjectreviews.authentication.k8s.io", "selfsubjectaccessreviews.authorization.k8s.io"}
+EVERYBODYS |= {"selfsubjectrulesreviews.authorization.k8s.io"}
+
+
+def test_the_namespaces_refuse_pods_that_are_not_restricted(quickstart: Deployment) -> None:
+    """So what runs in them is."""
+    for namespace in (quickstart.namespace, SYSTEM):
+        done = quickstart.person.attempt("kubectl", "run", "loose", "--image=none", "--namespace", namespace)
+        assert done.returncode != 0
+        assert 'violates PodSecurity "restricted' in done.stderr
+
+
+def test_no_pod_of_a_service_has_a_token(quickstart: Deployment) -> None:
+    for pod in quickstart.pods():
+        assert all("projected" not in volume for volume in pod["spec"]["volumes"])
+        name = pod["metadata"]["name"]
+        found = quickstart.person.attempt(
+            *("kubectl", "exec", "--namespace", quickstart.namespace, name, "--"),
+            *("ls", "/var/run/secrets/kubernetes.io/serviceaccount"),
+        )
+        assert found.returncode != 0
+
+
+def test_no_pod_of_a_service_can_write_to_its_root_or_become_somebody_else(quickstart: Deployment) -> None:
+    script = "touch /opt/baton/x; grep -E '^(Uid|CapEff|NoNewPrivs|Seccomp):' /proc/1/status"
+    for pod in quickstart.pods():
+        words = ("sh", "-c", f"{script}; true")
+        printed = quickstart.person.inside(quickstart.namespace, pod["metadata"]["name"], *words)
+        status = dict(line.split(":", 1) for line in printed.splitlines())
+        assert status["Uid"].split() == ["65532"] * 4
+        assert int(status["CapEff"], 16) == 0
+        assert (status["NoNewPrivs"].strip(), status["Seccomp"].strip()) == ("1", "2")
+        assert quickstart.person.attempt(
+            "kubectl", "exec", "-n", quickstart.namespace, pod["metadata"]["name"], "--", "test", "-e", "/opt/baton/x"
+        ).returncode
+
+
+def test_the_identity_of_a_services_pods_may_do_nothing(quickstart: Deployment) -> None:
+    rules = rules_of(quickstart, quickstart.namespace, "quickstart-pods")
+    assert {name for rule in rules for name in named(rule)} <= EVERYBODYS
+
+
+@pytest.mark.parametrize(
+    "forbidden", ["get secrets", "create pods", "create clusterrolebindings", "delete namespaces", "get pods/log"]
+)
+def test_the_operators_identity_may_do_no_more_than_the_chart_says(quickstart: Deployment, forbidden: str) -> None:
+    account = f"--as=system:serviceaccount:{SYSTEM}:baton"
+    done = quickstart.person.attempt("kubectl", "auth", "can-i", *forbidden.split(), "--all-namespaces", account)
+    assert done.stdout.strip() == "no"
+
+
+def test_the_operators_rules_are_the_charts(quickstart: Deployment) -> None:
+    chart = yaml.safe_load((ROOT / "charts/baton/files/rules.yaml").read_text())
+    wanted = {(name, verb) for rule in chart for name in named(rule) for verb in rule["verbs"]}
+    rules = rules_of(quickstart, quickstart.namespace, "baton", SYSTEM)
+    found = {(name, verb) for rule in rules for name in named(rule) for verb in rule["verbs"]}
+    assert {right for right in found if right[0] not in EVERYBODYS} == wanted
+
+
+def rules_of(deployment: Deployment, namespace: str, account: str, home: str = "") -> list[Item]:
+    """What the API server lets a ServiceAccount do in a namespace."""
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": namespace},
+    }
+    words = ("create", "-f", "-", "--output", "json", f"--as=system:serviceaccount:{home or namespace}:{account}")
+    printed = deployment.person.kubectl(*words, text=json.dumps(review))
+    rules: list[Item] = json.loads(printed)["status"]["resourceRules"]
+    return rules
+
+
+def named(rule: Item) -> list[str]:
+    """Kinds with their groups, as kubectl writes them."""
+    groups, resources = rule["apiGroups"], rule["resources"]
+    return [f"{resource}.{group}".rstrip(".") for group in groups for resource in resources]

@@ -1,0 +1,127 @@
+"""Starts a development cluster with this project's images, and stops it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from support.baton_processes import free_port
+from support.devcluster import cgroups, debian, image_store, pki
+from support.devcluster.holder import tidy
+from support.devcluster.image_build import Builder
+from support.devcluster.layout import Layout
+from support.kube import binaries
+
+ROOT = Path(__file__).parents[3]
+TAG = "dev"
+# By the name they have in the chart's values.
+IMAGES = {"operator": "operator", "gateway": "gateway", "worker": "worker-cpu"}
+_PATIENCE = 120.0
+
+
+def image(name: str) -> str:
+    """Without the tag."""
+    return f"localhost/baton-{name}"
+
+
+def build_images() -> Path:
+    """The folder that nodes take their images from; minutes the first time, then as long as what has changed takes."""
+    runtime = debian.runtime()
+    # The kind of torch that could be had for this environment can be had for the image.
+    builder = Builder(ROOT, {"TORCH": "cpu" if version("torch").endswith("+cpu") else ""})
+    built = {f"{image(name)}:{TAG}": builder.build(stage) for name, stage in IMAGES.items()}
+    builder.prune()
+    return image_store.fill(built, runtime, binaries.find(["pause"])[0]["pause"])
+
+
+def start(state: Path, nodes: int = 1, owner: int | None = None) -> Layout:
+    """A cluster that can be used; `owner` is a pipe's descriptor, see `holder`. Raises `RuntimeError`.
+
+    What an earlier one left in `state` is removed first.
+    """
+    stop(state)
+    programs, missing = binaries.find([*binaries.CONTROL_PLANE, *binaries.NODES])
+    if missing:
+        raise RuntimeError(f"missing: {', '.join(missing)}; run python tests/support/kube/binaries.py")
+    shutil.rmtree(state, ignore_errors=True)  # logs of an earlier one
+    layout = Layout(state.resolve(), nodes, free_port(), programs, debian.runtime().root, build_images())
+    layout.save()
+    for path in (layout.log("x"), layout.held("x")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    pki.write(layout)
+    _hold(layout, owner)
+    end = time.monotonic() + _PATIENCE
+    while not layout.ready.exists():
+        if layout.failed.exists() or time.monotonic() > end:
+            reason = layout.failed.read_text() if layout.failed.exists() else f"not ready within {_PATIENCE} s"
+            stop(state)
+            raise RuntimeError(reason)
+        time.sleep(0.05)
+    return layout
+
+
+def _hold(layout: Layout, owner: int | None) -> None:
+    command = [sys.executable, "-m", "support.devcluster.holder", str(layout.state)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])}
+    with layout.log("holder").open("ab") as log:
+        process = subprocess.Popen(
+            [*command, *([] if owner is None else [str(owner)])],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            pass_fds=[] if owner is None else [owner],
+            start_new_session=True,
+        )
+    layout.holder.write_text(str(process.pid))
+
+
+def stop(state: Path) -> None:
+    """Ends the cluster of this folder, if there is one, and removes what it or a crash left behind."""
+    try:
+        layout = Layout.load(state)
+    except FileNotFoundError:
+        return
+    if layout.holder.exists() and _is_holder(pid := int(layout.holder.read_text())):
+        os.kill(pid, signal.SIGTERM)
+        while _is_holder(pid):
+            time.sleep(0.05)
+    if layout.state.exists():
+        tidy(layout)
+
+
+def leftovers(layout: Layout) -> list[str]:
+    """What of a stopped cluster is still there; nothing, one hopes."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    found = [f"mount {place}" for place in mounts if place.startswith(str(layout.state))]
+    found += [f"cgroup {path}" for path in cgroups.left(layout.cgroup)]
+    return found + [f"process {pid}" for pid in _processes(str(layout.state))]
+
+
+def _processes(state: str) -> list[int]:
+    """Processes whose command line names the cluster's folder."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            try:
+                words = (folder / "cmdline").read_text(errors="replace")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if state in words:
+                found.append(int(folder.name))
+    return found
+
+
+def _is_holder(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        words = Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return "support.devcluster.holder" in words and stat.rpartition(")")[2].split()[0] != "Z"

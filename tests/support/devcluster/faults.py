@@ -1,0 +1,45 @@
+"""What can be done to a development cluster from outside, and taken back."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator
+
+from support.devcluster.debian import Runtime
+from support.devcluster.layout import Layout, Node
+
+
+@contextlib.contextmanager
+def held(layout: Layout, program: str, seconds: float) -> Iterator[None]:
+    """The program is killed, and started again once the context has ended, after `seconds` at the earliest."""
+    began = time.monotonic()
+    layout.held(program).touch()
+    try:
+        yield
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
+    finally:
+        layout.held(program).unlink()
+
+
+@contextlib.contextmanager
+def cut(layout: Layout, one: Node, other: Node, seconds: float) -> Iterator[None]:
+    """Nothing passes between two nodes and their pods; both still reach the API server."""
+    began = time.monotonic()
+    chain = "{ type filter hook forward priority 0 ; }"
+    _nft(layout, "add", "table", "bridge", "cut")
+    _nft(layout, "add", "chain", "bridge", "cut", "between", chain)
+    for here, there in ((one, other), (other, one)):
+        _nft(layout, "add", "rule", "bridge", "cut", "between", "iifname", here.name, "oifname", there.name, "drop")
+    try:
+        yield
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
+    finally:
+        _nft(layout, "delete", "table", "bridge", "cut")
+
+
+def _nft(layout: Layout, *words: str) -> None:
+    outside = ["nsenter", "--target", layout.machine.read_text(), "--net", "--"]
+    own = Runtime(layout.runtime)
+    subprocess.run([*outside, "nft", *words], env=own.environment(), check=True)

@@ -1,0 +1,113 @@
+"""Images that nodes find on their disks: imported once, into one folder of containerd that the nodes link to."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from support.baton_processes import die_with_parent
+from support.devcluster.debian import Runtime
+from support.devcluster.dockerfile import Config
+from support.devcluster.image_archive import Archive
+from support.devcluster.image_build import Built
+from support.kube import binaries
+
+PAUSE = "localhost/pause:1"
+_SNAPSHOTS = "io.containerd.snapshotter.v1.overlayfs"
+_BLOBS = "io.containerd.content.v1.content/blobs/sha256"
+
+
+def fill(images: Mapping[str, Built], runtime: Runtime, pause: Path) -> Path:
+    """The folder with these images in it, by name, and the one of the process that holds a pod's namespaces."""
+    store = binaries.cache() / "images"
+    store.mkdir(parents=True, exist_ok=True)
+    with (store / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        archives = [Archive(name, built) for name, built in {**images, PAUSE: _pause(pause)}.items()]
+        note = store / "digests.json"
+        known: dict[str, str] = json.loads(note.read_text()) if note.exists() else {}
+        if missing := [archive for archive in archives if known.get(archive.name) != archive.digest]:
+            with _containerd(store / "containerd", runtime) as ctr:
+                for archive in missing:
+                    _import(ctr, archive, runtime)
+                    known[archive.name] = archive.digest
+            note.write_text(json.dumps(known))
+    return store / "containerd"
+
+
+def link(images: Path, root: Path) -> None:
+    """Make `root` a containerd's folder with what is in `images`, whose files are shared and never written to."""
+    for name in ("io.containerd.metadata.v1.bolt", _SNAPSHOTS):
+        (root / name).mkdir(parents=True)
+        for path in (images / name).glob("*.db"):
+            shutil.copyfile(path, root / name / path.name)
+    (root / _SNAPSHOTS / "snapshots").mkdir()
+    for path in (images / _SNAPSHOTS / "snapshots").iterdir():
+        (root / _SNAPSHOTS / "snapshots" / path.name).symlink_to(path)
+    (root / _BLOBS).mkdir(parents=True)
+    for path in (images / _BLOBS).iterdir():
+        (root / _BLOBS / path.name).symlink_to(path)
+
+
+def _pause(program: Path) -> Built:
+    changes = program.parent / "image" / "changes"
+    changes.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.link(program, changes / "pause")
+    return Built([changes], Config(user="65535:65535", entrypoint=["/pause"]))
+
+
+@contextlib.contextmanager
+def _containerd(root: Path, runtime: Runtime) -> Iterator[list[str]]:
+    """A containerd for imports alone; gives the words that its client is called with."""
+    with tempfile.TemporaryDirectory(prefix="baton-images-") as scratch:
+        config = Path(scratch) / "config.toml"
+        config.write_text(
+            f'version = 2\nroot = "{root}"\nstate = "{scratch}/state"\n'
+            'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]\n'
+            f'[grpc]\n  address = "{scratch}/socket"\n'
+        )
+        command = ["unshare", "--mount", "containerd", "--config", str(config)]
+        process = subprocess.Popen(
+            command, env=runtime.environment(), stderr=subprocess.DEVNULL, preexec_fn=die_with_parent
+        )
+        try:
+            ctr = ["ctr", "--address", f"{scratch}/socket", "--namespace", "k8s.io"]
+            _wait(ctr, runtime, process)
+            yield ctr
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait(ctr: list[str], runtime: Runtime, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 30
+    while subprocess.run([*ctr, "version"], env=runtime.environment(), capture_output=True, check=False).returncode:
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"containerd does not start: {process.poll()}")
+        time.sleep(0.05)
+
+
+def _import(ctr: list[str], archive: Archive, runtime: Runtime) -> None:
+    listed = [*ctr, "content", "ls", "--quiet"]
+    done = subprocess.run(listed, env=runtime.environment(), check=True, capture_output=True, text=True)
+    with subprocess.Popen(
+        [*ctr, "image", "import", "-"],
+        env=runtime.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            archive.write(process.stdin, set(done.stdout.split()))
+            process.stdin.close()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)

@@ -1,0 +1,170 @@
+"""A fake cluster whose workloads have pods, and whose pods have workers that follow what they are assigned."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from support.fake_cluster import FakeCluster
+
+from baton_operator.planner import Plan, Ref, WorkerReport
+from baton_operator.rollout import Worker, serving_sets
+
+LABELS = ("baton.dev/service", "app.kubernetes.io/component", "baton.dev/revision", "baton.dev/version")
+
+
+def digest_of(model: str) -> str:
+    return f"weights of {model}"
+
+
+class RollingCluster(FakeCluster):
+    """`broken` models are refused by who stages them, and never become ready where they are started."""
+
+    def __init__(self, spec: str, seed: int = 0) -> None:
+        super().__init__(spec)
+        self.broken: set[str] = set()
+        self.told: Mapping[str, Mapping[str, Any]] = {}
+        self._draw = random.Random(seed)
+        self._made = 0
+        self._reports: dict[str, WorkerReport] = {}
+        self.reachable = True
+        self.events: list[str] = []
+
+    @property
+    def rollout(self) -> dict[str, Any]:
+        return dict(self.service["status"]["rollout"])
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """By pod, of those that are up."""
+        return {name: report.weights for name, report in self._reports.items()}
+
+    def serving(self) -> dict[str, int]:
+        """Serving sets by weights."""
+        roles = {"both": "worker"}
+        return serving_sets(
+            Worker(one.id, roles.get(one.role, one.role), one.weights, one.state == "ready", whole=one.role == "both")
+            for one in self._reports.values()
+        )
+
+    def round(self, steps: int | None = None) -> Plan:
+        self.workers = list(self._reports.values()) if self.reachable else None
+        made = super().round(steps)
+        self.pass_time(1.0)
+        if steps is None:
+            self.events += [event.reason for event in made.events]
+            if made.assignments is not None:
+                self.told = made.assignments
+        return made
+
+    def live(self, chance: float = 0.6) -> None:
+        """Controllers and workers take a step or none, in any order."""
+        for ref in self.workloads():
+            if self._draw.random() < chance:
+                self.advance(ref)
+        for pod in list(self.pods):
+            if self._draw.random() < chance:
+                self._step(pod)
+
+    def until(self, phase: str, rounds: int = 150) -> None:
+        """Rounds and life in turn, until the change of the manifest is in `phase`."""
+        for _ in range(rounds):
+            self.round()
+            if self.rollout["phase"] == phase and self.service["status"]["observedGeneration"] == self.generation:
+                return
+            self.live()
+        raise AssertionError(self.rollout)
+
+    @property
+    def generation(self) -> int:
+        return int(self.service["metadata"]["generation"])
+
+    def kill(self, name: str) -> None:
+        """The worker's container is started again."""
+        self._reports.pop(name, None)
+
+    def advance(self, ref: Ref) -> None:
+        item = self.objects.get(ref)
+        if item is None or ref.kind != "Deployment" or "template" not in item["spec"]:
+            return
+        labels = item["spec"]["template"]["metadata"]["labels"]
+        if "baton.dev/revision" not in labels:
+            super().advance(ref)
+            return
+        mine = [
+            pod for pod in self.pods if pod["metadata"]["labels"]["baton.dev/revision"] == labels["baton.dev/revision"]
+        ]
+        for _ in range(item["spec"]["replicas"] - len(mine)):
+            self._made += 1
+            name = f"{ref.name}-{self._made}"
+            kept = {key: labels[key] for key in LABELS}
+            spec = item["spec"]["template"]["spec"]
+            self.pods.append(
+                {
+                    "kind": "Pod",
+                    "apiVersion": "v1",
+                    "metadata": {"name": name, "labels": kept},
+                    "spec": spec,
+                    "status": {},
+                }
+            )
+        mine.sort(key=lambda pod: pod["metadata"]["name"] in self._reports)
+        for pod in mine[: max(0, len(mine) - item["spec"]["replicas"])]:
+            self.pods.remove(pod)
+            self._reports.pop(pod["metadata"]["name"], None)
+        mine = [
+            pod for pod in self.pods if pod["metadata"]["labels"]["baton.dev/revision"] == labels["baton.dev/revision"]
+        ]
+        ready = sum(pod["metadata"]["name"] in self._reports for pod in mine)
+        item["status"] = {
+            "observedGeneration": item["metadata"]["generation"],
+            "replicas": len(mine),
+            "readyReplicas": ready,
+        }
+
+    def _step(self, pod: dict[str, Any]) -> None:
+        name = pod["metadata"]["name"]
+        told, report = self.told.get(name), self._reports.get(name)
+        if report is None:
+            self._start(pod, told)
+        elif told is not None:
+            self._reports[name] = self._obey(replace(report, role=self._role(pod, told)), told)
+
+    def _start(self, pod: dict[str, Any], told: Mapping[str, Any] | None) -> None:
+        name = pod["metadata"]["name"]
+        args = pod["spec"]["containers"][0]["args"]
+        model = args[args.index("--model-path") + 1]
+        told = told or self.told.get(name.rpartition("-")[0])
+        if told is not None and told["goal"] == "switch":
+            model = told["model"]
+        if model in self.broken:
+            state = {"waiting": {"reason": "CrashLoopBackOff"}}
+            last = {"terminated": {"message": "damaged"}}
+            pod["status"] = {"containerStatuses": [{"state": state, "lastState": last, "restartCount": 3}]}
+            return
+        pod["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
+        self._reports[name] = WorkerReport(
+            name, self._role(pod, told), "ready", digest_of(model), f"http://{name}", "1"
+        )
+
+    def _role(self, pod: dict[str, Any], told: Mapping[str, Any] | None) -> str:
+        whole = "null" in pod["spec"]["containers"][0]["args"] or (told is not None and told["whole"])
+        return "both" if whole else str(pod["metadata"]["labels"]["app.kubernetes.io/component"])
+
+    def _obey(self, report: WorkerReport, told: Mapping[str, Any]) -> WorkerReport:
+        heard = replace(report, revision=told["revision"])
+        if told["goal"] == "serve" or report.weights == digest_of(told["model"]):
+            return replace(heard, phase="serving", staged="", error="", state="ready")
+        if report.phase == "failed" and report.revision == told["revision"]:
+            return report
+        if told["model"] in self.broken:
+            return replace(heard, phase="failed", error="damaged")
+        if report.revision != told["revision"] or report.phase not in ("staged", "switching"):
+            return replace(heard, phase="staged", staged=digest_of(told["model"]))
+        if told["goal"] == "stage":
+            return replace(heard, phase="staged", state="ready")
+        if report.phase == "staged":
+            return replace(heard, phase="switching", state="draining")
+        return replace(heard, phase="serving", state="ready", weights=digest_of(told["model"]), staged="")
