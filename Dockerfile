@@ -6,7 +6,7 @@ ARG CUDA=13.0.1
 
 FROM python:${PYTHON}-slim-bookworm AS tools
 RUN python -m venv /opt/tools && /opt/tools/bin/pip install --no-cache-dir uv==0.13.8
-ENV PATH=/opt/tools/bin:$PATH UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
+ENV PATH=/opt/tools/bin:$PATH UV_CACHE_DIR=/cache/uv UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
 WORKDIR /src
 
 FROM tools AS wheel
@@ -15,21 +15,30 @@ COPY operator operator
 COPY serving serving
 COPY bootstrap bootstrap
 COPY kernels kernels
-RUN --mount=type=cache,target=/root/.cache/uv uv build --wheel --out-dir /wheels
+RUN --mount=type=cache,target=/cache/uv uv build --wheel --out-dir /wheels
 
-# What the package needs, apart from the package itself: a change of code alone leaves this layer as it is.
+# What the package needs, apart from the package itself: only a change of that makes the large layers anew.
+FROM tools AS requirements
+COPY pyproject.toml ./
+RUN python -c "import tomllib; from pathlib import Path; \
+    project = tomllib.loads(Path('pyproject.toml').read_text())['project']; \
+    slim, engine = project['dependencies'], project['optional-dependencies']['engine']; \
+    Path('slim.txt').write_text('\n'.join(slim)); Path('engine.txt').write_text('\n'.join(slim + engine))"
+
 FROM tools AS slim-environment
-COPY pyproject.toml constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/uv python -m venv /opt/baton \
-    && uv pip install --python /opt/baton --constraints constraints.txt --requirements pyproject.toml
+COPY --from=requirements /src/slim.txt ./
+COPY constraints.txt ./
+RUN --mount=type=cache,target=/cache/uv python -m venv /opt/baton \
+    && uv pip install --python /opt/baton --constraints constraints.txt --requirements slim.txt
 
 FROM tools AS cpu-environment
 # The kind of torch: empty takes the one of the package index, for where PyTorch's own index is out of reach.
 ARG TORCH=cpu
-COPY pyproject.toml constraints.txt scripts/cpu-overrides.txt ./
-RUN --mount=type=cache,target=/root/.cache/uv python -m venv /opt/baton \
+COPY --from=requirements /src/engine.txt ./
+COPY constraints.txt scripts/cpu-overrides.txt ./
+RUN --mount=type=cache,target=/cache/uv python -m venv /opt/baton \
     && uv pip install --python /opt/baton --constraints constraints.txt --overrides cpu-overrides.txt \
-       ${TORCH:+--torch-backend ${TORCH}} --extra engine --requirements pyproject.toml
+       ${TORCH:+--torch-backend ${TORCH}} --requirements engine.txt
 
 FROM python:${PYTHON}-slim-bookworm AS slim
 ARG VERSION=0.1.0

@@ -32,10 +32,19 @@ lint: setup  ## Format check, lint, types and import layers
 	$(BIN)/mypy $(PACKAGES) scripts tests examples/models/train benchmarks
 	$(BIN)/lint-imports
 
+# KUBECONFIG=FILE: only what needs real pods, on that cluster; CHART_VALUES=FILE then names images that it can pull.
 .PHONY: test-cluster
-test-cluster: setup  ## Operator, CRDs and chart on a real API server; builds one with Go where there is none
+test-cluster: setup  ## Operator, CRDs and chart on a real API server, then with real pods; builds what is missing
 	$(BIN)/python tests/support/kube/binaries.py
-	$(PYTEST) -m cluster tests/cluster --durations=15
+	$(PYTEST) -m "$(if $(KUBECONFIG),node,cluster)" tests/cluster --durations=15
+
+.PHONY: cluster-up
+cluster-up: setup  ## Start a cluster with real pods on this machine (root); NODES=2 for two nodes
+	PYTHONPATH=tests $(BIN)/python -m support.devcluster up --nodes $(or $(NODES),1)
+
+.PHONY: cluster-down
+cluster-down: setup  ## Stop it and leave nothing behind
+	PYTHONPATH=tests $(BIN)/python -m support.devcluster down
 
 .PHONY: test-deep
 test-deep: setup  ## Long property runs

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,3 +133,20 @@ def test_an_upgrade_keeps_services_and_a_removal_leaves_only_the_definitions(ins
     assert {"inferenceservices.baton.dev", "workerscalers.baton.dev"} <= definitions
     again = installed.run("helm", "install", "baton", CHART, *place)
     assert again.returncode == 0, again.stderr
+
+
+def test_the_operator_says_whether_it_may_be_removed(cluster: Cluster, namespace: str, rights: Path) -> None:
+    """What the chart's hook asks before the release goes."""
+    scope = ["--namespace", namespace]
+    assert check_removal(rights, *scope).returncode == 0
+    ServiceUnderTest(cluster, namespace).apply()
+    for flags in (scope, []):
+        refused = check_removal(rights, *flags)
+        assert refused.returncode == 1
+        assert f"services exist: {namespace}/chat" in refused.stderr
+
+
+def check_removal(rights: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "baton_serving.cli.main", "operator", "--check-removal", *flags]
+    environment = {**os.environ, "KUBECONFIG": str(rights), "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from support.devcluster.dockerfile import read
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "Dockerfile").read_text()
@@ -48,3 +49,21 @@ def test_what_is_copied_exists_and_reaches_the_build() -> None:
     names = {name for line in copied for name in line}
     assert names == admitted
     assert all((ROOT / name).exists() for name in names)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_development_cluster_reads_it_as_docker_does(target: str) -> None:
+    config = read(TEXT, {})[target].config
+    assert (config.user, config.folder, config.entrypoint) == ("65532:65532", "/tmp", ["baton"])
+    assert config.environment["PATH"].startswith("/opt/baton/bin:/usr/")
+    assert config.labels["org.opencontainers.image.version"] == "0.1.0"
+    assert read(TEXT, {"VERSION": "9"})[target].config.labels["org.opencontainers.image.version"] == "9"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["VOLUME /x", "COPY --chown=1 a b", "RUN --mount=type=secret,id=a true", "RUN --mount=type=bind,target=/a true"],
+)
+def test_what_the_development_cluster_cannot_do_is_an_error(line: str) -> None:
+    with pytest.raises(ValueError, match="not known here"):
+        read(f"FROM a AS b\n{line}\n", {})

@@ -39,15 +39,24 @@ class Deployment(ServiceUnderTest):
         labels = f"baton.dev/service={self.name}" + (f",{COMPONENT}={component}" if component else "")
         return self.cluster.list("v1", "pods", self.namespace, labels)
 
+    def image(self, kind: str) -> str:
+        """What the operator was told to take for services that name none."""
+        operator = self.cluster.get("apps/v1", "deployments", SYSTEM, "baton")
+        flag = f"--{kind}-image="
+        arguments = operator["spec"]["template"]["spec"]["containers"][0]["args"]
+        return str(next(one.removeprefix(flag) for one in arguments if one.startswith(flag)))
+
     def start_client(self) -> None:
         """The gateway's image has all that the script needs, and is on every node."""
-        operator = self.cluster.get("apps/v1", "deployments", SYSTEM, "baton")
-        arguments = operator["spec"]["template"]["spec"]["containers"][0]["args"]
-        [image] = [one.removeprefix("--gateway-image=") for one in arguments if one.startswith("--gateway-image=")]
         files = {"asker.py": _SCRIPT.read_text(), "questions.json": json.dumps(questions())}
         config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": ASKER}, "data": files}
         self.person.kubectl(
-            "apply", "--namespace", self.namespace, "-f", "-", text=yaml.safe_dump_all([config, _asker(image)])
+            "apply",
+            "--namespace",
+            self.namespace,
+            "-f",
+            "-",
+            text=yaml.safe_dump_all([config, small_pod(ASKER, self.image("gateway"), ["sleep", "infinity"])]),
         )
         self.person.kubectl(
             "wait", "--namespace", self.namespace, f"pod/{ASKER}", "--for=condition=Ready", "--timeout=60s"
@@ -66,11 +75,13 @@ class Deployment(ServiceUnderTest):
         """Questions without a pause while the context lasts; they go on whatever happens to API server and kubelet."""
         load = Load(self)
         script = f"{_PLACE}/asker.py {self.url} --streams {streams} --until {_STOP}"
-        run = f"rm -f {_STOP} {_ENDED}; (python {script}; touch {_ENDED}) > {_ANSWERS} 2>&1 &"
+        run = f"rm -f {_STOP} {_ENDED}; true > {_ANSWERS}; (python {script}; touch {_ENDED}) > {_ANSWERS} 2>&1 &"
         self.inside("sh", "-c", f"setsid sh -c '{run}'")
-        load.wait_for(2)
-        yield load
-        self.inside("touch", _STOP)
+        try:
+            load.wait_for(2)
+            yield load
+        finally:
+            self.inside("touch", _STOP)
         eventually(lambda: not self.attempt_inside("test", "-e", _ENDED).returncode, 150.0)
 
     def attempt_inside(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -91,7 +102,8 @@ class Load:
 
     def records(self) -> list[Item]:
         """Each answer's verdict, when its question was sent, how long it took, and `why` where it is not right."""
-        return [json.loads(line) for line in self._deployment.inside("cat", _ANSWERS).splitlines()]
+        whole = self._deployment.inside("cat", _ANSWERS).rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
 
     def count(self) -> Counter[str]:
         return Counter(record["verdict"] for record in self.records())
@@ -112,18 +124,19 @@ def questions(count: int = 40) -> list[dict[str, str]]:
     return [{"question": one.messages[0]["content"], "answer": one.reply} for one in drawn]
 
 
-def _asker(image: str) -> Item:
+def small_pod(name: str, image: str, command: list[str]) -> Item:
+    """A restricted pod that sees the ConfigMap of its name in the folder of its name."""
     container = {
-        "name": ASKER,
+        "name": name,
         "image": image,
-        "command": ["sleep", "infinity"],
+        "command": command,
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [{"name": ASKER, "mountPath": _PLACE}],
+        "volumeMounts": [{"name": name, "mountPath": f"/{name}"}],
     }
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": ASKER},
+        "metadata": {"name": name},
         "spec": {
             # On the first node where there are two: what is done to nodes is done to the second.
             "affinity": _first_node(),
@@ -131,7 +144,7 @@ def _asker(image: str) -> Item:
             "automountServiceAccountToken": False,
             "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [container],
-            "volumes": [{"name": ASKER, "configMap": {"name": ASKER}}],
+            "volumes": [{"name": name, "configMap": {"name": name}}],
         },
     }
 

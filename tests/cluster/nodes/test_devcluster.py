@@ -35,13 +35,16 @@ def state(tmp_path: Path, theirs: bool) -> Iterator[Path]:
 
 
 def test_stopping_it_leaves_nothing(state: Path) -> None:
-    layout = devcluster.start(state)
     settings = kernel_settings()
+    read, write = os.pipe()
+    layout = devcluster.start(state, owner=read)
     assert devcluster.leftovers(layout) != []
     devcluster.stop(state)
     assert devcluster.leftovers(layout) == []
     assert interfaces() & {"baton0", "node-1"} == set()
     assert kernel_settings() == settings
+    os.close(read)
+    os.close(write)
 
 
 @pytest.mark.parametrize("victim", ["owner", "holder", "machine"])

@@ -77,7 +77,15 @@ def rules_of(deployment: Deployment, namespace: str, account: str, home: str = "
         "kind": "SelfSubjectRulesReview",
         "spec": {"namespace": namespace},
     }
-    words = ("create", "-f", "-", "--output", "json", f"--as=system:serviceaccount:{home or namespace}:{account}")
+    words = (
+        "create",
+        "--validate=false",
+        "-f",
+        "-",
+        "--output",
+        "json",
+        f"--as=system:serviceaccount:{home or namespace}:{account}",
+    )
     printed = deployment.person.kubectl(*words, text=json.dumps(review))
     rules: list[Item] = json.loads(printed)["status"]["resourceRules"]
     return rules

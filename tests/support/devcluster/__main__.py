@@ -38,8 +38,6 @@ def _up(state: Path, nodes: int) -> None:
     layout = cluster.start(state, nodes)
     print(f"images in {built - began:.1f} s, cluster ready in {time.monotonic() - built:.1f} s")
     print(f"export KUBECONFIG={layout.kubeconfig}")
-    names = (f"images.{name}={cluster.image(name)}" for name in cluster.IMAGES)
-    print(f"helm install ... --set images.tag={cluster.TAG},{','.join(names)}")
 
 
 def _exec(state: Path, words: list[str]) -> None:

@@ -11,6 +11,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import yaml
 from support.baton_processes import free_port
 from support.devcluster import cgroups, debian, image_store, pki
 from support.devcluster.holder import tidy
@@ -19,15 +20,10 @@ from support.devcluster.layout import Layout
 from support.kube import binaries
 
 ROOT = Path(__file__).parents[3]
-TAG = "dev"
-# By the name they have in the chart's values.
-IMAGES = {"operator": "operator", "gateway": "gateway", "worker": "worker-cpu"}
+# Stages of the Dockerfile, by the names that the chart gives their images when nothing else is said.
+IMAGES = {"baton-operator": "operator", "baton-gateway": "gateway", "baton-worker": "worker-cpu"}
+_NO_REGISTRY = f"{'.'.join(('docker', 'io'))}/library"  # what a name without a registry means
 _PATIENCE = 120.0
-
-
-def image(name: str) -> str:
-    """Without the tag."""
-    return f"localhost/baton-{name}"
 
 
 def build_images() -> Path:
@@ -35,7 +31,8 @@ def build_images() -> Path:
     runtime = debian.runtime()
     # The kind of torch that could be had for this environment can be had for the image.
     builder = Builder(ROOT, {"TORCH": "cpu" if version("torch").endswith("+cpu") else ""})
-    built = {f"{image(name)}:{TAG}": builder.build(stage) for name, stage in IMAGES.items()}
+    tag = yaml.safe_load((ROOT / "charts/baton/Chart.yaml").read_text())["appVersion"]
+    built = {f"{_NO_REGISTRY}/{name}:{tag}": builder.build(stage) for name, stage in IMAGES.items()}
     builder.prune()
     return image_store.fill(built, runtime, binaries.find(["pause"])[0]["pause"])
 

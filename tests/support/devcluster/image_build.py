@@ -100,16 +100,27 @@ class Builder:
         return layer / "changes"
 
     def _inputs(self, step: Run | Copy) -> Iterator[str]:
-        """What else the result depends on: layers of other stages, files of the context."""
+        """What else the result depends on: files of the context, of another stage a file or all its layers."""
+        origins: list[str | None] = []
         if isinstance(step, Run):
-            origins = [mount.stage for mount in step.mounts if mount.stage]
+            origins += [mount.stage for mount in step.mounts]
+        elif step.stage is None:
+            for path, name in self._files(step):
+                yield f"{name} {path.stat().st_mode & 0o111:o} {_digest(path)}"
+        elif (path := self._file_of(step)) is not None:
+            yield _digest(path)
         else:
-            origins = [step.stage] if step.stage else []
-            if step.stage is None:
-                for path, name in self._files(step):
-                    yield f"{name} {path.stat().st_mode & 0o111:o} {hashlib.sha256(path.read_bytes()).hexdigest()}"
-        for origin in origins:
+            origins.append(step.stage)
+        for origin in filter(None, origins):
             yield from (path.parent.name for path in self._stage(self._stages[origin]))
+
+    def _file_of(self, step: Copy) -> Path | None:
+        """What a COPY from another stage copies, if it is a file."""
+        assert step.stage is not None
+        [source] = step.sources
+        layers = reversed(self._stage(self._stages[step.stage]))
+        found = next((path for layer in layers if (path := layer / source.strip("/")).exists()), None)
+        return found if found is not None and found.is_file() else None
 
     def _files(self, step: Copy) -> list[tuple[Path, str]]:
         """Files of the context, and where each goes below the target."""
@@ -142,6 +153,11 @@ class Builder:
                 _folder(place.parent, changes)
                 shutil.copyfile(path, place)
                 place.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+            return
+        if (file := self._file_of(step)) is not None:
+            place = target / file.name if step.target.endswith("/") else target
+            _folder(place.parent, changes)
+            shutil.copy2(file, place)
             return
         [source] = step.sources
         _folder(target, changes)
@@ -179,7 +195,7 @@ class Builder:
     def _mount(self, mount: Mount, root: Path, partial: Path) -> Iterator[str]:
         yield f"mkdir -p {root}{mount.target}"
         if mount.stage is None:
-            kept = Path.home() / mount.target.removeprefix("/root/")
+            kept = binaries.cache().parents[1] / Path(mount.target).name
             kept.mkdir(parents=True, exist_ok=True)
             yield f"mount --bind {kept} {root}{mount.target}"
             return
@@ -187,6 +203,10 @@ class Builder:
         yield f"mkdir {view}"
         yield _overlay(self._stage(self._stages[mount.stage]), view, None)
         yield f"mount --bind {view}{mount.source} {root}{mount.target}"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _overlay(below: Sequence[Path], root: Path, partial: Path | None) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from support.baton_processes import die_with_parent
+from support.baton_processes import bound_to_parent
 from support.devcluster.debian import Runtime
 from support.devcluster.dockerfile import Config
 from support.devcluster.image_archive import Archive
@@ -76,9 +76,7 @@ def _containerd(root: Path, runtime: Runtime) -> Iterator[list[str]]:
             f'[grpc]\n  address = "{scratch}/socket"\n'
         )
         command = ["unshare", "--mount", "containerd", "--config", str(config)]
-        process = subprocess.Popen(
-            command, env=runtime.environment(), stderr=subprocess.DEVNULL, preexec_fn=die_with_parent
-        )
+        process = subprocess.Popen(bound_to_parent(command), env=runtime.environment(), stderr=subprocess.DEVNULL)
         try:
             ctr = ["ctr", "--address", f"{scratch}/socket", "--namespace", "k8s.io"]
             _wait(ctr, runtime, process)

@@ -17,6 +17,7 @@ from support.devcluster.isolation import own_file_system, run, set_network
 from support.devcluster.layout import BRIDGE, DNS_ADDRESS, MACHINE_ADDRESS, POD_RANGE, Layout, Node
 from support.devcluster.supervisor import Supervisor
 
+KUBELET = "/var/lib/kubelet"
 SOCKET = "/run/containerd/containerd.sock"
 
 
@@ -27,6 +28,10 @@ def main() -> None:
     os.environ.update(runtime.environment())
     layout.of(node, "x").parent.mkdir(exist_ok=True)
     own_file_system(layout.of(node, "var"))
+    # A short name for it: kubelets make sockets there, whose paths may have 107 characters.
+    layout.of(node, "kubelet").mkdir(exist_ok=True)
+    Path(KUBELET).mkdir(exist_ok=True)
+    run("mount", "--bind", layout.of(node, "kubelet"), KUBELET)
     _network(layout, node)
     _write_files(layout, node, runtime)
     image_store.link(layout.images, layout.of(node, "containerd"))
@@ -35,7 +40,7 @@ def main() -> None:
     supervisor.wait("containerd's socket", lambda: _answers())
     kubelet = [layout.programs["kubelet"], f"--config={layout.of(node, 'kubelet.json')}"]
     kubelet += [f"--kubeconfig={layout.user(f'kubelet-{node.name}')}", f"--hostname-override={node.name}"]
-    kubelet += [f"--node-ip={node.address}", f"--root-dir={layout.of(node, 'kubelet')}"]
+    kubelet += [f"--node-ip={node.address}", f"--root-dir={KUBELET}"]
     kubelet += [f"--node-labels=topology.kubernetes.io/zone={node.name}"]
     supervisor.start(f"kubelet-{node.name}", *kubelet)
     supervisor.start(

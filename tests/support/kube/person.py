@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from support.baton_processes import die_with_parent
+from support.baton_processes import bound_to_parent
 from support.kube.client import Cluster
 
 _LISTENS = re.compile(r"127\.0\.0\.1:(\d+)")
@@ -61,7 +61,7 @@ class Person:
     def start(self, program: str, *words: str, **options: Any) -> subprocess.Popen[str]:
         """A process that ends with this one; the caller waits for it."""
         command = [str(self._programs[program]), *words]
-        return subprocess.Popen(command, env=self._environment, text=True, preexec_fn=die_with_parent, **options)
+        return subprocess.Popen(bound_to_parent(command), env=self._environment, text=True, **options)
 
     @contextlib.contextmanager
     def forwarded(self, namespace: str, target: str, port: int) -> Iterator[str]:
