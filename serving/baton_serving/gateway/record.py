@@ -35,7 +35,6 @@ class Record(msgspec.Struct, eq=False, gc=False):
     outcome: str = ""
     error: str = ""
     moved: int = 0
-    transfers: Mapping[int, str] = MappingProxyType({})
     received: float = msgspec.field(default_factory=time.time)
     attempts: list[tuple[float, Decision]] = []
     transfers: tuple[tuple[int, str], ...] = ()
