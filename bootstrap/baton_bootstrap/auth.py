@@ -8,6 +8,7 @@ from pathlib import Path
 from baton_bootstrap.errors import SetupError
 
 HEADER = "authorization"
+PEER_NAME = "baton"  # a DNS name in the certificate of every worker and bootstrap server
 
 
 def credentials(token: str | None) -> tuple[tuple[str, str], ...]:

@@ -82,12 +82,20 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """How busy a worker is: requests running, uncached prompt tokens waiting, KV pages free and in all."""
+    """How busy a worker is: requests running, uncached prompt tokens waiting, KV pages free and in all.
+
+    The rest counts from the worker's start: prompt tokens computed and the seconds of the steps that computed any;
+    tokens put out, and the seconds from each request's token to its next, summed over requests.
+    """
 
     running: int = 0
     queued_tokens: int = 0
     free_pages: int = 0
     total_pages: int = 0
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    answer_tokens: int = 0
+    answer_seconds: float = 0.0
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ MAX_NAME = 512
 MAX_KEYS = 16
 MAX_DETAIL = 64 * 1024
 MAX_PATH = 4096
+MAX_GATEWAYS = 4096
 
 
 class Change(Enum):
@@ -76,6 +77,7 @@ class Registry:
         self._forgotten = 0  # deltas from before this revision can no longer be told
         self._by_key: dict[str, dict[str, None]] = {}
         self._assignments: Mapping[str, Assignment] = {}
+        self._waiting: dict[str, tuple[int, float]] = {}  # by gateway process: requests held, and until when it counts
 
     @property
     def warming(self) -> bool:
@@ -165,6 +167,23 @@ class Registry:
 
     def assignment(self, worker_id: str) -> Assignment | None:
         return self._assignments.get(worker_id)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that gateways hold because no worker is ready."""
+        now = self._clock()
+        return sum(requests for requests, until in self._waiting.values() if now < until)
+
+    def hold(self, gateway: str, requests: int) -> None:
+        """One process of a gateway holds so many requests; it counts for a lease. Raises `Refused` out of bounds."""
+        now = self._clock()
+        self._waiting = {name: held for name, held in self._waiting.items() if now < held[1] and name != gateway}
+        if not 0 < len(gateway) <= MAX_NAME or len(self._waiting) >= MAX_GATEWAYS:
+            raise Refused(
+                f"waiting.gateway takes 1 to {MAX_NAME} characters, of at most {MAX_GATEWAYS} gateways at once"
+            )
+        if requests:
+            self._waiting[gateway] = requests, now + self.lease
 
     def find(self, key: str) -> tuple[Entry, ...]:
         """Every live worker with this id or key, compared whole, newest epoch first."""

@@ -181,6 +181,16 @@ class RegistryService(RegistryServicer):
         assignment = next((one for one in found if one is not None), None)
         return pb.AssignedReply(assignment=None if assignment is None else codec.assignment_to_wire(assignment))
 
+    async def Waiting(  # noqa: N802  (named by the protocol)
+        self, request: pb.WaitingRequest, context: Context
+    ) -> pb.WaitingReply:
+        await self._admit(context)
+        try:
+            self._registry.hold(request.gateway, request.requests)
+        except Refused as refusal:
+            await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
+        return pb.WaitingReply()
+
     async def _admit(self, context: Context) -> None:
         metadata = dict(context.invocation_metadata() or ())
         header = metadata.get(HEADER)

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import grpc
 
+from baton_bootstrap.auth import PEER_NAME as PEER_NAME
 from baton_bootstrap.errors import SetupError
 from baton_bootstrap.files import stamp
 
 logger = logging.getLogger(__name__)
-
-PEER_NAME = "baton"  # a DNS name in the certificate of every worker and bootstrap server
 
 
 @dataclass(frozen=True)

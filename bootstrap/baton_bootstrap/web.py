@@ -34,6 +34,10 @@ class WorkerRow(msgspec.Struct):
     queued_tokens: int
     free_pages: int
     total_pages: int
+    prompt_tokens: int
+    prompt_seconds: float
+    answer_tokens: int
+    answer_seconds: float
     tick: int
     heard: float
     revision: str
@@ -46,9 +50,12 @@ class WorkerRow(msgspec.Struct):
 
 
 class WorkerList(msgspec.Struct):
+    """`waiting` counts requests that gateways hold because no worker is ready."""
+
     instance: str
     revision: int
     warming: bool
+    waiting: int
     workers: list[WorkerRow]
 
 
@@ -70,7 +77,7 @@ def create_app(
             return Response("the shared token is missing or wrong\n", status_code=401)
         rows = [_row(entry, tick, heard) for entry, tick, heard in registry.entries()]
         rows.sort(key=lambda row: (row.role, row.id))
-        listing = WorkerList(registry.instance, registry.revision, registry.warming, rows)
+        listing = WorkerList(registry.instance, registry.revision, registry.warming, registry.waiting, rows)
         return Response(msgspec.json.encode(listing), media_type="application/json")
 
     @app.put("/assignments")
@@ -114,6 +121,10 @@ def _row(entry: Entry, tick: int, heard: float) -> WorkerRow:
         queued_tokens=load.queued_tokens,
         free_pages=load.free_pages,
         total_pages=load.total_pages,
+        prompt_tokens=load.prompt_tokens,
+        prompt_seconds=round(load.prompt_seconds, 3),
+        answer_tokens=load.answer_tokens,
+        answer_seconds=round(load.answer_seconds, 3),
         tick=tick,
         heard=round(heard, 3),
         revision=progress.revision,

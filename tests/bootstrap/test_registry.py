@@ -50,6 +50,20 @@ def test_a_newer_incarnation_takes_the_place_and_an_older_one_is_refused(
         registry.register(old, READY)
 
 
+def test_requests_that_gateways_hold_are_added_up_and_forgotten(registry: Registry, clock: Clock) -> None:
+    registry.hold("a", 3)
+    registry.hold("b", 2)
+    registry.hold("a", 4)
+    assert registry.waiting == 6
+    registry.hold("b", 0)
+    assert registry.waiting == 4
+    clock.now += 3.0
+    assert registry.waiting == 0
+    for name in ("", "x" * 600):
+        with pytest.raises(Refused, match=r"waiting\.gateway"):
+            registry.hold(name, 1)
+
+
 def test_an_equal_epoch_under_another_incarnation_is_refused(registry: Registry, make_worker: MakeWorker) -> None:
     registry.register(make_worker(epoch=5, incarnation="a"), READY)
     with pytest.raises(Refused, match="id of its own"):

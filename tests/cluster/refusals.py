@@ -134,6 +134,12 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "spec.decode.autoscaling",
         "write prefill.autoscaling.minReplicas: 0",
     ),
+    "nobody_holds_requests": (
+        "prefill: {autoscaling: {minReplicas: 0, maxReplicas: 2}}, "
+        "decode: {autoscaling: {minReplicas: 0, maxReplicas: 2}}",
+        "spec.gateway.workerWaitSeconds",
+        "write gateway.workerWaitSeconds",
+    ),
     "unknown_policy": ("gateway: {policy: fastest}", "spec.gateway.policy", 'supported values: "round_robin"'),
     "port": ("gateway: {port: 70000}", "spec.gateway.port", ABOVE.format(65535)),
     "no_bootstrap": ("bootstrap: {replicas: 0}", "spec.bootstrap.replicas", BELOW.format(1)),

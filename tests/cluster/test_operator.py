@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 from cluster.services import ServiceUnderTest
 from support.kube.client import BATON, Cluster, Item, eventually, labels_of
@@ -176,7 +177,7 @@ def test_new_workers_come_up_before_old_ones_leave(service: ServiceUnderTest, ku
 
 
 def test_a_scaler_moves_the_workers_and_the_manifest_stays(service: ServiceUnderTest, kubelet: Kubelet) -> None:
-    service.apply(decode={"autoscaling": {"maxReplicas": 4}})
+    service.apply(decode={"autoscaling": {"driver": "external", "maxReplicas": 4}})
     service.wait_settled()
     cluster, place = service.cluster, service.namespace
     cluster.patch(BATON, "workerscalers", place, "chat-decode", {"spec": {"replicas": 3}}, "scale")
@@ -185,6 +186,27 @@ def test_a_scaler_moves_the_workers_and_the_manifest_stays(service: ServiceUnder
     item = service.get()
     assert item is not None
     assert item["spec"]["decode"]["replicas"] == 1
+
+
+def test_certificates_are_made_and_stay(service: ServiceUnderTest, kubelet: Kubelet) -> None:
+    """Rounds change nothing while nothing is due; the choice itself cannot be changed."""
+    service.apply(security={"mutualTls": True})
+    service.wait_ready()
+    names = ["chat-authority", "chat-bootstrap-tls", "chat-gateway-tls", "chat-workers-tls"]
+    made = {name: item for (kind, name), item in service.children().items() if kind == "Secret"}
+    assert sorted(made) == names
+    pods = service.cluster.list("v1", "pods", service.namespace, "baton.dev/service=chat")
+    mounted = {
+        volume["secret"]["secretName"] for pod in pods for volume in pod["spec"]["volumes"] if "secret" in volume
+    }
+    assert mounted == set(names[1:])
+    with pytest.raises(httpx.HTTPStatusError) as refusal:
+        service.apply()
+    assert "make a service of another name" in refusal.value.response.text
+    service.cluster.delete("v1", "secrets", service.namespace, "chat-gateway-tls")
+    eventually(lambda: ("Secret", "chat-gateway-tls") in service.children())
+    kept = {name: service.children()["Secret", name]["data"] for name in names if name != "chat-gateway-tls"}
+    assert kept == {name: made[name]["data"] for name in kept}
 
 
 def test_what_somebody_else_does_to_a_child_is_put_right(service: ServiceUnderTest, kubelet: Kubelet) -> None:

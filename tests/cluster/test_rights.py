@@ -27,8 +27,9 @@ OPTIONAL = {
     "podmonitors": "monitoring.coreos.com/v1",
 }
 EVERYTHING: dict[str, Any] = {
-    "prefill": {"parallelism": {"tensor": 2, "nodes": 2}},
-    "decode": {"parallelism": {"tensor": 2}, "autoscaling": {"maxReplicas": 3}},
+    "prefill": {"parallelism": {"tensor": 2, "nodes": 2}, "autoscaling": {"maxReplicas": 3}},
+    "decode": {"parallelism": {"tensor": 2}, "autoscaling": {"driver": "external", "maxReplicas": 3}},
+    "security": {"mutualTls": True},
     "gateway": {"ingress": {"host": "a.example"}, "route": {"parents": [{"name": "g"}]}},
     "metrics": {"podMonitor": True},
     "bootstrap": {"replicas": 2},
@@ -50,7 +51,7 @@ def test_the_chart_gives_the_rights_that_are_used_and_no_other(
         cluster.patch(BATON, "workerscalers", namespace, "chat-decode", {"spec": {"replicas": 2}}, "scale")
         eventually(lambda: service.condition("Progressing")["status"] == "True")
         # Turning it all off deletes an object of every kind but the two that a service always has.
-        service.apply(security={"networkPolicies": False}, prefill={"replicas": 0})
+        service.apply(security={"networkPolicies": False, "mutualTls": True}, prefill={"replicas": 0})
         eventually(lambda: not any(lists(cluster, namespace, plural) for plural in OPTIONAL), 60.0)
         eventually(lambda: service.is_ready(), 60.0, service.get)
         orphans(service)
@@ -72,8 +73,9 @@ def orphans(service: ServiceUnderTest) -> None:
         "controller": True,
     }
     metadata = {"name": "orphan", "labels": {"baton.dev/service": "chat"}, "ownerReferences": [reference]}
-    service.cluster.create("v1", "serviceaccounts", service.namespace, {"metadata": metadata})
-    eventually(lambda: ("ServiceAccount", "orphan") not in service.children())
+    for kind in ("ServiceAccount", "Secret"):
+        service.cluster.create("v1", f"{kind.lower()}s", service.namespace, {"metadata": metadata})
+        eventually(lambda: (kind, "orphan") not in service.children())  # noqa: B023  (called within the turn)
 
 
 def define_optional(plane: ControlPlane) -> None:

@@ -33,6 +33,7 @@ class FakeCluster:
         self.pods: list[dict[str, Any]] = []
         self.workers: list[WorkerReport] | None = None
         self.gateways: list[frozenset[str]] = []
+        self.scaled: dict[str, int] = {}
         self.now = START
         self.writes = 0
 
@@ -50,7 +51,8 @@ class FakeCluster:
     def plan(self) -> Plan:
         service = Service.from_object(self.service)
         items = [copy.deepcopy(item) for item in [*self.objects.values(), *self.pods]]
-        observed = replace(Observed.of(service, items, self.workers), gateways=self.gateways)
+        observed = Observed.of(service, items, self.workers)
+        observed = replace(observed, gateways=self.gateways, scaled=self.scaled)
         return plan(service, observed, self.now, self.settings)
 
     def round(self, steps: int | None = None) -> Plan:

@@ -8,6 +8,15 @@ from baton_bootstrap.client.assign import assign, assigned
 from baton_bootstrap.client.registration import RegistrationClient
 from baton_bootstrap.client.thread import BootstrapThread
 from baton_bootstrap.client.view import View
+from baton_bootstrap.client.waiting import report_waiting
 from baton_bootstrap.client.watch import WatchClient
 
-__all__ = ["BootstrapThread", "RegistrationClient", "View", "WatchClient", "assign", "assigned"]
+__all__ = [
+    "BootstrapThread",
+    "RegistrationClient",
+    "View",
+    "WatchClient",
+    "assign",
+    "assigned",
+    "report_waiting",
+]

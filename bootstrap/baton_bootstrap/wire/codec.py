@@ -233,6 +233,10 @@ def _load_to_wire(load: Load) -> pb.Load:
         queued_tokens=load.queued_tokens,
         free_pages=load.free_pages,
         total_pages=load.total_pages,
+        prompt_tokens=load.prompt_tokens,
+        prompt_seconds=load.prompt_seconds,
+        answer_tokens=load.answer_tokens,
+        answer_seconds=load.answer_seconds,
     )
 
 
@@ -242,6 +246,10 @@ def _load_from_wire(message: pb.Load) -> Load:
         queued_tokens=message.queued_tokens,
         free_pages=message.free_pages,
         total_pages=message.total_pages,
+        prompt_tokens=message.prompt_tokens,
+        prompt_seconds=message.prompt_seconds,
+        answer_tokens=message.answer_tokens,
+        answer_seconds=message.answer_seconds,
     )
 
 

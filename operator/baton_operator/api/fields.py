@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -63,12 +63,23 @@ class Rule:
 
 
 def _with_rules(schema: dict[str, Any], part: type[Part]) -> None:
-    if part.rules:
-        schema["x-kubernetes-validations"] = [rule.to_schema() for rule in part.rules]
+    fixed = [
+        {
+            "rule": f"self.{name} == oldSelf.{name}",
+            "message": f"{name} cannot be changed: {remedy}",
+            "fieldPath": f".{name}",
+        }
+        for name, remedy in part.fixed.items()
+    ]
+    if part.rules or fixed:
+        schema["x-kubernetes-validations"] = [*(rule.to_schema() for rule in part.rules), *fixed]
 
 
 class Part(BaseModel):
-    """A mapping of the manifest. Subclasses state in `rules` what must hold between their fields."""
+    """A mapping of the manifest. Subclasses state in `rules` what must hold between their fields.
+
+    `fixed` are fields, each with a default, that cannot be changed later, and what to do instead.
+    """
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -81,6 +92,7 @@ class Part(BaseModel):
         json_schema_extra=_with_rules,
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
+    fixed: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="after")
     def _keeps_its_rules(self) -> Self:

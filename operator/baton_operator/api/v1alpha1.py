@@ -6,6 +6,7 @@ camelCase in YAML; unknown fields are refused; every string, list and map is bou
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from baton_operator.api.endpoint import Gateway
 from baton_operator.api.fields import AbsolutePath, Label, Labels, Metadata, ObjectName, Part, Rule, Text
 from baton_operator.api.pods import ConfigMapKey, Pods, SecretKey, WorkerPods
 from baton_operator.api.rollout import Rollout
+from baton_operator.api.scaling import Autoscaling, Scaling
 from baton_operator.api.status import Status
 
 KIND = "InferenceService"
@@ -35,6 +37,7 @@ DERIVED_FLAGS = {
     "spec.bootstrap": ("--disaggregation-bootstrap-addr", "--disaggregation-bootstrap-port"),
 }
 WIRED_FLAGS = ("--host", "--port")
+_LEAST_HOLD = 10  # seconds; no worker comes up from nothing sooner
 
 
 def _flag_rule(flags: tuple[str, ...], remedy: str) -> Rule:
@@ -141,28 +144,6 @@ class Parallelism(Part):
         return self.tensor * self.pipeline * self.data
 
 
-class Autoscaling(Part):
-    """Lets something else set the number of workers: an HPA or KEDA on this role's WorkerScaler.
-
-    The WorkerScaler is named like the service and the role, as in chat-decode, starts at `replicas` and has a scale
-    subresource. Local runs ignore it.
-    """
-
-    min_replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
-    """Fewest workers, whatever the WorkerScaler says."""
-    max_replicas: Annotated[int, Field(ge=1, le=10_000)]
-    """Most workers, whatever the WorkerScaler says."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "self.minReplicas <= self.maxReplicas",
-            lambda part: part.min_replicas <= part.max_replicas,
-            "minReplicas is above maxReplicas; lower it or raise maxReplicas",
-            ".minReplicas",
-        ),
-    )
-
-
 class WorkerRole(WorkerPods):
     """Workers of one role, all alike."""
 
@@ -173,7 +154,7 @@ class WorkerRole(WorkerPods):
     extra_args: Annotated[list[Text], Field(max_length=128)] = []
     """Further flags of `baton serve`, one word each, as in ["--page-size", "64"]."""
     autoscaling: Autoscaling | None = None
-    """Lets something else set the number of workers; fixed when left out."""
+    """Lets the number of workers follow the traffic; fixed when left out."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         *(_flag_rule(flags, f"set {place} instead") for place, flags in DERIVED_FLAGS.items()),
@@ -255,12 +236,21 @@ class Security(Part):
 
     network_policies: bool = True
     """Let pods talk only to those they must; RDMA traffic is out of reach of network policies."""
+    mutual_tls: bool = False
+    """Let workers, gateway and bootstrap server prove themselves to each other with certificates, and encrypt.
+
+    The operator makes them and renews them without a restart. Clients' connections and KV pages stay as they are.
+    """
     token: SecretKey | None = None
     """Secret entry with a token that workers and gateway must show at the bootstrap server."""
     ca: ConfigMapKey | None = None
     """ConfigMap entry with the certificates, in PEM, that downloads trust; it takes the place of the public ones."""
     proxy: Proxy | None = None
     """The HTTP proxy through which downloads go."""
+
+    fixed: ClassVar[Mapping[str, str]] = {
+        "mutualTls": "pods with and without certificates cannot talk to each other; make a service of another name",
+    }
 
 
 def _rdma_rule(role: str) -> Rule:
@@ -282,6 +272,12 @@ def _rdma_rule(role: str) -> Rule:
 def _tensor_sizes_fit(spec: Spec) -> bool:
     prefill, decode = spec.prefill.parallelism.tensor, spec.decode.parallelism.tensor
     return not spec.divided or not prefill % decode or not decode % prefill
+
+
+def _holds_requests(spec: Spec) -> bool:
+    scaling = spec.decode.autoscaling
+    to_zero = scaling is not None and scaling.driver == "operator" and scaling.min_replicas == 0
+    return not to_zero or spec.gateway.worker_wait_seconds >= _LEAST_HOLD
 
 
 def _scale_to_zero_as_a_pair(spec: Spec) -> bool:
@@ -306,6 +302,8 @@ class Spec(Part):
     """The endpoint that clients talk to."""
     transfer: Transfer = Transfer()
     """Transfer engine and network of the handoff."""
+    scaling: Scaling = Scaling()
+    """What the operator aims at where it sets the number of workers."""
     rollout: Rollout = Rollout()
     """How changes reach the workers."""
     metrics: Metrics = Metrics()
@@ -337,6 +335,23 @@ class Spec(Part):
             "decode may scale to zero only together with prefill; write prefill.autoscaling.minReplicas: 0, or raise "
             "decode.autoscaling.minReplicas",
             ".decode.autoscaling",
+        ),
+        Rule(
+            "!has(self.decode.autoscaling) || self.decode.autoscaling.driver != 'operator'"
+            f" || self.decode.autoscaling.minReplicas > 0 || self.gateway.workerWaitSeconds >= {_LEAST_HOLD}",
+            _holds_requests,
+            "decode.autoscaling.minReplicas is 0, so requests must be held while workers start; write "
+            "gateway.workerWaitSeconds, as many seconds as that takes, or decode.autoscaling.minReplicas: 1",
+            ".gateway.workerWaitSeconds",
+            cluster=True,
+        ),
+        Rule(
+            "!self.security.mutualTls || !has(self.rollout.gates.probe)",
+            lambda spec: not spec.security.mutual_tls or spec.rollout.gates.probe is None,
+            "rollout.gates.probe is asked by the operator, which has no certificate to show; leave it out, or write "
+            "security.mutualTls: false",
+            ".rollout.gates",
+            cluster=True,
         ),
         _rdma_rule("prefill"),
         _rdma_rule("decode"),

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from baton_operator.controller.api_server import ApiServer
+from baton_operator.controller.autoscalers import Autoscalers
+from baton_operator.controller.certificates import certified
 from baton_operator.controller.memory import Applied
 from baton_operator.controller.reports import Reports
 from baton_operator.controller.resources import EVENTS, SERVICES, resource_of, served
@@ -34,6 +36,7 @@ class Reconciler:
         self._reports = reports
         self._rollouts = rollouts
         self._applied = Applied()
+        self._autoscalers = Autoscalers()
 
     async def round(self, key: Key) -> float | None:
         """Bring `key` nearer to its manifest; how many seconds from now to look again, if not earlier.
@@ -45,6 +48,7 @@ class Reconciler:
             item = await self._api.get(SERVICES, namespace, name)
         except NotFound:
             self._applied.forget(key)
+            self._autoscalers.forget(key)
             self._rollouts.forget(key)
             return None
         try:
@@ -65,7 +69,8 @@ class Reconciler:
         self._rollouts.probe(key, context, observed, made)
         if refused:  # soon again: some refusals pass, such as those of an API server that does not know our kinds yet
             raise Refused(422, "; ".join(refused))
-        return made.requeue_after
+        waits = [wait for wait in (made.requeue_after, self._autoscalers.pause(key)) if wait is not None]
+        return min(waits, default=None)
 
     async def _observe(self, service: Service, key: Key) -> Observed:
         namespace, name = key
@@ -73,8 +78,14 @@ class Reconciler:
         items = [item for found in await asyncio.gather(*lists) for item in found]
         observed = Observed.of(service, items)
         context = Context(service, self.settings)
-        workers = await self._reports.of(context, observed)
-        return await self._rollouts.look(key, context, replace(observed, workers=workers))
+        if service.manifest.spec.security.mutual_tls and service.deleted_at is None:
+            observed = replace(observed, secrets=certified(context, observed, datetime.now(UTC)))
+        listing = await self._reports.of(context, observed)
+        if listing is None:
+            return await self._rollouts.look(key, context, observed)
+        observed = replace(observed, workers=listing.workers, waiting=listing.waiting)
+        observed = replace(observed, scaled=self._autoscalers.ask(key, context, observed))
+        return await self._rollouts.look(key, context, observed)
 
     async def _change_objects(self, key: Key, item: Object, made: Plan, observed: Observed) -> Sequence[str]:
         """Finalizers, applies, deletions, in this order; what the API server would not take."""

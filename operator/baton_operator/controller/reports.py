@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import aiohttp
 
@@ -19,13 +20,25 @@ _MAX_BYTES = 16 << 20
 _TEXTS = ("id", "role", "state", "weights", "url", "incarnation", "revision", "phase", "staged", "error")
 
 
+_COUNTS = ("done", "total", "queued_tokens", "free_pages", "total_pages", "prompt_tokens", "answer_tokens")
+_SECONDS = ("prompt_seconds", "answer_seconds")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The workers, and how many requests gateways hold because none is ready."""
+
+    workers: Sequence[WorkerReport]
+    waiting: int = 0
+
+
 class Reports:
     """Asks the replicas of a bootstrap server in turn; the first that answers is believed, as all know all workers."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
 
-    async def of(self, context: Context, observed: Observed) -> Sequence[WorkerReport] | None:
+    async def of(self, context: Context, observed: Observed) -> Listing | None:
         """None while no replica is up, none answers or those that do have just begun to hear of workers."""
         for url in _urls(context, observed):
             try:
@@ -49,7 +62,7 @@ class Reports:
             except (aiohttp.ClientError, TimeoutError) as error:
                 log.warning("%s took no assignments: %s", url, error)
 
-    async def _read(self, url: str) -> Sequence[WorkerReport] | None:
+    async def _read(self, url: str) -> Listing | None:
         async with self._session.get(url, timeout=_TIMEOUT) as answer:
             answer.raise_for_status()
             if (answer.content_length or 0) > _MAX_BYTES:
@@ -57,12 +70,19 @@ class Reports:
             body = await answer.json()
         if value_at(body, "warming") is True:
             return None
-        return [_report(row) for row in list_at(body, "workers") if isinstance(row, Mapping)]
+        workers = [_report(row) for row in list_at(body, "workers") if isinstance(row, Mapping)]
+        return Listing(workers, int_at(body, "waiting"))
 
 
 def _report(row: Object) -> WorkerReport:
     texts = {key: text_at(row, key) for key in _TEXTS}
-    return WorkerReport(**texts, done=int_at(row, "done"), total=int_at(row, "total"))
+    counts = {key: int_at(row, key) for key in _COUNTS}
+    return WorkerReport(**texts, **counts, **{key: _seconds(row, key) for key in _SECONDS})
+
+
+def _seconds(row: Object, key: str) -> float:
+    value = value_at(row, key)
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def _urls(context: Context, observed: Observed) -> Sequence[str]:

@@ -45,6 +45,7 @@ CHILDREN: Final = (
     PODS,
     Resource("v1", "Service", "services"),
     Resource("v1", "ServiceAccount", "serviceaccounts"),
+    Resource("v1", "Secret", "secrets"),
     Resource("apps/v1", "Deployment", "deployments", watched=True),
     Resource("apps/v1", "ControllerRevision", "controllerrevisions"),
     Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),

@@ -6,11 +6,12 @@ import asyncio
 import logging
 from dataclasses import dataclass, field, replace
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from baton_operator.planner import Context, Observed, Plan
-from baton_operator.planner.context import COMPONENT, GATEWAY_PORT
+from baton_operator.planner.context import COMPONENT, GATEWAY_PORT, PROBE_PORT
 from baton_operator.planner.gateway import COMPONENT as GATEWAY
 from baton_operator.planner.objects import Object, label, list_at, text_at
 from baton_operator.planner.revision import name_of, wanted_revisions
@@ -51,7 +52,7 @@ class Rollouts:
             return observed
         watched = self._watched.setdefault(key, _Watched())
         gateways = await asyncio.gather(*(self._ready_for(pod) for pod in observed.pods if _is_gateway(pod)))
-        workers = [(one.id, one.incarnation, one.url) for one in observed.workers or () if one.url]
+        workers = [(one.id, one.incarnation, _open_url(context, one.url)) for one in observed.workers or () if one.url]
         counts = await watched.health.look(self._session, workers)
         return replace(
             observed,
@@ -87,6 +88,13 @@ class Rollouts:
             return None
         ready = [row for row in rows if text_at(row, "state") == "ready" and row.get("responsive") is True]
         return frozenset(text_at(row, "id") for row in ready)
+
+
+def _open_url(context: Context, url: str) -> str:
+    """Where a worker tells its figures to whoever asks: with mutual TLS on its port for probes."""
+    if not context.manifest.spec.security.mutual_tls:
+        return url
+    return f"http://{urlsplit(url).hostname}:{PROBE_PORT}"
 
 
 def _under_way(context: Context) -> bool:

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from baton_operator.planner.context import BOOTSTRAP_HTTP_PORT, BOOTSTRAP_PORT, Context
-from baton_operator.planner.pods import container_security, environment, resources, scratch, secret_token, template
+from baton_operator.planner.pods import (
+    certificates,
+    container_security,
+    environment,
+    resources,
+    scratch,
+    secret_token,
+    template,
+)
 
 COMPONENT = "bootstrap"
 _REPLICA = "baton.dev/replica"
@@ -40,12 +48,13 @@ def _pod(context: Context, labels: dict[str, str]) -> object:
     part = context.manifest.spec.bootstrap
     volumes, mounts = scratch()
     token_volumes, token_mounts, token_env = secret_token(context)
+    tls_volumes, tls_mounts, tls_flags = certificates(context, COMPONENT)
     health = {"httpGet": {"path": "/health", "port": "http"}}
     ports = ["--port", str(BOOTSTRAP_PORT), "--http-port", str(BOOTSTRAP_HTTP_PORT)]
     container = {
         "name": "bootstrap",
         "image": part.image or context.settings.gateway_image,
-        "args": ["bootstrap", "--host", "0.0.0.0", *ports, "--lease", str(part.lease_seconds)],
+        "args": ["bootstrap", "--host", "0.0.0.0", *ports, "--lease", str(part.lease_seconds), *tls_flags],
         "env": [{"name": "BATON_LOG_FORMAT", "value": "json"}, *token_env, *environment(part.env)],
         "ports": [
             {"name": "grpc", "containerPort": BOOTSTRAP_PORT},
@@ -53,9 +62,10 @@ def _pod(context: Context, labels: dict[str, str]) -> object:
         ],
         "resources": resources(part),
         "securityContext": container_security(),
-        "volumeMounts": [*mounts, *token_mounts],
+        "volumeMounts": [*mounts, *token_mounts, *tls_mounts],
         "readinessProbe": {**health, "periodSeconds": 2},
         "livenessProbe": {**health, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
     }
-    spec = {"containers": [container], "volumes": [*volumes, *token_volumes], "terminationGracePeriodSeconds": 10}
+    every = [*volumes, *token_volumes, *tls_volumes]
+    spec = {"containers": [container], "volumes": every, "terminationGracePeriodSeconds": 10}
     return template(context, part, labels, spec)

@@ -24,6 +24,7 @@ REVISION: Final = f"{GROUP}/revision"
 VERSION: Final = f"{GROUP}/version"
 
 WORKER_PORT: Final = 30000
+PROBE_PORT: Final = 30001  # of workers whose other port asks for a certificate
 BOOTSTRAP_PORT: Final = 8998
 BOOTSTRAP_HTTP_PORT: Final = 8999
 GATEWAY_PORT: Final = 8000

@@ -7,7 +7,15 @@ from typing import Final
 
 from baton_operator.planner.context import GATEWAY_PORT, Context
 from baton_operator.planner.objects import Object, without_empty
-from baton_operator.planner.pods import container_security, environment, resources, scratch, secret_token, template
+from baton_operator.planner.pods import (
+    certificates,
+    container_security,
+    environment,
+    resources,
+    scratch,
+    secret_token,
+    template,
+)
 
 COMPONENT = "gateway"
 GATEWAY_API: Final = "gateway.networking.k8s.io/v1"
@@ -45,9 +53,10 @@ def _pod(context: Context) -> object:
     part = context.manifest.spec.gateway
     volumes, mounts = scratch()
     token_volumes, token_mounts, token_env = secret_token(context)
+    tls_volumes, tls_mounts, tls_flags = certificates(context, COMPONENT, "--worker-ssl")
     port = {"tcpSocket": {"port": "http"}}
     args = ["gateway", "--host", "0.0.0.0", "--port", str(GATEWAY_PORT)]
-    args += ["--bootstrap-addr", context.bootstrap_addresses(), *part.flags()]
+    args += ["--bootstrap-addr", context.bootstrap_addresses(), *part.flags(), *tls_flags]
     container = {
         "name": "gateway",
         "image": part.image or context.settings.gateway_image,
@@ -56,7 +65,7 @@ def _pod(context: Context) -> object:
         "ports": [{"name": "http", "containerPort": GATEWAY_PORT}],
         "resources": resources(part),
         "securityContext": container_security(),
-        "volumeMounts": [*mounts, *token_mounts],
+        "volumeMounts": [*mounts, *token_mounts, *tls_mounts],
         # Ready with a port, not with workers: without any it answers 503 with a reason, or lets requests wait.
         "readinessProbe": {**port, "periodSeconds": 2},
         "livenessProbe": {**port, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
@@ -70,7 +79,7 @@ def _pod(context: Context) -> object:
     }
     spec = {
         "containers": [container],
-        "volumes": [*volumes, *token_volumes],
+        "volumes": [*volumes, *token_volumes, *tls_volumes],
         "topologySpreadConstraints": [spread],
         "terminationGracePeriodSeconds": context.manifest.spec.rollout.drain_seconds + _UNLISTED_SECONDS,
     }

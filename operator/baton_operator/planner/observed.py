@@ -21,7 +21,8 @@ Key = tuple[str, str]  # role, revision
 @dataclass(frozen=True)
 class WorkerReport:
     """One worker as the bootstrap server lists it. `revision` is the assignment that it heard last, `phase` where it
-    stands with it, `staged` the digest of what it has read for it, `done` of `total` bytes.
+    stands with it, `staged` the digest of what it has read for it, `done` of `total` bytes. For the other figures see
+    `baton_bootstrap.records.Load`.
     """
 
     id: str
@@ -36,6 +37,13 @@ class WorkerReport:
     error: str = ""
     done: int = 0
     total: int = 0
+    queued_tokens: int = 0
+    free_pages: int = 0
+    total_pages: int = 0
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    answer_tokens: int = 0
+    answer_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,10 @@ def ready_pairs(groups: Iterable[Group]) -> dict[str, int]:
 class Observed:
     """`objects` holds every child of the service by reference, `pods` its pods, `workers` what they report.
 
-    `workers` is None when nobody could be asked for them; `gateways` has for each gateway that answered the workers to
-    which it sends requests, `counts` how those fare, `probes` by revision whether the probe was answered as expected.
+    `workers` is None when nobody could be asked for them; `waiting` are requests that gateways hold for lack of any.
+    `gateways` has for each gateway that answered the workers to which it sends requests, `counts` how those fare,
+    `probes` by revision whether the probe was answered as expected. `scaled` is what the operator's own autoscaling
+    asks for by role, as far as it has an opinion; `secrets` hold the certificates that the service is to have.
     `refused` has a sentence for each object that the API server would not take.
     """
 
@@ -89,6 +99,9 @@ class Observed:
     gateways: Sequence[frozenset[str]] = ()
     counts: Mapping[str, Counts] = field(default_factory=dict)
     probes: Mapping[str, bool] = field(default_factory=dict)
+    waiting: int = 0
+    scaled: Mapping[str, int] = field(default_factory=dict)
+    secrets: Sequence[Object] = ()
     refused: Sequence[str] = ()
 
     @classmethod

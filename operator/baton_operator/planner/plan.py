@@ -85,6 +85,7 @@ def _reconcile(context: Context, observed: Observed, now: datetime) -> Plan:
     budgeted = {key_of(item): item for item in [*rollout.current, *_running(observed)]}
     apply: list[Object] = [
         build_account(context),
+        *observed.secrets,
         *build_network_policies(context),
         *build_bootstrap(context),
         *build_gateway(context),
@@ -92,8 +93,9 @@ def _reconcile(context: Context, observed: Observed, now: datetime) -> Plan:
         *build_pod_monitor(context),
         *records.objects(rollout.records, rollout.proven, rollout.weights),
         *records.workloads(rollout.replicas),
+        *build_scalers(context, rollout.current, rollout.desired, "operator"),
     ]
-    scalers = list(build_scalers(context, rollout.current))
+    scalers = list(build_scalers(context, rollout.current, rollout.desired, "external"))
     kept = {ref_of(item) for item in [*apply, *scalers]}
     deadline = _deadline(context, observed, rollout.current)
     overdue = deadline is not None and now >= deadline

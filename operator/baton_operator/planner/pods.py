@@ -12,6 +12,9 @@ from baton_operator.planner.objects import Object, merged, without_empty
 USER: Final = 65532  # the images' user; a group of the same number may write to volumes
 TOKEN_FILE: Final = "/var/run/baton/token"
 CA_FILE: Final = "/etc/baton/ca.pem"
+CERTIFIED: Final = ("workers", "gateway", "bootstrap")  # parts of a service that prove themselves to each other
+_CERTIFICATES: Final = "/var/run/baton-tls"
+CURVE_FILE: Final = f"{_CERTIFICATES}/curve.key"
 
 
 def pod_security() -> dict[str, object]:
@@ -58,6 +61,24 @@ def secret_token(context: Context) -> tuple[list[object], list[object], list[obj
     volume = {"name": "token", "secret": {"secretName": token.name, "items": [{"key": token.key, "path": "token"}]}}
     mount = {"name": "token", "mountPath": TOKEN_FILE.rpartition("/")[0], "readOnly": True}
     return [volume], [mount], [{"name": "BATON_TOKEN_FILE", "value": TOKEN_FILE}]
+
+
+def certificates_secret(context: Context, part: str) -> str:
+    """Name of the Secret that the pods of `part` mount."""
+    return context.child_name(part, "tls")
+
+
+def certificates(context: Context, part: str, prefix: str = "--ssl") -> tuple[list[object], list[object], list[str]]:
+    """Volumes, mounts and flags with which pods of `part` prove themselves; none without mutual TLS."""
+    if not context.manifest.spec.security.mutual_tls:
+        return [], [], []
+    # Kubelets bring renewed files into the running pod.
+    secret = {"secretName": certificates_secret(context, part), "defaultMode": 0o440}
+    mount = {"name": "certificates", "mountPath": _CERTIFICATES, "readOnly": True}
+    flags = []
+    for name, file in (("certfile", "tls.crt"), ("keyfile", "tls.key"), ("ca-certs", "ca.crt")):
+        flags += [f"{prefix}-{name}", f"{_CERTIFICATES}/{file}"]
+    return [{"name": "certificates", "secret": secret}], [mount], flags
 
 
 def downloads(context: Context) -> tuple[list[object], list[object], list[object]]:

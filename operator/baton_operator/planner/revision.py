@@ -50,6 +50,7 @@ def _version_inputs(spec: Spec) -> object:
     return {
         "model": spec.model.model_dump(include={"uri", "revision", "served_name"}, exclude_defaults=True),
         "transfer": spec.transfer.model_dump(exclude_defaults=True) if spec.divided else None,
+        **({"mutual_tls": True} if spec.security.mutual_tls else {}),
         "roles": [role.model_dump(include=_PAIRING, exclude_defaults=True) for role in roles],
     }
 

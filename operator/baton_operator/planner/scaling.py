@@ -1,4 +1,4 @@
-"""How many workers each role wants now, and the WorkerScalers through which an autoscaler says so."""
+"""How many workers each role wants now, and the WorkerScalers that hold it: for autoscalers, and over restarts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def scaler_ref(context: Context, role: str) -> Ref:
 
 
 def desired_replicas(context: Context, current: Sequence[RoleRevision], observed: Observed) -> dict[str, int]:
-    """By role: the manifest's number, or what the role's WorkerScaler says within its bounds.
+    """By role: the manifest's number, or within its bounds what autoscaling says: our own, or the role's WorkerScaler.
 
     A service that is to answer at all keeps a worker of both roles, whatever two autoscalers say: with either at zero
     the other could not serve, so it stands still at zero too only when both agree.
@@ -33,20 +33,22 @@ def _desired(context: Context, name: str, observed: Observed) -> int:
     if role.autoscaling is None:
         return role.replicas
     scaler = observed.objects.get(scaler_ref(context, name))
-    asked = value_at(scaler, "spec", "replicas")
+    own = observed.scaled.get(name) if role.autoscaling.driver == "operator" else None
+    asked = value_at(scaler, "spec", "replicas") if own is None else own
     count = asked if isinstance(asked, int) else role.replicas
     return min(max(count, role.autoscaling.min_replicas), role.autoscaling.max_replicas)
 
 
-def build_scalers(context: Context, current: Sequence[RoleRevision]) -> Iterator[dict[str, object]]:
-    """To be made once: from then on their `replicas` belong to the autoscaler."""
+def build_scalers(
+    context: Context, current: Sequence[RoleRevision], desired: Mapping[str, int], driver: str
+) -> Iterator[dict[str, object]]:
+    """Those that `driver` drives. Where that is not the operator they are to be made once, and left to it."""
     for revision in current:
         role = role_of(context, revision.role)
-        if role.autoscaling is not None:
+        if role.autoscaling is not None and role.autoscaling.driver == driver:
             ref = scaler_ref(context, revision.role)
-            yield context.child(
-                ref.api_version, ref.kind, ref.name, revision.role, {"spec": {"replicas": role.replicas}}
-            )
+            count = desired[revision.role] if driver == "operator" else role.replicas
+            yield context.child(ref.api_version, ref.kind, ref.name, revision.role, {"spec": {"replicas": count}})
 
 
 def scaler_status(context: Context, role: str, groups: Sequence[Group]) -> Mapping[str, object]:

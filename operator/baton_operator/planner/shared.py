@@ -13,6 +13,7 @@ from baton_operator.planner.context import (
     GATEWAY_PORT,
     INSTANCE,
     OPERATOR_NAME,
+    PROBE_PORT,
     WORKER_PORT,
     Context,
 )
@@ -69,6 +70,7 @@ def build_network_policies(context: Context) -> Iterator[dict[str, object]]:
     bootstrap, gateway = _pods(context, BOOTSTRAP), _pods(context, GATEWAY)
     workers = {"podSelector": {"matchLabels": {INSTANCE: context.name}, "matchExpressions": [_worker_expression()]}}
     scrapers = _scrapers(context)
+    metrics_port = PROBE_PORT if context.manifest.spec.security.mutual_tls else WORKER_PORT
     to_bootstrap = {"to": [bootstrap], "ports": [_port(BOOTSTRAP_PORT)]}
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": context.settings.namespace}},
@@ -83,7 +85,7 @@ def build_network_policies(context: Context) -> Iterator[dict[str, object]]:
         [
             {"from": [workers]},
             {"from": [gateway], "ports": [_port(WORKER_PORT)]},
-            {"from": [operator, *scrapers], "ports": [_port(WORKER_PORT)]},
+            {"from": [operator, *scrapers], "ports": [_port(metrics_port)]},
         ],
         [{"to": [workers]}, to_bootstrap, _DNS, *hub],
     )

@@ -10,6 +10,7 @@ from baton_operator.planner.context import (
     INSTANCE,
     LEADER_WORKER_SET,
     MAX_WORKLOAD_NAME,
+    PROBE_PORT,
     REVISION,
     VERSION,
     WORKER_PORT,
@@ -17,7 +18,16 @@ from baton_operator.planner.context import (
 )
 from baton_operator.planner.model_source import ModelSource, model_source
 from baton_operator.planner.objects import Object
-from baton_operator.planner.pods import container_security, environment, resources, scratch, secret_token, template
+from baton_operator.planner.pods import (
+    CURVE_FILE,
+    certificates,
+    container_security,
+    environment,
+    resources,
+    scratch,
+    secret_token,
+    template,
+)
 from baton_operator.planner.revision import RoleRevision
 from baton_operator.worker_flags import role_flags
 
@@ -61,6 +71,7 @@ def _pod(context: Context, revision: RoleRevision, image: str, labels: Object, n
     source = model_source(context, image)
     tmp_volumes, tmp_mounts = scratch()
     token_volumes, token_mounts, token_env = secret_token(context)
+    tls_volumes, tls_mounts, _ = certificates(context, "workers")
     rdma = context.manifest.spec.transfer.protocol == "rdma" and not revision.whole
     device = context.manifest.spec.transfer.resource
     shm: dict[str, object] = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": role.shm_size}}
@@ -69,18 +80,24 @@ def _pod(context: Context, revision: RoleRevision, image: str, labels: Object, n
         "image": image,
         "args": worker_args(context, revision, source),
         "env": [*_identity_env(name), _drain_env(context), *source.env, *token_env, *environment(role.env)],
-        "ports": [{"name": "http", "containerPort": WORKER_PORT}],
+        "ports": _ports(context),
         "resources": resources(role, {device: "1"} if rdma and device else None),
         # RDMA pins memory.
         "securityContext": container_security(*(["IPC_LOCK"] if rdma else [])),
-        "volumeMounts": [*tmp_mounts, {"name": "shm", "mountPath": "/dev/shm"}, *source.mounts, *token_mounts],
+        "volumeMounts": [
+            *tmp_mounts,
+            {"name": "shm", "mountPath": "/dev/shm"},
+            *source.mounts,
+            *token_mounts,
+            *tls_mounts,
+        ],
         # The last lines of the log become the reason that the service's status gives.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         **_probes(),
     }
     spec: dict[str, object] = {
         "containers": [container],
-        "volumes": [*tmp_volumes, shm, *source.volumes, *token_volumes],
+        "volumes": [*tmp_volumes, shm, *source.volumes, *token_volumes, *tls_volumes],
         "terminationGracePeriodSeconds": context.manifest.spec.rollout.drain_seconds,
     }
     if source.init:
@@ -95,10 +112,20 @@ def worker_args(context: Context, revision: RoleRevision, source: ModelSource) -
     args = ["serve", *source.flags, "--served-model-name", context.manifest.served_name]
     args += ["--host", "$(POD_IP)", "--port", str(WORKER_PORT)]
     args += role_flags(role, mode, context.manifest.spec.transfer, context.bootstrap_addresses())
+    if context.manifest.spec.security.mutual_tls:
+        args += [*certificates(context, "workers")[2], "--probe-port", str(PROBE_PORT)]
+        args += [] if revision.whole else ["--disaggregation-curve-key-file", CURVE_FILE]
     if nodes > 1:
         args += ["--nnodes", str(nodes), "--node-rank", "$(LWS_WORKER_INDEX)"]
         args += ["--dist-init-addr", f"$(LWS_LEADER_ADDRESS):{_RENDEZVOUS_PORT}"]
     return [*args, *role.extra_args]
+
+
+def _ports(context: Context) -> list[object]:
+    """The port named http answers probes and scrapers; with mutual TLS that is one of its own, as they show nothing."""
+    if not context.manifest.spec.security.mutual_tls:
+        return [{"name": "http", "containerPort": WORKER_PORT}]
+    return [{"name": "https", "containerPort": WORKER_PORT}, {"name": "http", "containerPort": PROBE_PORT}]
 
 
 def _identity_env(group: str) -> list[object]:

@@ -61,6 +61,16 @@ ROUTES: Final[tuple[tuple[str, str, Endpoint], ...]] = (
 )
 
 
+def create_probe_app(service: Service) -> FastAPI:
+    """What probes and scrapers may ask without a certificate or a key."""
+    app = FastAPI(title="Baton", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.router.add_route("/health", info.health, methods=["GET"])
+    app.router.add_route("/metrics", info.metrics, methods=["GET"])
+    app.add_exception_handler(BatonError, on_baton_error)
+    return app
+
+
 def create_app(service: Service) -> FastAPI:
     """The ASGI app of one worker. The manager in `service` is started and closed by whoever made it."""
     app = FastAPI(title="Baton", version=__version__, openapi_url=None)

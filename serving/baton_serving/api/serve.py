@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -18,7 +19,7 @@ from baton_bootstrap.errors import SetupError
 from baton_bootstrap.files import LOOK_EVERY
 from baton_bootstrap.tls import Tls
 from baton_serving import logs
-from baton_serving.api.app import create_app
+from baton_serving.api.app import create_app, create_probe_app
 from baton_serving.api.grpc.server import GrpcServer
 from baton_serving.api.options import AppOptions
 from baton_serving.api.server import bind, http_server, reserve
@@ -62,7 +63,12 @@ def serve(config: ServerConfig) -> int:
     logs.configure("api", config.logging.log_level, config.logging.log_level_http or "warning")
     http = config.http
     meeting = addresses("--disaggregation-bootstrap-addr", config.disaggregation.disaggregation_bootstrap_addr)
-    with bind(http.host, http.port) as listener, reserve("--grpc-port", http.host, http.grpc_port):
+    probe_port, open_probes = http.probe_port, contextlib.nullcontext(None)
+    with (
+        bind(http.host, http.port) as listener,
+        open_probes if probe_port is None else bind(http.host, probe_port, "--probe-port") as probes,
+        reserve("--grpc-port", http.host, http.grpc_port),
+    ):
         tls = _tls(config)
         config = as_assigned(config)
         listening, port = listener.getsockname()[:2]
@@ -70,7 +76,7 @@ def serve(config: ServerConfig) -> int:
             stages = Stages(config.logging.show_time_cost)
             facts = worker.start()
             stages.over("all of the ranks and the detokenizer")
-            api = _ApiProcess(worker, facts, listener, tls)
+            api = _ApiProcess(worker, facts, listener, tls, probes)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(api.run())
 
@@ -78,12 +84,20 @@ def serve(config: ServerConfig) -> int:
 class _ApiProcess:
     """What lives on the API process's event loop."""
 
-    def __init__(self, worker: Worker, facts: WorkerFacts, listener: socket.socket, tls: Tls | None) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        facts: WorkerFacts,
+        listener: socket.socket,
+        tls: Tls | None,
+        probes: socket.socket | None,
+    ) -> None:
         self._worker = worker
         self._facts = facts
         self._config = facts.config
         self._listener = listener
         self._tls = tls
+        self._probes = probes
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._status = 0
@@ -132,6 +146,7 @@ class _ApiProcess:
             await _warm_up(self._manager)
             stages.over("the warm-up request")
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
+        probing = asyncio.create_task(self._answer_probes(service))
         await self._register()
         self._announce()
         await asyncio.wait([asyncio.create_task(self._stopping.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
@@ -146,6 +161,8 @@ class _ApiProcess:
         server.should_exit = True
         await serving
         refreshing.cancel()
+        probing.cancel()
+        await asyncio.wait([probing])
         if grpc_server is not None:
             await grpc_server.stop()
         if self._registration is not None:
@@ -156,6 +173,10 @@ class _ApiProcess:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
         return self._status
+
+    async def _answer_probes(self, service: Service) -> None:
+        if self._probes is not None:
+            await http_server(create_probe_app(service)).serve(sockets=[self._probes])
 
     def _observers(self) -> list[RequestObserver]:
         observers: list[RequestObserver] = [self._metrics]

@@ -13,9 +13,9 @@ from fastapi import FastAPI
 from baton_serving.errors import ConfigError
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, flag: str = "--port") -> socket.socket:
     """A listening TCP socket; port 0 takes a free one. Raises ConfigError when the address cannot be had."""
-    listener = _bound("--port", host, port)
+    listener = _bound(flag, host, port)
     listener.listen(2048)
     listener.setblocking(False)
     return listener

@@ -101,6 +101,7 @@ def _check_ports(config: ServerConfig) -> None:
     ports = {
         "--port": http.port,
         "--grpc-port": http.grpc_port,
+        "--probe-port": http.probe_port,
         "--nccl-port": runtime.nccl_port,
         "--disaggregation-bootstrap-port": config.disaggregation.disaggregation_bootstrap_port,
     }

@@ -97,6 +97,12 @@ class HttpOptions:
     grpc_port: int | None = option(
         "--grpc-port", default=None, help="Port of the gRPC API; 0 takes a free one.", auto="no gRPC"
     )
+    probe_port: int | None = option(
+        "--probe-port",
+        default=None,
+        help="Port that answers /health and /metrics alone, and never with TLS: for probes, which show no certificate.",
+        auto="none",
+    )
     ssl_certfile: str | None = option(
         "--ssl-certfile",
         default=None,

@@ -6,12 +6,13 @@ import asyncio
 import gc
 import logging
 import socket
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from baton_bootstrap.client import WatchClient
+from baton_bootstrap.client import WatchClient, report_waiting
 from baton_bootstrap.errors import SetupError
 from baton_bootstrap.files import LOOK_EVERY as LOOK_AT_FILES
 from baton_bootstrap.tls import Tls, TlsFiles
@@ -39,6 +40,7 @@ IDLE_SECONDS = 75  # a client's idle connection is kept this long
 SLOW_SECONDS = 60  # a request that takes longer to arrive is given up
 SWEEP_SECONDS = 5
 BACKLOG = 4096
+TELL_WAITING_EVERY = 1.0
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class GatewayProcess:
         await self._watch.start()
         self._tasks = [
             asyncio.create_task(self._follow()),
+            asyncio.create_task(self._tell_waiting()),
             asyncio.create_task(_every(LOOK_EVERY, self.core.look)),
             asyncio.create_task(_every(LOOK_AT_FILES, self._refresh)),
             asyncio.create_task(_every(SWEEP_SECONDS, self._sweep)),
@@ -187,6 +190,16 @@ class GatewayProcess:
                 workers = (*fleet.endpoints.values(), *fleet.absent.values())
                 self._caches.update(Source(one.id, one.incarnation, one.worker.http_url) for one in workers)
             self._health.follow()
+
+    async def _tell_waiting(self) -> None:
+        """Let the bootstrap server know of requests that wait for a worker: whoever starts workers asks there."""
+        name, told, config = uuid.uuid4().hex, 0, self.config
+        while True:
+            await asyncio.sleep(TELL_WAITING_EVERY)
+            waiting = len(self.core.waiting)
+            if waiting or told:
+                await report_waiting(config.bootstrap, name, waiting, token=config.token, tls=config.worker_tls)
+                told = waiting
 
     def _sweep(self) -> None:
         """Close clients' connections that have been idle, or in the middle of a request, for too long."""

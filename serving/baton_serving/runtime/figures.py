@@ -23,11 +23,25 @@ class Figures:
         self._rate = 0.0
         self._hit_rate = 0.0
         self._last = (clock(), 0)
+        self._booked_at = clock()
+        self._prompt_tokens = 0
+        self._prompt_seconds = 0.0
+        self._answer_tokens = 0
+        self._answer_seconds = 0.0
 
-    def stepped(self, plan: StepPlan) -> None:
-        """A step was booked."""
+    def stepped(self, plan: StepPlan, launched_at: float) -> None:
+        """A step was booked that was launched at `launched_at` of the clock; it began when the one before it ended."""
+        now = self._clock()
+        seconds = now - max(launched_at, self._booked_at)
+        self._booked_at = now
         self._steps += 1
+        decoding = plan.rows - sum(plan.extend)
         self._generated += sum(plan.sample)
+        self._answer_tokens += decoding
+        self._answer_seconds += seconds * decoding
+        if decoding < plan.rows:
+            self._prompt_tokens += sum(plan.lengths) - decoding
+            self._prompt_seconds += seconds
 
     def put_out(self, outputs: list[TokenOutput]) -> None:
         """Outputs went out: a request's end tells how much of its prompt was cached."""
@@ -50,5 +64,9 @@ class Figures:
         stats["gen_throughput"] = self._rate
         stats["steps_total"] = self._steps
         stats["generated_tokens_total"] = self._generated
+        stats["answer_tokens_total"] = self._answer_tokens
+        stats["answer_seconds_total"] = self._answer_seconds
+        stats["computed_tokens_total"] = self._prompt_tokens
+        stats["prompt_seconds_total"] = self._prompt_seconds
         stats["tick"] = tick
         return stats

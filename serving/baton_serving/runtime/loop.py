@@ -150,7 +150,7 @@ class SchedulerLoop:
         handlers: dict[str, ControlHandler] = {"flush_cache": self._flush_cache, "check": self._check}
         self._controls = ControlCalls({**handlers, **(controls or {})}, to_api.send)
         self._opened: list[StreamState] = []
-        self._in_flight: tuple[StepPlan, LaunchedStep] | None = None
+        self._in_flight: tuple[StepPlan, LaunchedStep, float] | None = None
         self._stopping = False
         self._tick = 0
         self._rested = self._checked = True  # nothing ran since the last report, and since the last check of the books
@@ -203,7 +203,7 @@ class SchedulerLoop:
                 self.declare(expected)
             began = time.monotonic()
             self._followers.launch(plan)
-            launched = (plan, self._executor.launch(plan))
+            launched = (plan, self._executor.launch(plan), began)
         booked = self._in_flight
         if booked is not None:
             outputs += self._book(booked)
@@ -268,11 +268,11 @@ class SchedulerLoop:
         if self._extension is not None:
             self._extension.aborted(message.rid, message.reason)
 
-    def _book(self, launched: tuple[StepPlan, LaunchedStep]) -> list[TokenOutput]:
-        plan, pending = launched
+    def _book(self, launched: tuple[StepPlan, LaunchedStep, float]) -> list[TokenOutput]:
+        plan, pending, launched_at = launched
         result = pending.result()
         self._steps += 1
-        self._figures.stepped(plan)
+        self._figures.stepped(plan, launched_at)
         if self._log_interval and self._steps % self._log_interval == 0:
             self._log_step(plan)
         outputs = self._scheduler.commit(plan, result)

@@ -124,6 +124,10 @@ class Registration:
             queued_tokens=int(stats.get("tokens_waiting", 0)),
             free_pages=int(stats.get("pages_free", 0) + stats.get("pages_evictable", 0)),
             total_pages=int(stats.get("pages_total", 0)),
+            prompt_tokens=int(stats.get("computed_tokens_total", 0)),
+            prompt_seconds=stats.get("prompt_seconds_total", 0.0),
+            answer_tokens=int(stats.get("answer_tokens_total", 0)),
+            answer_seconds=stats.get("answer_seconds_total", 0.0),
         )
         state = State.DRAINING if self._draining else State.READY
         busy = self._manager.liveness.busy_seconds

@@ -34,7 +34,18 @@ workers = st.builds(
     max_total_tokens=large,
     detail=st.binary(max_size=8),
 )
-loads = st.builds(Load, running=small, queued_tokens=large, free_pages=large, total_pages=large)
+seconds = st.floats(0, 1e9)
+loads = st.builds(
+    Load,
+    running=small,
+    queued_tokens=large,
+    free_pages=large,
+    total_pages=large,
+    prompt_tokens=large,
+    prompt_seconds=seconds,
+    answer_tokens=large,
+    answer_seconds=seconds,
+)
 statuses = st.builds(Status, state=st.sampled_from(State), load=loads)
 entries = st.builds(Entry, worker=workers, status=statuses)
 own_states = st.sampled_from([State.STARTING, State.READY, State.DRAINING])

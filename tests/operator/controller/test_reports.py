@@ -11,10 +11,10 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from support.fake_cluster import service_of
 
-from baton_bootstrap.client import RegistrationClient, assigned
-from baton_bootstrap.records import Assignment, Beat, Goal, Role, State, Worker
+from baton_bootstrap.client import RegistrationClient, assigned, report_waiting
+from baton_bootstrap.records import Assignment, Beat, Goal, Load, Role, State, Worker
 from baton_bootstrap.server import BootstrapServer, ServerConfig
-from baton_operator.controller.reports import Reports
+from baton_operator.controller.reports import Listing, Reports
 from baton_operator.planner import Context, Observed, WorkerReport
 from baton_operator.planner.objects import Object, ref_of
 
@@ -66,32 +66,48 @@ async def warmed(server: BootstrapServer) -> None:
         await asyncio.sleep(0.01)
 
 
-async def ask(dns: ClusterDns, seen: Observed) -> list[WorkerReport] | None:
+async def ask(dns: ClusterDns, seen: Observed) -> Listing | None:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=dns)) as session:
-        found = await Reports(session).of(CONTEXT, seen)
-        return None if found is None else list(found)
+        return await Reports(session).of(CONTEXT, seen)
 
 
 async def test_workers_are_reported_as_they_registered(server: BootstrapServer) -> None:
     worker = Worker(
         id="d-0", incarnation="1" * 32, epoch=1, role=Role.DECODE, http_url="http://a:1", weight_digest="w1"
     )
-    beat = Beat(state=State.READY)
-    async with RegistrationClient([f"127.0.0.1:{server.port}"], worker, lambda: beat) as registration:
+    load = Load(queued_tokens=7, prompt_tokens=30, prompt_seconds=1.5, answer_tokens=9, answer_seconds=2.0)
+    beat = Beat(state=State.READY, load=load)
+    address = [f"127.0.0.1:{server.port}"]
+    async with RegistrationClient(address, worker, lambda: beat) as registration:
         await registration.registered()
         dns = ClusterDns({FIRST: server.http_port})
         up = observed(deployment("chat-bootstrap-0", 1))
         assert await ask(dns, up) is None, "a server that was just started does not know everybody"
         await warmed(server)
+        await report_waiting(address, "g-0", 3)
+        await report_waiting(address, "g-1", 1)
         found = await ask(dns, up)
-    assert found == [WorkerReport("d-0", "decode", "ready", "w1", "http://a:1", "1" * 32)]
+    report = WorkerReport(
+        "d-0",
+        "decode",
+        "ready",
+        "w1",
+        "http://a:1",
+        "1" * 32,
+        queued_tokens=7,
+        prompt_tokens=30,
+        prompt_seconds=1.5,
+        answer_tokens=9,
+        answer_seconds=2.0,
+    )
+    assert found == Listing([report], waiting=4)
 
 
 async def test_the_next_replica_is_asked_when_one_does_not_answer(server: BootstrapServer) -> None:
     await warmed(server)
     dns = ClusterDns({SECOND: server.http_port})
     both = observed(deployment("chat-bootstrap-0", 1), deployment("chat-bootstrap-1", 1))
-    assert await ask(dns, both) == []
+    assert await ask(dns, both) == Listing([])
     assert dns.asked == [FIRST, SECOND]
 
 

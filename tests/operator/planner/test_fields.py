@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from pydantic.alias_generators import to_snake
 from support.fake_cluster import APIS, START, FakeCluster, service_of
 
+from baton_operator.api.fields import Part
+from baton_operator.api.v1alpha1 import Spec
 from baton_operator.planner import Observed, Settings, plan
+from baton_operator.planner.worker import ROLES
 
 NEW_PREFILL, NEW_DECODE = "new prefill", "new decode"
 BOTH = {NEW_PREFILL, NEW_DECODE}
@@ -21,6 +28,7 @@ def spec(**parts: str) -> str:
     return "{" + ", ".join(f"{key}: {value}" for key, value in {"model": "{uri: 'hf://a/b'}", **parts}.items()) + "}"
 
 
+@cache
 def children(text: str) -> dict[str, Any]:
     """By kind and name; workloads of roles without their revision in the key."""
     made = plan(service_of(text), Observed(), START, Settings(apis=APIS))
@@ -44,59 +52,215 @@ def difference(before: str, after: str) -> set[str]:
     return changed
 
 
+# A manifest in which every field is set, but those of autoscaling, which take the place of `replicas`.
+_PODS: dict[str, Any] = {
+    "image": "mine:1",
+    "resources": {"requests": {"cpu": "1"}, "limits": {"cpu": "2"}},
+    "placement": {
+        "nodeSelector": {"a": "b"},
+        "tolerations": [{"key": "a", "operator": "Equal", "value": "b", "effect": "NoExecute", "tolerationSeconds": 9}],
+        "affinity": {"podAffinity": {}},
+        "runtimeClass": "nvidia",
+        "priorityClass": "high",
+        "scheduler": "mine",
+        "imagePullSecrets": ["pull"],
+        "resourceClaims": [{"name": "gpu", "template": "gpus"}],
+        "labels": {"team": "a"},
+        "annotations": {"note": "a"},
+    },
+    "env": [{"name": "A", "value": "b"}, {"name": "C", "secret": {"name": "s", "key": "k"}}],
+    "overrides": {"spec": {"hostname": "a"}},
+}
+_WORKERS = {
+    **_PODS,
+    "replicas": 2,
+    "shmSize": "1Gi",
+    "parallelism": {"tensor": 2, "pipeline": 1, "data": 1, "expert": 1, "nodes": 1},
+    "extraArgs": ["--page-size", "64"],
+}
+_SCALING = {"driver": "external", "minReplicas": 1, "maxReplicas": 4}
+FULL: dict[str, Any] = {
+    "model": {
+        "uri": "hf://a/b",
+        "revision": "main",
+        "servedName": "name",
+        "token": {"name": "s", "key": "k"},
+        "cache": {"claim": "c"},
+    },
+    "prefill": _WORKERS,
+    "decode": _WORKERS,
+    "bootstrap": {**_PODS, "replicas": 1, "leaseSeconds": 3},
+    "gateway": {
+        **_PODS,
+        "admission": {"maxRunningRequests": 5, "keyRequests": 5, "keyTokensPerMinute": 5},
+        "decodePolicy": "random",
+        "service": {"annotations": {"a": "b"}},
+        "route": {"parents": [{"name": "g", "namespace": "n", "sectionName": "s"}], "hostnames": ["a.example"]},
+        "ingress": {"host": "a.example", "className": "c", "tlsSecret": "t", "annotations": {"a": "b"}},
+    },
+    "transfer": {"protocol": "rdma", "devices": ["mlx5_0"], "resource": "rdma/hca"},
+    "rollout": {"gates": {"maxTtftMilliseconds": 9, "probe": {"prompt": "p", "expect": "e"}}},
+    "metrics": {"namespaces": {"a": "b"}, "podMonitor": True, "podMonitorLabels": {"a": "b"}},
+    "security": {
+        "token": {"name": "s", "key": "k"},
+        "ca": {"name": "s", "key": "k"},
+        "proxy": {"url": "http://p:3128", "exceptions": ["a"]},
+    },
+}
+POLICIES = {f"NetworkPolicy/chat-{name}" for name in ("workers", "gateway", "bootstrap")}
+# What a field changes; of several beginnings of its path the longest counts.
+CHANGED: dict[str, set[str]] = {
+    "model": BOTH,
+    **{f"{role}.{name}": BOTH for role in ROLES for name in ("image", "env", "overrides", "parallelism", "extraArgs")},
+    **{f"{role}.{name}": {f"new {role}"} for role in ROLES for name in ("resources", "placement", "shmSize")},
+    **{f"{role}.replicas": {f"same {role}"} for role in ROLES},
+    **{f"{role}.autoscaling": set() for role in ROLES},
+    **{f"{role}.autoscaling.minReplicas": {f"same {role}"} for role in ROLES},
+    **{f"{role}.autoscaling.maxReplicas": set() for role in ROLES},
+    "bootstrap": {BOOTSTRAP},
+    "bootstrap.replicas": {*BOTH, GATEWAY, "Deployment/chat-bootstrap-1", "Service/chat-bootstrap-1"},
+    "gateway": {GATEWAY},
+    "gateway.port": {"Service/chat", "HTTPRoute/chat", "Ingress/chat"},
+    "gateway.service": {"Service/chat"},
+    "gateway.route": {"HTTPRoute/chat"},
+    "gateway.ingress": {"Ingress/chat"},
+    "transfer": BOTH,
+    "scaling": set(),
+    "rollout": set(),
+    "rollout.strategy": BOTH,  # workers that change in place fetch from the hub themselves
+    "rollout.drainSeconds": {*BOTH, GATEWAY},
+    "metrics.namespaces": POLICIES - {"NetworkPolicy/chat-gateway"},
+    "metrics": {"PodMonitor/chat"},
+    "security.networkPolicies": POLICIES,
+    "security.mutualTls": {*BOTH, *PODS, "NetworkPolicy/chat-workers"},
+    "security.token": {*BOTH, *PODS},
+    "security.ca": BOTH,
+    "security.proxy": BOTH,
+    "security.proxy.url": {*BOTH, "NetworkPolicy/chat-workers"},
+}
+# Fields of which one value goes with another's: the part to set, and to what.
+TOGETHER: dict[str, tuple[str, Any]] = {
+    "model.uri": ("model.uri", "hf://a/c"),
+    "model.cache.nodePath": ("model.cache", {"nodePath": "/x"}),
+    "transfer.protocol": ("transfer", {"protocol": "tcp"}),
+    "security.proxy.url": ("security.proxy.url", "http://p:3129"),
+    "tolerations[].operator": ("tolerations[]", {"key": "a", "operator": "Exists", "effect": "NoExecute"}),
+    "tolerations[].effect": ("tolerations[]", {"key": "a", "operator": "Equal", "value": "b", "effect": "NoSchedule"}),
+    "parallelism.nodes": ("parallelism.nodes", 2),
+    "parallelism.tensor": ("parallelism.tensor", 4),
+    "shmSize": ("shmSize", "2Gi"),
+    "resources.requests": ("resources.requests", {"cpu": "1500m"}),
+    "resources.limits": ("resources.limits", {"cpu": "3"}),
+    "affinity": ("affinity", {"nodeAffinity": {}}),
+    "overrides": ("overrides", {"spec": {"hostname": "b"}}),
+    "minReplicas": ("minReplicas", 3),
+    "canaryPercent": ("canaryPercent", 50),
+}
+
+
+def leaves(part: type[Part], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and type of every field that holds no further part."""
+    for name, info in part.model_fields.items():
+        here = f"{path}.{info.alias or name}".lstrip(".")
+        below = part_in(info.annotation)
+        if below is None:
+            yield here, info.annotation
+        else:
+            yield from leaves(below, here + ("[]" if get_origin(info.annotation) is list else ""))
+
+
+def part_in(annotation: Any) -> type[Part] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := part_in(inner))), None)
+
+
+FIELDS = dict(leaves(Spec))
+
+
+def edited(manifest: dict[str, Any], path: str) -> dict[str, Any]:
+    """`manifest` with another value in the field."""
+    target, value = path, None
+    for end, (part, given) in TOGETHER.items():
+        if path == end or path.endswith(f".{end}"):
+            target, value = path[: len(path) - len(end)] + part, given
+    result = json.loads(json.dumps(manifest))
+    place: Any = result
+    *way, last = target.replace("[]", ".[]").split(".")
+    for name, following in pairwise([*way, last]):
+        place = next(one for one in place if following in one) if name == "[]" else place.setdefault(name, {})
+    if last == "[]":
+        place[0] = value
+    elif value is not None:
+        place[last] = value
+    else:
+        place[last] = other(place[last] if last in place else default_of(target), FIELDS[path])
+    return result
+
+
+def default_of(path: str) -> Any:
+    part: Any = Spec.model_validate(FULL, by_alias=True, by_name=False)
+    for name in path.split("."):
+        part = getattr(part, to_snake(name))
+    return part
+
+
+def other(value: Any, annotation: Any) -> Any:
+    """Another value of the same type."""
+    for choice in choices(annotation):
+        if choice != value:
+            return choice
+    match value:
+        case bool():
+            return not value
+        case int():
+            return value + 1
+        case str():
+            return f"{value}x"
+        case list():
+            return [*value, "more"]
+        case dict():
+            return {**value, "more": "x"}
+    raise AssertionError(f"{value!r}: no idea")
+
+
+def choices(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [one for inner in get_args(annotation) for one in choices(inner) if get_origin(annotation) is not dict]
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_the_right_children_change_and_no_other(path: str) -> None:
+    before = json.loads(json.dumps(FULL))
+    for role in ROLES:
+        if path.startswith(f"{role}.autoscaling"):
+            before[role]["autoscaling"] = dict(_SCALING)
+    if path == "security.mutualTls":
+        del before["rollout"]["gates"]["probe"]
+    after = edited(before, path)
+    assert after != before
+    beginnings = [name for name in CHANGED if path == name or path.startswith((f"{name}.", f"{name}["))]
+    assert difference(json.dumps(before), json.dumps(after)) == CHANGED[max(beginnings, key=len)]
+
+
+def test_every_line_of_the_table_is_about_some_field() -> None:
+    assert {name for name in CHANGED if not any(path.startswith(name) for path in FIELDS)} == set()
+
+
 @pytest.mark.parametrize(
     ("parts", "changed"),
     [
-        ({"model": "{uri: 'hf://a/c'}"}, BOTH),
-        ({"model": "{uri: 'hf://a/b', revision: abc}"}, BOTH),
-        ({"model": "{uri: 'hf://a/b', servedName: x}"}, BOTH),
-        ({"model": "{uri: 'hf://a/b', token: {name: s, key: k}}"}, BOTH),
-        ({"model": "{uri: 'hf://a/b', cache: {claim: c}}"}, BOTH),
         ({"model": "{uri: 'pvc://c/p'}"}, {*BOTH, "NetworkPolicy/chat-workers"}),
-        ({"prefill": "{replicas: 2}"}, {"same prefill"}),
-        ({"decode": "{replicas: 2}"}, {"same decode"}),
-        ({"decode": "{resources: {limits: {cpu: 2}}}"}, {NEW_DECODE}),
-        ({"prefill": "{placement: {nodeSelector: {a: b}}}"}, {NEW_PREFILL}),
-        ({"prefill": "{placement: {tolerations: [{key: a, value: b}]}}"}, {NEW_PREFILL}),
-        ({"prefill": "{placement: {runtimeClass: nvidia, priorityClass: high, scheduler: s}}"}, {NEW_PREFILL}),
-        ({"decode": "{placement: {labels: {kueue.x-k8s.io/queue-name: q}}}"}, {NEW_DECODE}),
-        ({"decode": "{shmSize: 1Gi}"}, {NEW_DECODE}),
-        ({"decode": "{extraArgs: [--page-size, '32']}"}, BOTH),
-        ({"decode": "{env: [{name: A, value: b}]}"}, BOTH),
-        ({"decode": "{image: other}"}, BOTH),
-        ({"decode": "{overrides: {spec: {hostNetwork: true}}}"}, BOTH),
-        ({"decode": "{parallelism: {tensor: 2}}"}, BOTH),
         ({"decode": "{autoscaling: {maxReplicas: 4}}"}, {"WorkerScaler/chat-decode"}),
-        ({"transfer": "{backend: nixl}"}, BOTH),
-        ({"transfer": "{protocol: rdma, resource: rdma/hca, devices: [mlx5_0]}"}, BOTH),
-        ({"bootstrap": "{leaseSeconds: 5}"}, {BOOTSTRAP}),
-        ({"bootstrap": "{resources: {limits: {cpu: 1}}}"}, {BOOTSTRAP}),
-        ({"bootstrap": "{replicas: 2}"}, {*BOTH, GATEWAY, "Deployment/chat-bootstrap-1", "Service/chat-bootstrap-1"}),
-        ({"gateway": "{replicas: 3}"}, {GATEWAY}),
-        ({"gateway": "{policy: round_robin}"}, {GATEWAY}),
-        ({"gateway": "{attempts: 2, workerWaitSeconds: 9}"}, {GATEWAY}),
-        ({"gateway": "{port: 80}"}, {"Service/chat"}),
-        ({"gateway": "{service: {type: LoadBalancer, annotations: {a: b}}}"}, {"Service/chat"}),
         ({"gateway": "{route: {parents: [{name: g}]}}"}, {"HTTPRoute/chat"}),
         ({"gateway": "{ingress: {host: h, tlsSecret: t}}"}, {"Ingress/chat"}),
-        ({"rollout": "{progressSeconds: 99}"}, set()),
-        ({"rollout": "{drainSeconds: 99}"}, {*BOTH, GATEWAY}),
         ({"metrics": "{podMonitor: true}"}, {"PodMonitor/chat"}),
-        (
-            {"metrics": "{namespaces: {a: b}}"},
-            {"NetworkPolicy/chat-workers", "NetworkPolicy/chat-bootstrap"},
-        ),
-        ({"security": "{token: {name: s, key: k}}"}, {*BOTH, *PODS}),
-        ({"security": "{ca: {name: c, key: k}}"}, BOTH),
         ({"security": "{proxy: {url: 'http://p:3128'}}"}, {*BOTH, "NetworkPolicy/chat-workers"}),
-        (
-            {"security": "{networkPolicies: false}"},
-            {f"NetworkPolicy/chat-{name}" for name in ("workers", "gateway", "bootstrap")},
-        ),
     ],
     ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
-def test_the_right_children_change(parts: dict[str, str], changed: set[str]) -> None:
+def test_a_part_that_was_left_out_brings_its_children(parts: dict[str, str], changed: set[str]) -> None:
     assert difference(spec(), spec(**parts)) == changed
 
 

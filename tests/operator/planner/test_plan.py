@@ -156,7 +156,9 @@ def test_a_paused_rollout_keeps_the_workers_but_follows_replicas() -> None:
 
 
 def test_an_autoscaler_drives_the_scaler_and_never_the_manifest() -> None:
-    cluster = FakeCluster("{model: {uri: 'hf://a/a'}, decode: {replicas: 2, autoscaling: {maxReplicas: 4}}}")
+    cluster = FakeCluster(
+        "{model: {uri: 'hf://a/a'}, decode: {replicas: 2, autoscaling: {driver: external, maxReplicas: 4}}}"
+    )
     cluster.settle()
     spec = dict(cluster.service["spec"])
     scaler = cluster.objects[Ref("baton.dev/v1alpha1", "WorkerScaler", "chat-decode")]
@@ -166,6 +168,27 @@ def test_an_autoscaler_drives_the_scaler_and_never_the_manifest() -> None:
         scaler["spec"]["replicas"] = asked
         cluster.settle()
         assert [n for name, n in cluster.replicas().items() if "decode" in name] == [got]
+    assert cluster.service["spec"] == spec
+
+
+def test_own_autoscaling_writes_the_scaler_and_never_the_manifest() -> None:
+    scaling = "autoscaling: {minReplicas: 0, maxReplicas: 4}"
+    text = f"{{model: {{uri: 'hf://a/a'}}, prefill: {{{scaling}}}, decode: {{replicas: 2, {scaling}}}"
+    cluster = FakeCluster(text + ", gateway: {workerWaitSeconds: 60}}")
+    cluster.settle()
+    spec = dict(cluster.service["spec"])
+    scaler = Ref("baton.dev/v1alpha1", "WorkerScaler", "chat-decode")
+    assert cluster.objects[scaler]["spec"]["replicas"] == 2
+    for asked, got in (
+        ({"prefill": 3, "decode": 4}, {"prefill": 3, "decode": 4}),
+        ({"prefill": 9, "decode": 0}, {"prefill": 4, "decode": 1}),
+        ({}, {"prefill": 4, "decode": 1}),  # nobody could be asked: what stands stays
+        ({"prefill": 0, "decode": 0}, {"prefill": 0, "decode": 0}),
+    ):
+        cluster.scaled = asked
+        cluster.settle()
+        assert {name.split("-")[1]: n for name, n in cluster.replicas().items()} == got
+        assert cluster.objects[scaler]["spec"]["replicas"] == got["decode"]
     assert cluster.service["spec"] == spec
 
 

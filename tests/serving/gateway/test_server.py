@@ -40,6 +40,14 @@ def ready() -> Callable[[], Beat]:
     return lambda: Beat(state=State.READY, tick=next(ticks))
 
 
+async def held(bootstrap: BootstrapServer, requests: int) -> None:
+    """Return once the bootstrap server knows of so many requests that wait for a worker."""
+    while True:
+        if bootstrap.registry.waiting == requests:
+            return
+        await asyncio.sleep(0.05)
+
+
 async def test_it_finds_workers_and_outlives_the_bootstrap_server(tmp_path: Path) -> None:
     bootstrap = BootstrapServer(ServerConfig())
     await bootstrap.start()
@@ -50,12 +58,16 @@ async def test_it_finds_workers_and_outlives_the_bootstrap_server(tmp_path: Path
     gateway, facts = await start_gateway(*options, "--announce-file", str(announced))
     assert facts == json.loads(announced.read_text())
     clients = []
-    for worker in workers:
-        await worker.start()
-        clients.append(RegistrationClient(address, worker.entry.worker, ready()))
-        await clients[-1].start()
-        await clients[-1].registered()
     async with aiohttp.ClientSession() as session:
+        early = asyncio.ensure_future(session.post(f"{facts['http']}/v1/completions", json={"model": "m"}))
+        await held(bootstrap, 1)
+        for worker in reversed(workers):  # the decode worker alone serves what waits
+            await worker.start()
+            clients.append(RegistrationClient(address, worker.entry.worker, ready()))
+            await clients[-1].start()
+            await clients[-1].registered()
+        assert await (await early).read() == b"".join(events("a"))
+        await held(bootstrap, 0)
         async with session.post(f"{facts['http']}/v1/completions", json={"model": "m"}) as response:
             assert response.headers["x-baton-route"] == "p>d"
         await bootstrap.stop()

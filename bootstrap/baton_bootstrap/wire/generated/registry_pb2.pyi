@@ -111,16 +111,24 @@ class Worker(_message.Message):
     def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., http_url: _Optional[str] = ..., grpc_url: _Optional[str] = ..., control: _Optional[str] = ..., keys: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., weight_digest: _Optional[str] = ..., engine_digest: _Optional[str] = ..., tp_size: _Optional[int] = ..., pp_size: _Optional[int] = ..., page_size: _Optional[int] = ..., dtype: _Optional[str] = ..., max_total_tokens: _Optional[int] = ..., detail: _Optional[bytes] = ..., process: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "queued_tokens", "free_pages", "total_pages")
+    __slots__ = ("running", "queued_tokens", "free_pages", "total_pages", "prompt_tokens", "prompt_seconds", "answer_tokens", "answer_seconds")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FREE_PAGES_FIELD_NUMBER: _ClassVar[int]
     TOTAL_PAGES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_SECONDS_FIELD_NUMBER: _ClassVar[int]
     running: int
     queued_tokens: int
     free_pages: int
     total_pages: int
-    def __init__(self, running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., free_pages: _Optional[int] = ..., total_pages: _Optional[int] = ...) -> None: ...
+    prompt_tokens: int
+    prompt_seconds: float
+    answer_tokens: int
+    answer_seconds: float
+    def __init__(self, running: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., free_pages: _Optional[int] = ..., total_pages: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., prompt_seconds: _Optional[float] = ..., answer_tokens: _Optional[int] = ..., answer_seconds: _Optional[float] = ...) -> None: ...
 
 class Status(_message.Message):
     __slots__ = ("state", "load", "progress", "share")
@@ -188,6 +196,18 @@ class AssignReply(_message.Message):
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     instance: str
     def __init__(self, instance: _Optional[str] = ...) -> None: ...
+
+class WaitingRequest(_message.Message):
+    __slots__ = ("gateway", "requests")
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    gateway: str
+    requests: int
+    def __init__(self, gateway: _Optional[str] = ..., requests: _Optional[int] = ...) -> None: ...
+
+class WaitingReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class AssignedRequest(_message.Message):
     __slots__ = ("names",)

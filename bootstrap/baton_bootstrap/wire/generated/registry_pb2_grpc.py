@@ -54,6 +54,11 @@ class RegistryStub:
                 request_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignRequest.SerializeToString,
                 response_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignReply.FromString,
                 _registered_method=True)
+        self.Waiting = channel.unary_unary(
+                '/baton.registry.v1.Registry/Waiting',
+                request_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.WaitingRequest.SerializeToString,
+                response_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.WaitingReply.FromString,
+                _registered_method=True)
         self.Assigned = channel.unary_unary(
                 '/baton.registry.v1.Registry/Assigned',
                 request_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignedRequest.SerializeToString,
@@ -94,6 +99,13 @@ class RegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Waiting(self, request, context):
+        """How many requests a gateway holds because no worker is ready; forgotten after a lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Assigned(self, request, context):
         """What a worker is to serve, for one that is about to load.
         """
@@ -123,6 +135,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.Assign,
                     request_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignRequest.FromString,
                     response_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignReply.SerializeToString,
+            ),
+            'Waiting': grpc.unary_unary_rpc_method_handler(
+                    servicer.Waiting,
+                    request_deserializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.WaitingRequest.FromString,
+                    response_serializer=baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.WaitingReply.SerializeToString,
             ),
             'Assigned': grpc.unary_unary_rpc_method_handler(
                     servicer.Assigned,
@@ -238,6 +255,33 @@ class Registry:
             '/baton.registry.v1.Registry/Assign',
             baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignRequest.SerializeToString,
             baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.AssignReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Waiting(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.registry.v1.Registry/Waiting',
+            baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.WaitingRequest.SerializeToString,
+            baton__bootstrap_dot_wire_dot_generated_dot_registry__pb2.WaitingReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,7 +29,10 @@ class Shape:
 
 
 class Simulation:
-    """One run of one pair of policies. `finished` is called with each job that ended or was refused."""
+    """One run of one pair of policies. `finished` is called with each job that ended or was refused.
+
+    Workers may `join` and `leave` while it runs; with no pair there, requests wait for `worker_wait` seconds.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Simulation:
         decode_policy: str,
         door: DoorConfig,
         finished: Callable[[Job], None],
+        worker_wait: float = 1.0,
     ) -> None:
         self._trace = trace
         self._shape = shape
@@ -46,6 +50,9 @@ class Simulation:
         self._door = Door(door)
         self._memory = Memory()
         self._finished = finished
+        self._worker_wait = worker_wait
+        self._unrouted: list[Job] = []  # no worker is there for them
+        self._joined = 0
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._serial = 0
         self._held: dict[int, Job] = {}  # at the door
@@ -58,7 +65,7 @@ class Simulation:
     def run(self, progress: Callable[[int], None] = lambda done: None) -> None:
         """To the end of the last request. `progress` hears now and then how many have come to the door."""
         for number, request in enumerate(self._trace.requests):
-            self._at(request.at, lambda now, number=number: self._arrive(number, now))  # type: ignore[misc]
+            self.at(request.at, lambda now, number=number: self._arrive(number, now))  # type: ignore[misc]
         self._progress = progress
         while self._events:
             now, _, act = heapq.heappop(self._events)
@@ -66,16 +73,48 @@ class Simulation:
 
     def _workers(self, role: str, count: int) -> tuple[SimWorker, ...]:
         width = len(str(max(0, count - 1)))
-        made = [
-            SimWorker(f"{role}-{n:0{width}d}", self._shape.costs, BlockCache(self._trace.block_tokens))
-            for n in range(count)
-        ]
-        if self._shape.events:
-            for worker in made:
-                self._memory.holds(worker.id, worker.incarnation, ())
-        return tuple(made)
+        return tuple(self._make(f"{role}-{n:0{width}d}") for n in range(count))
 
-    def _at(self, when: float, act: Callable[[float], None]) -> None:
+    def _make(self, name: str) -> SimWorker:
+        worker = SimWorker(name, self._shape.costs, BlockCache(self._trace.block_tokens))
+        if self._shape.events:
+            self._memory.holds(worker.id, worker.incarnation, ())
+        return worker
+
+    def join(self, role: str, now: float) -> SimWorker:
+        """A new worker of this role takes requests from now on, first those that wait for one."""
+        self._joined += 1
+        worker = self._make(f"{role}-new-{self._joined:05d}")
+        worker.restart(now)
+        if role == "prefill":
+            self.prefills = (*self.prefills, worker)
+        else:
+            self.decodes = (*self.decodes, worker)
+        waiting, self._unrouted = self._unrouted, []
+        for job in waiting:
+            self._route(job, now)
+        return worker
+
+    def leave(self, worker: SimWorker, now: float) -> None:
+        """The worker gets no more requests, and ends those that it has."""
+        self.prefills = tuple(one for one in self.prefills if one is not worker)
+        self.decodes = tuple(one for one in self.decodes if one is not worker)
+
+    def settle(self, now: float) -> None:
+        """Let every worker's books be of this moment."""
+        for worker in (*self.prefills, *self.decodes):
+            before = worker.version
+            self._settle(worker, now)
+            if worker.version != before:
+                self._plan(worker)
+
+    @property
+    def waiting(self) -> int:
+        """Requests for which no worker is there."""
+        return len(self._unrouted)
+
+    def at(self, when: float, act: Callable[[float], None]) -> None:
+        """Call `act(when)` then."""
         self._serial += 1
         heapq.heappush(self._events, (when, self._serial, act))
 
@@ -117,7 +156,7 @@ class Simulation:
             self._route(self._held.pop(number), now)
         if self._held and not self._polling:
             self._polling = True
-            self._at(now + POLL, self._poll)
+            self.at(now + POLL, self._poll)
 
     def _poll(self, now: float) -> None:
         self._polling = False
@@ -125,6 +164,10 @@ class Simulation:
 
     def _route(self, job: Job, now: float) -> None:
         facts = self._facts[job.number]
+        if not self.decodes or (self._shape.prefill and not self.prefills):
+            self._unrouted.append(job)
+            self.at(job.arrived + self._worker_wait, lambda then: self._give_up(job, then))
+            return
         if self.prefills:
             job.prefill, job.believed = self._choose(self._policies[0], self.prefills, facts, now)
             job.prefill.running += 1
@@ -136,6 +179,12 @@ class Simulation:
         first.queued_tokens += job.request.prompt_tokens - job.believed
         first.waiting.append(job)
         self._start_prefill(first, now)
+
+    def _give_up(self, job: Job, now: float) -> None:
+        if job in self._unrouted:
+            self._unrouted.remove(job)
+            job.refused = True
+            self._end(job, now, 0)
 
     def _choose(
         self, policy: Policy, workers: tuple[SimWorker, ...], facts: RequestFacts, now: float
@@ -158,7 +207,7 @@ class Simulation:
             self._settle(worker, now)
             seconds = worker.take_prefill_batch()
             if seconds is not None:
-                self._at(now + seconds, lambda then: self._prefilled(worker, seconds, then))
+                self.at(now + seconds, lambda then: self._prefilled(worker, seconds, then))
 
     def _prefilled(self, worker: SimWorker, seconds: float, now: float) -> None:
         jobs, worker.prefilling = worker.prefilling, []
@@ -176,7 +225,7 @@ class Simulation:
                 there = min(job.decode.cache.match(job.request.blocks), job.request.prompt_tokens - 1)
                 costs = self._shape.costs
                 delay = costs.transfer + (job.request.prompt_tokens - there) * costs.transfer_token
-                self._at(now + delay, lambda then, job=job: self._arrived(job, then))  # type: ignore[misc]
+                self.at(now + delay, lambda then, job=job: self._arrived(job, then))  # type: ignore[misc]
         self._start_prefill(worker, now)
         self._plan(worker)
 
@@ -221,7 +270,7 @@ class Simulation:
                 self._settle(worker, now)
                 self._plan(worker)
 
-        self._at(when, wake)
+        self.at(when, wake)
 
     def _tell(self, worker: SimWorker, stored: Sequence[int], removed: Sequence[int]) -> None:
         if self._shape.events:

@@ -56,6 +56,11 @@ class Account:
         self._by_prefill: dict[str, int] = {}
 
     @property
+    def good(self) -> int:
+        """Requests that were served well."""
+        return self._good
+
+    @property
     def count(self) -> int:
         return len(self.ttfts) + self._refused
 

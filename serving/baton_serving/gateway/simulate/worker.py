@@ -116,6 +116,10 @@ class SimWorker:
     version: int = 0  # of the batch: a finish that was planned for an earlier one is void
     used_tokens: int = 0
     busy: float = 0.0
+    prompt_tokens: int = 0  # this and the next as in `baton_bootstrap.records.Load`
+    prompt_seconds: float = 0.0
+    answer_tokens: int = 0
+    answer_seconds: float = 0.0
     _since: float = 0.0
     _step: float = 0.0
 
@@ -136,6 +140,8 @@ class SimWorker:
             tokens += new
         seconds = (self.costs.prefill_step + tokens * self.costs.prefill_token) / self.speed
         self.busy += seconds
+        self.prompt_tokens += tokens
+        self.prompt_seconds += seconds
         return seconds
 
     def computed(self, job: Job, tell: Tell) -> None:
@@ -165,6 +171,8 @@ class SimWorker:
         steps = int((now - self._since) / self._step + 1e-6)
         self._since += steps * self._step
         self.busy += steps * self._step
+        self.answer_tokens += steps * len(self.batch)
+        self.answer_seconds += steps * self._step * len(self.batch)
         ended: list[Job] = []
         for job in self.batch.values():
             job.decoded += steps
