@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+from baton_kernels import extend_attention_triton
 from baton_kernels.activation import ACTIVATIONS, activation_and_mul_torch
-from baton_kernels.extend_attention_triton import TritonExtendAttention
 from baton_kernels.kv_scale import KVScale
 from baton_kernels.linear8 import linear8_torch
 from baton_kernels.paged_attention import AttentionSpec, PagedRows, paged_attention_reference
@@ -112,38 +112,42 @@ def test_decode_attention(spec: AttentionSpec, kv_lens: tuple[int, ...]) -> None
 
 
 @every_spec
-@pytest.mark.parametrize(
-    ("q_lens", "kv_lens"), [((5,), (5,)), ((40, 1, 33), (1100, 700, 33))], ids=["alone", "several"]
-)
-def test_extend_attention(spec: AttentionSpec, q_lens: tuple[int, ...], kv_lens: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("q_lens", "kv_lens"), [((5,), (5,)), ((35, 1, 33), (200, 150, 33))], ids=["alone", "several"])
+def test_extend_attention(
+    spec: AttentionSpec, q_lens: tuple[int, ...], kv_lens: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extend_attention_triton, "_STRETCH", 1)
     k_pages, v_pages, table = paged(spec, kv_lens)
     lens = [torch.tensor(values, dtype=torch.int32) for values in (kv_lens, q_lens)]
     # The host knows a bound of the tokens; here too it believes something else of the rows.
     rows = PagedRows((sum(q_lens) + 9, *(0,) * (len(q_lens) - 1)), (1,) * len(q_lens), table, *lens)
     q = torch.randn(sum(q_lens), spec.q_heads, spec.k_dim)
-    out = TritonExtendAttention(spec).plan(rows).run(q, k_pages, v_pages, KVScale(0.5, 3.0))
+    out = extend_attention_triton.TritonExtendAttention(spec).plan(rows).run(q, k_pages, v_pages, KVScale(0.5, 3.0))
     true = PagedRows(q_lens, kv_lens, table)
     exact = paged_attention_reference(q.double(), k_pages, v_pages, true, spec, KVScale(0.5, 3.0))
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-@every_spec
-def test_extend_attention_does_not_depend_on_how_a_row_is_cut(spec: AttentionSpec) -> None:
+@pytest.mark.parametrize("spec", [SPECS["plain"], SPECS["window"]], ids=["plain", "window"])
+def test_extend_attention_does_not_depend_on_how_a_row_is_cut(
+    spec: AttentionSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To the bit: all at once, in chunks, one by one at the end, and beside another row."""
-    k_pages, v_pages, table = paged(spec, (1100, 200))
-    q = torch.randn(1100, spec.q_heads, spec.k_dim)
-    backend = TritonExtendAttention(spec)
+    monkeypatch.setattr(extend_attention_triton, "_STRETCH", 1)
+    k_pages, v_pages, table = paged(spec, (230, 40))
+    q = torch.randn(230, spec.q_heads, spec.k_dim)
+    backend = extend_attention_triton.TritonExtendAttention(spec)
     backend._splits = 4  # too few for the whole row, enough for its chunks
 
     def attend(begin: int, end: int) -> torch.Tensor:
         return backend.plan(PagedRows((end - begin,), (end,), table[:1])).run(q[begin:end], k_pages, v_pages)
 
-    whole = attend(1050, 1100)
-    for cuts in ((1050, 1055, 1100), (1050, 1098, 1099, 1100)):
+    whole = attend(180, 230)
+    for cuts in ((180, 185, 230), (180, 228, 229, 230)):
         assert torch.equal(torch.cat([attend(a, b) for a, b in pairwise(cuts)]), whole)
-    two = PagedRows((200, 50), (200, 1100), table.flip(0))
-    beside = torch.cat((torch.randn(200, spec.q_heads, spec.k_dim), q[1050:]))
-    assert torch.equal(backend.plan(two).run(beside, k_pages, v_pages)[200:], whole)
+    two = PagedRows((40, 50), (40, 230), table.flip(0))
+    beside = torch.cat((torch.randn(40, spec.q_heads, spec.k_dim), q[180:]))
+    assert torch.equal(backend.plan(two).run(beside, k_pages, v_pages)[40:], whole)
 
 
 @pytest.mark.parametrize("rows", [1, 20, 70])
@@ -169,20 +173,23 @@ def test_rows_of_8_bit_floats() -> None:
 
 
 def same_rows(found: Rows8, expected: Rows8) -> None:
-    """Within a unit of the half precision that is rounded to 8 bits."""
+    """As far as the interpreter goes, which does not round to 8 bits as hardware does."""
     torch.testing.assert_close(found.scales, expected.scales, rtol=2e-3, atol=1e-12)
     wide = [rows.values.float() * rows.scales.unsqueeze(1) for rows in (found, expected)]
-    torch.testing.assert_close(wide[0], wide[1], rtol=0.13, atol=1e-6)
+    assert float((wide[0] - wide[1]).norm() / wide[1].norm()) < 0.1
 
 
 @pytest.mark.parametrize("rows", [1, 3, 70])
 def test_linear_with_8_bit_weights(rows: int) -> None:
     x, (weight, scale) = torch.randn(rows, 4096).half(), quantize_rows_torch(torch.randn(32, 4096))
-    exact = linear8_torch(x, weight, scale, None, torch.float32)
-    for linear in (linear8_cuda, linear8_invariant):
-        out = linear(x, weight, scale, None, torch.float32)
-        torch.testing.assert_close(out, exact, rtol=0.05, atol=3.0)
-        assert float((out - exact).norm() / exact.norm()) < 0.03
+    rows8 = quantize_rows_torch(x)
+    exact = linear8_torch(rows8, weight, scale, None, torch.float32)
+    out = linear8_invariant(rows8, weight, scale, None, torch.float32)
+    assert float((out - exact).norm() / exact.norm()) < 1e-5
+    out = linear8_cuda(x if rows == 1 else rows8, weight, scale, None, torch.float32)
+    if rows == 1:  # used as it is
+        exact = (x.float() @ weight.float().T) * scale
+    assert float((out - exact).norm() / exact.norm()) < 1e-5
 
 
 def letter_of(x: torch.Tensor) -> torch.Tensor:

@@ -98,7 +98,7 @@ def test_deterministic_logits_are_the_same_to_the_bit(kind: str, options: dict[s
 
 
 def sampled(prompts: list[list[int]], **flags: object) -> list[list[int]]:
-    """Answers in bfloat16 at temperature 1 with a seed for each prompt, asked for one after the other, then together."""
+    """Answers in bfloat16 at temperature 1 with a seed for each prompt, one after the other, then together."""
     shared: dict[str, object] = {"model_path": str(BATON_TINY), "dtype": "bfloat16", "max_running_requests": 16}
     shared |= {"max_total_tokens": 16384, "context_length": 2048, "device": "cuda"}
     shared["enable_deterministic_inference"] = True
