@@ -22,6 +22,7 @@ from baton_kernels.triton_launch import dot_type, holds_8_bit_floats, overlaps, 
 _TILE = 64  # keys per iteration
 _PROGRAMS_PER_SM = 8  # stretches aimed at: two fit on a multiprocessor at a time
 _STAGES = 2  # tiles under way in a program, in 16-bit types
+_PROGRAMS_PER_SM_8, _STAGES_8 = 4, 6  # of 8-bit floats: half the bytes a tile, so more of them must be under way
 _WARPS = 4
 _MANY_ROWS = 192  # from here on half the warps are faster: enough programs wait for memory at a time
 
@@ -217,7 +218,7 @@ class TritonDecodeAttention:
         if spec.kv_dtype.itemsize == 1 and on_gpu and not holds_8_bit_floats(spec.device):
             raise KernelUnavailable(f"reads pages of {spec.kv_dtype} on GPUs of compute capability 8.9 and later only")
         sms = torch.cuda.get_device_properties(spec.device).multi_processor_count if on_gpu else 1
-        self._programs = sms * _PROGRAMS_PER_SM
+        self._programs = sms * (_PROGRAMS_PER_SM_8 if spec.kv_dtype.itemsize == 1 else _PROGRAMS_PER_SM)
 
     def plan(self, rows: PagedRows) -> _TritonPlan:
         spec, device = self._spec, rows.page_table.device
@@ -243,6 +244,12 @@ class TritonDecodeAttention:
         partial = torch.empty((stretches, spec.q_heads, spec.v_dim), dtype=torch.float32, device=device)
         lse = torch.empty((stretches, spec.q_heads), dtype=torch.float32, device=device)
         return _TritonPlan(spec, rows.page_table, lens, starts, items, partial, lse)
+
+
+def _stages(q: torch.Tensor, pages: torch.Tensor) -> int:
+    if q.element_size() > 2:
+        return 1
+    return _STAGES_8 if pages.element_size() == 1 else _STAGES
 
 
 @dataclass(frozen=True)
@@ -291,7 +298,7 @@ class _TritonPlan:
             BLOCK_G=max(16, triton.next_power_of_2(group)),
             BLOCK_K=max(16, triton.next_power_of_2(spec.k_dim)),
             BLOCK_V=max(16, triton.next_power_of_2(spec.v_dim)),
-            STAGES=_STAGES if q.dtype.itemsize == 2 else 1,
+            STAGES=_stages(q, k_pages),
             PRECISION="ieee",
             DOT_TYPE=dot_type(q, k_pages),
             OVERLAP=overlap,

@@ -17,6 +17,7 @@ from baton_kernels.triton_quantize import quantize_rows_triton
 
 _OUTPUTS = 4  # per program
 _INPUTS = 4096  # per iteration
+_FEW_OUTPUTS, _FEW_INPUTS = 4608, 1024  # up to so many outputs, smaller programs fill the chip better
 
 
 @triton.jit
@@ -83,7 +84,7 @@ def one_row(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, dtype: t
     """`x` `[1, inputs]` as it is times the widened weights; `inputs` in whole iterations."""
     outputs, inputs = weight.shape
     out = torch.empty((1, outputs), dtype=dtype, device=x.device)
-    overlap = overlaps(x.device)
+    overlap, few = overlaps(x.device), outputs <= _FEW_OUTPUTS
     _one_row_kernel[(triton.cdiv(outputs, _OUTPUTS),)](
         x,
         weight,
@@ -92,9 +93,9 @@ def one_row(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, dtype: t
         outputs,
         INPUTS=inputs,
         BLOCK_OUT=_OUTPUTS,
-        BLOCK_IN=_INPUTS,
+        BLOCK_IN=_FEW_INPUTS if few else _INPUTS,
         OVERLAP=overlap,
-        num_warps=4,
+        num_warps=1 if few else 4,
         launch_pdl=overlap,
     )
     return out

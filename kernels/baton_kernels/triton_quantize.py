@@ -122,7 +122,7 @@ def _rows8(rows: int, dim: int, device: torch.device) -> Rows8:
 
 
 def _warps(block: int) -> int:
-    return min(16, max(1, block // 512))
+    return min(32, max(1, block // 512))
 
 
 def quantize_rows_triton(x: torch.Tensor) -> Rows8:

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -62,8 +63,11 @@ class GraphStep:
         return None
 
 
-def capture(work: Callable[[], torch.Tensor], pool: tuple[int, int]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-    """A graph of `work` and what it leaves; `work` runs once before, to compile what a capture cannot."""
+def capture(work: Callable[[], torch.Tensor], pool: Any) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """A graph of `work` and what it leaves; `work` runs once before, to compile what a capture cannot.
+
+    `pool` is a `torch.cuda.graph_pool_handle()`.
+    """
     work()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
@@ -72,7 +76,7 @@ def capture(work: Callable[[], torch.Tensor], pool: tuple[int, int]) -> tuple[to
 
 
 def capture_sampling(
-    sampler: Sampler, logits: torch.Tensor, slots: torch.Tensor, pool: tuple[int, int]
+    sampler: Sampler, logits: torch.Tensor, slots: torch.Tensor, pool: Any
 ) -> dict[Features, SamplingGraph]:
     """A graph from `logits` to the tokens of `slots` for each of VARIANTS."""
     found = {}
@@ -98,7 +102,7 @@ class DecodeGraphs:
         sampler: Sampler,
         page_size: int,
         sizes: Sequence[int],
-        pool: tuple[int, int],
+        pool: Any,
     ) -> None:
         self._model = model
         self._attention = attention

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -103,7 +104,7 @@ class ShortGraphs:
         state: SamplingState,
         sampler: Sampler,
         page_size: int,
-        pool: tuple[int, int],
+        pool: Any,
     ) -> None:
         self._model = model
         self._attention = attention
