@@ -16,6 +16,10 @@ _ATTENTION_BACKENDS = (
 )
 _ATTENTION_SUPPORTED = ("torch_native", "fa3", "flashinfer", "triton")
 _ATTENTION_NOT_YET = tuple(name for name in _ATTENTION_BACKENDS if name not in _ATTENTION_SUPPORTED)
+_QUANTIZATIONS = (
+    *("awq", "fp8", "gptq", "marlin", "gptq_marlin", "awq_marlin", "bitsandbytes", "gguf", "modelopt", "modelopt_fp4"),
+    *("petit_nvfp4", "w8a8_int8", "w8a8_fp8", "moe_wna16", "qoq", "w4afp8", "mxfp4"),
+)
 _LOAD_FORMATS = (
     *("auto", "pt", "safetensors", "npcache", "dummy", "sharded_state", "gguf", "bitsandbytes", "layered", "remote"),
 )
@@ -142,7 +146,9 @@ class DtypeOptions:
     quantization: str | None = option(
         "--quantization",
         default=None,
-        choices=("fp8",),
+        choices=_QUANTIZATIONS,
+        not_yet=tuple(name for name in _QUANTIZATIONS if name != "fp8"),
+        instead="use fp8",
         help=(
             "Turn the layers' weights into 8-bit floats with a scale per output as they are read; activations are "
             "scaled row by row."

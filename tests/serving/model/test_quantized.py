@@ -80,7 +80,7 @@ def test_scales_of_the_kv_cache_come_from_the_checkpoint(plain: Path, tmp_path: 
     wide = logits_of(load_model(ModelOptions(stored)))
     narrow = load_model(ModelOptions(stored, kv_cache_dtype="fp8_e4m3"))
     assert set(narrow.heads.kv_scales.values()) == {KVScale(0.5, 0.25)}
-    assert error_of(logits_of(narrow), wide) < 0.1
+    assert error_of(logits_of(narrow), wide) < 0.3  # it is above 1 with a wrong scale
     assert load_model(ModelOptions(stored)).heads.kv_scales == {}
 
 
