@@ -4,8 +4,9 @@
 
 Two processes on this host, scattered pages in host memory, the same bytes by every way, round by round in one run:
 a memcpy within one process, a plain socket, a bare write of the same blocks through the library, and the handoff
-service from the first `chunk_ready` until the receiver's receipt. Prints GB/s, median and best of the rounds: on a
-busy machine only the best compare.
+service from the first `chunk_ready` until the receiver's receipt. All ways take turns, so that each handoff has a bare
+write of the same moment beside it. Prints GB/s, median and best of the rounds, and the median over turns of what a
+handoff reached of the bare write of its turn, best against best: on a busy machine only that compares.
 
     python benchmarks/handoff_bandwidth.py --device cuda --page-size 64 --backends mooncake --protocol nvlink_intra
 
@@ -331,26 +332,40 @@ def write_all(engine: TransferBackend, peer: str, runs: Runs) -> None:
             raise SystemExit(f"a bare write ended as {outcome.value}")
 
 
-def measure(ways: dict[str, Iterator[float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round of every way; the first round warms up and does not count."""
-    taken: dict[str, list[float]] = {}
-    for name, way in ways.items():
-        with contextlib.closing(way):  # type: ignore[type-var]
-            taken[name] = [next(way) for _ in range(rounds + 1)][1:]
+def measure(ways: dict[str, Callable[[], Iterator[float]]], turns: int, rounds: int) -> dict[str, list[list[float]]]:
+    """Seconds of every round, turn by turn, of every way; the first round of a turn warms up and does not count."""
+    taken: dict[str, list[list[float]]] = {name: [] for name in ways}
+    for _ in range(turns):
+        for name, begin in ways.items():
+            with contextlib.closing(begin()) as way:  # type: ignore[type-var]
+                taken[name].append([next(way) for _ in range(rounds + 1)][1:])
     return taken
 
 
-def show(median: dict[str, float], best: dict[str, float], nbytes: int, args: argparse.Namespace) -> None:
+def share_of_bare(name: str, taken: dict[str, list[list[float]]]) -> float | None:
+    """Of a handoff: the median over turns of the bare write's least time over its own; None of any other way."""
+    bare = taken.get(name.replace("handoff over", "bare"))
+    if bare is None or not name.startswith("handoff"):
+        return None
+    return statistics.median(min(theirs) / min(own) for theirs, own in zip(bare, taken[name], strict=True))
+
+
+def show(
+    median: dict[str, float],
+    best: dict[str, float],
+    shares: dict[str, float | None],
+    nbytes: int,
+    args: argparse.Namespace,
+) -> None:
     page = layout_of(args).rank_shape(1).page_bytes
     table = Table(title=f"{args.pages} scattered pages of {page / 2**20:.2f} MiB ({nbytes / 2**20:.0f} MiB)")
     table.add_column("way")
     table.add_column("GB/s, median", justify="right")
     table.add_column("best", justify="right")
-    table.add_column("best of the bare write's", justify="right")
+    table.add_column("of the bare write beside it", justify="right")
     for name, rate in median.items():
-        bare = best.get(name.replace("handoff over", "bare"))
-        share = f"{best[name] / bare:.0%}" if name.startswith("handoff") and bare else ""
-        table.add_row(name, f"{rate:.2f}", f"{best[name]:.2f}", share)
+        share = shares[name]
+        table.add_row(name, f"{rate:.2f}", f"{best[name]:.2f}", "" if share is None else f"{share:.0%}")
     Console().print(table)
 
 
@@ -368,7 +383,8 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--chunks", type=int, default=4, help="prefill chunks of the handed-over request")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=5, help="times that every way has its turn")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of a turn")
     parser.add_argument("--output-json", type=Path)
     args = parser.parse_args()
     context = multiprocessing.get_context("spawn")
@@ -376,21 +392,30 @@ def main() -> None:
     process = context.Process(target=receive, args=(theirs, args), daemon=True)
     process.start()
     sender = Sender(ours, args)
-    ways = {"copy": sender.copy()}
+    ways: dict[str, Callable[[], Iterator[float]]] = {"copy": sender.copy}
     if args.device == "cpu" and args.receiver_tp == 1:
-        ways["plain socket"] = sender.socket()
+        ways["plain socket"] = sender.socket
     for backend in args.backends:
         if args.receiver_tp == 1:
-            ways[f"bare {backend}"] = sender.bare(backend)
-        ways[f"handoff over {backend}"] = sender.handoff(backend)
-    taken = measure(ways, args.rounds)
+            ways[f"bare {backend}"] = partial(sender.bare, backend)
+        ways[f"handoff over {backend}"] = partial(sender.handoff, backend)
+    taken = measure(ways, args.turns, args.rounds)
     ours.send(("quit", ""))
     process.join()
-    median = {name: sender.nbytes / statistics.median(seconds) / 1e9 for name, seconds in taken.items()}
-    best = {name: sender.nbytes / min(seconds) / 1e9 for name, seconds in taken.items()}
-    show(median, best, sender.nbytes, args)
+    every = {name: [seconds for turn in turns for seconds in turn] for name, turns in taken.items()}
+    median = {name: sender.nbytes / statistics.median(seconds) / 1e9 for name, seconds in every.items()}
+    best = {name: sender.nbytes / min(seconds) / 1e9 for name, seconds in every.items()}
+    shares = {name: share_of_bare(name, taken) for name in taken}
+    show(median, best, shares, sender.nbytes, args)
     if args.output_json:
-        report = {"bytes": sender.nbytes, "cores": os.cpu_count(), "median": median, "best": best, "seconds": taken}
+        report = {
+            "bytes": sender.nbytes,
+            "cores": os.cpu_count(),
+            "median": median,
+            "best": best,
+            "shares": shares,
+            "seconds": taken,
+        }
         args.output_json.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -158,7 +158,9 @@ def test_the_operator_is_killed_at_any_step(rolling: Rolling, strategy: str) -> 
     seen: set[str] = set()
     with load(rolling):
         rolling.serve(rolling.other, strategy)
+        end = time.monotonic() + PATIENCE
         while rolling.phase != "Done":
+            assert time.monotonic() < end, rolling.why()
             step = json.dumps([rolling.rollout.get(name) for name in ("phase", "moving", "message")])
             if step not in seen and len(seen) < 8 and rolling.phase:
                 seen.add(step)
@@ -173,8 +175,7 @@ def test_a_worker_dies_during_the_swap(rolling: Rolling) -> None:
     """Its container is started again, asks what it is to serve, and serves that."""
     with load(rolling):
         rolling.serve(rolling.other, "InPlace")
-        names: list[str] = eventually(lambda: rolling.rollout.get("moving"), PATIENCE, rolling.why) or []
-        moving = names[0]
+        moving = eventually(lambda: list(rolling.rollout.get("moving", [])), PATIENCE, rolling.why)[0]
         rolling.node.containers[moving].signal(signal.SIGKILL)
         rolling.wait_served()
         assert rolling.node.containers[moving].starts == 2

@@ -128,7 +128,8 @@ class RollingCluster(FakeCluster):
         name = pod["metadata"]["name"]
         told, report = self.told.get(name), self._reports.get(name)
         if report is None:
-            self._start(pod, told)
+            if self._draw.random() < 0.4:  # loading takes longer than anything else
+                self._start(pod, told)
         elif told is not None:
             self._reports[name] = self._obey(replace(report, role=self._role(pod, told)), told)
 

@@ -52,13 +52,15 @@ class Gates(Part):
 
 
 class Rollout(Part):
-    """How changes reach the workers. Clusters always surge so far; local runs do all of it."""
+    """How changes reach the workers."""
 
     strategy: Literal["Surge", "InPlace"] = "Surge"
     """Surge: new workers come up beside the old ones and take their place.
 
     InPlace: running workers change their weights, a pair of prefill and decode at a time. With a single pair, decode
-    serves whole while prefill changes, and then the other way round. It takes no further devices.
+    serves whole while prefill changes, and then the other way round. It takes no further devices. A change of anything
+    but model.uri and model.revision takes new workers; so does a checkpoint that running pods cannot reach, on
+    another claim or in an image volume.
     """
     max_surge: MaxSurge = MaxSurge()
     """Workers that may run beside the wanted number while a change is under way."""

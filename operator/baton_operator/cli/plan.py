@@ -12,8 +12,9 @@ from rich.table import Table
 from baton_operator.api import InferenceService
 from baton_operator.cli.manifest import add_file_argument, read_or_complain
 from baton_operator.planner.context import Context, Service
+from baton_operator.planner.records import settings_of
 from baton_operator.planner.revision import RoleRevision, wanted_revisions
-from baton_operator.planner.worker import role_of
+from baton_operator.planner.worker import build_workload, role_of
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -39,18 +40,40 @@ def steps(after: InferenceService, before: InferenceService | None) -> Iterator[
     old = {} if before is None else {revision.role: revision for revision in wanted_revisions(before.spec)}
     new = {revision.role: revision for revision in wanted_revisions(after.spec)}
     begun = [role for role in new if new[role] != old.get(role)]
-    for role in begun:
-        yield f"{_count(after, new[role])} {role} workers of revision {new[role].revision} start beside what runs"
     ended = [role for role in old if old[role] != new.get(role)]
+    if before is not None and begun and _in_place(after, before):
+        yield f"the {' and '.join(begun)} workers change their weights where they run; none restarts"
+        begun = ended = []
+    for role in begun:
+        yield f"{_count(after, new[role])} {role} workers of revision {new[role].revision} start" + (
+            f", {_surge(after, new[role])} at a time beside what runs" if role in old else ""
+        )
     if begun and ended:
-        yield f"at the peak {_peak(after, before)} devices are taken; then, when all new workers are ready:"
+        yield f"at the peak {_peak(after, before)} devices are taken; as new workers are ready:"
     for role in ended:
         yield f"the {role} workers of revision {old[role].revision} end their requests and leave"
     for role in new:
         if role not in begun and before is not None and _count(before, old[role]) != _count(after, new[role]):
             yield f"{role} goes from {_count(before, old[role])} to {_count(after, new[role])} workers; none restarts"
-    if before is not None and not begun and not ended:
+    if before is not None and old == new:
         yield "no worker restarts"
+
+
+def _in_place(after: InferenceService, before: InferenceService) -> bool:
+    """Whether running workers can become what `after` wants."""
+    return after.spec.rollout.strategy == "InPlace" and _settings(after) == _settings(before)
+
+
+def _settings(service: InferenceService) -> dict[str, str]:
+    revisions = wanted_revisions(service.spec)
+    return {one.role: settings_of(build_workload(_context(service), one, "")) for one in revisions}
+
+
+def _surge(service: InferenceService, revision: RoleRevision) -> int:
+    bounds = service.spec.rollout.max_surge
+    surge = bounds.prefill if revision.role == "prefill" else bounds.decode
+    missing = service.spec.rollout.max_unavailable
+    return max(1, surge + (missing.prefill if revision.role == "prefill" else missing.decode))
 
 
 def _table(after: InferenceService, before: InferenceService | None) -> Table:
@@ -68,12 +91,21 @@ def _table(after: InferenceService, before: InferenceService | None) -> Table:
 
 def _peak(after: InferenceService, before: InferenceService | None) -> int:
     """Devices taken while new workers run beside old ones."""
-    total: dict[RoleRevision, int] = {}
-    for service in [after] if before is None else [after, before]:
-        for revision in wanted_revisions(service.spec):
-            devices = role_of(_context(service), revision.role).parallelism.devices * _count(service, revision)
-            total[revision] = max(total.get(revision, 0), devices)
-    return sum(total.values())
+    old = {} if before is None else {revision.role: revision for revision in wanted_revisions(before.spec)}
+    new = {revision.role: revision for revision in wanted_revisions(after.spec)}
+    total = 0
+    for role in {**old, **new}:
+        ends = 0 if before is None or role not in old else _count(before, old[role]) * _devices(before, role)
+        begins = 0 if role not in new else _count(after, new[role]) * _devices(after, role)
+        both = role in old and role in new and old[role] != new[role]
+        surges = both and before is not None and not _in_place(after, before)
+        beside = _surge(after, new[role]) * _devices(after, role) if surges else 0
+        total += max(ends, begins, min(ends + begins, ends + beside))
+    return total
+
+
+def _devices(service: InferenceService, role: str) -> int:
+    return role_of(_context(service), role).parallelism.devices
 
 
 def _count(service: InferenceService, revision: RoleRevision) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from kubernetes.aio.config import ConfigException
 from rich.console import Console, Group
@@ -69,7 +69,20 @@ def picture(service: Service, workers: Sequence[Object] | None) -> Group:
     head = Text(f"{manifest.metadata.name}  {status.url or 'no endpoint yet'}", style="bold")
     pairs = Text(f"{status.ready_pairs} ready pairs of version {status.version or '?'}")
     lines = [Text(f"{item.type}: {item.status}, {item.message}") for item in status.conditions]
-    return Group(head, pairs, *lines, _roles(status), _workers(workers))
+    return Group(head, pairs, *lines, *_rollout(status), _roles(status), _workers(workers))
+
+
+def _rollout(status: Status) -> Iterator[Text | Table]:
+    """The change that is under way, or was taken back: its step, what it waits for, and what each worker serves."""
+    change = status.rollout
+    if change is None or change.phase == "Done":
+        return
+    yield Text(f"{change.phase}: {change.stable} to {change.version}; {change.message or change.reason}")
+    if change.workers:
+        table = _table("worker", "serves", "stage")
+        for worker in change.workers:
+            table.add_row(worker.name, worker.revision, worker.stage)
+        yield table
 
 
 def _roles(status: Status) -> Table:

@@ -134,11 +134,8 @@ class Exchange:
             self._switch_when_complete()
 
     def worker_drains(self, leg: Leg) -> None:
-        if leg is not self.decode or self.phase is not Phase.STREAMING or leg.asked_to_move:
-            return
-        # A stream that stands still for nobody is held up until its worker gives up waiting.
-        takers = self._core.router.takers(self.ask.facts, leg.endpoint, self._lost)
-        if takers and self._can_go_on() and self.ask.movable():
+        streams = leg is self.decode and self.phase is Phase.STREAMING and not leg.asked_to_move and self.ask.movable()
+        if streams and self._core.router.can_move(self.ask.facts, leg.endpoint, self._lost) and self._can_go_on():
             leg.asked_to_move = True
             self._happen(Event.DRAINING)
 
@@ -465,8 +462,8 @@ class Exchange:
     def _note_transfer(self, head: Head) -> None:
         """What the latest attempt's decode worker got from its prefill worker."""
         record, number = self.record, len(self.record.attempts)
-        if head.transfer and number not in record.transfers:
-            record.transfers = {**record.transfers, number: head.transfer}
+        if head.transfer and (not record.transfers or record.transfers[-1][0] != number):
+            record.transfers += ((number, head.transfer),)
 
     def _release(self) -> None:
         for leg in (self.prefill, self.decode, self.taker):

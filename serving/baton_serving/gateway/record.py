@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
 import msgspec
 
@@ -16,7 +15,7 @@ from baton_serving.gateway.snapshot import Choice
 class Record(msgspec.Struct, eq=False, gc=False):
     """One request. Times are those of the monotonic clock; `received` is unix time.
 
-    `transfers` are what decode workers said of the pages they got, by number of the attempt.
+    `transfers` are numbers of attempts, and what their decode workers said of the pages they got.
     """
 
     number: int
@@ -39,6 +38,7 @@ class Record(msgspec.Struct, eq=False, gc=False):
     transfers: Mapping[int, str] = MappingProxyType({})
     received: float = msgspec.field(default_factory=time.time)
     attempts: list[tuple[float, Decision]] = []
+    transfers: tuple[tuple[int, str], ...] = ()
     notes: list[tuple[float, str, str]] = []  # when, what, who or why
 
     def explain(self) -> dict[str, object]:
@@ -57,7 +57,7 @@ class Record(msgspec.Struct, eq=False, gc=False):
             "first_byte_after": self._after(self.first_byte),
             "ended_after": self._after(self.ended),
             "migrations": self.moved,
-            "attempts": [self._attempt(number, *attempt) for number, attempt in enumerate(self.attempts, 1)],
+            "attempts": self._told_attempts(),
             "stages": [{"after": self._after(at), "what": what, "detail": detail} for at, what, detail in self.notes],
         }
 
@@ -91,14 +91,18 @@ class Record(msgspec.Struct, eq=False, gc=False):
     def _after(self, at: float) -> float | None:
         return round(at - self.started, 6) if at else None
 
-    def _attempt(self, number: int, at: float, decision: Decision) -> dict[str, object]:
+    def _told_attempts(self) -> list[dict[str, object]]:
+        told = [self._attempt(at, decision) for at, decision in self.attempts]
+        for number, transfer in self.transfers:
+            told[number - 1]["transfer"] = _transfer(transfer)
+        return told
+
+    def _attempt(self, at: float, decision: Decision) -> dict[str, object]:
         route = decision.route
         told: dict[str, object] = {"after": self._after(at), "decode": _leg(route.decode, decision.decode)}
         if route.prefill is not None and decision.prefill is not None:
             told["prefill"] = _leg(route.prefill, decision.prefill)
         told["weights"] = route.decode.weight_digest
-        if number in self.transfers:
-            told["transfer"] = _transfer(self.transfers[number])
         return told
 
 

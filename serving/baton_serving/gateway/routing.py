@@ -146,22 +146,23 @@ class Router:
         self.workers.forget(endpoint.incarnation)
         self.memory.forget(endpoint.id, endpoint.incarnation)
 
-    def takers(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> list[Endpoint]:
-        """Workers that can take over pages of `source`."""
-        found = self.fleet.models.get(source.worker.model)
+    def can_move(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> bool:
+        """Whether somebody could take over pages of `source`: a stream that stands still for nobody is held up."""
+        return bool(self._takers(facts, source, avoid, time.monotonic()))
+
+    def taker(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> Endpoint | None:
+        """A worker that can take over pages of `source`, chosen by the decode policy."""
         now = time.monotonic()
+        usable = self._takers(facts, source, avoid, now)
+        return usable[self._decode_policy(Snapshot(usable, self.memory, now), facts).index] if usable else None
+
+    def _takers(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint], now: float) -> list[Endpoint]:
+        found = self.fleet.models.get(source.worker.model)
         return [
             one
             for one in (() if found is None else (*found.decode, *found.whole))
             if one is not source and fits(source.worker, one.worker) and self._allows(one, facts, avoid, now)
         ]
-
-    def taker(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> Endpoint | None:
-        """The one of them that the decode policy chooses."""
-        usable = self.takers(facts, source, avoid)
-        if not usable:
-            return None
-        return usable[self._decode_policy(Snapshot(usable, self.memory, time.monotonic()), facts).index]
 
     def moved(self, decision: Decision | None, target: Endpoint) -> Decision:
         """What stands in the books for a stream whose pages moved to `target`."""

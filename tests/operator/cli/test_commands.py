@@ -59,8 +59,20 @@ def test_a_plan_counts_devices_at_the_peak(manifest: Path, capsys: pytest.Captur
     after.write_text(MANIFEST.replace("hf://a/b", "hf://a/c"))
     assert main(["plan", "-f", str(after), "--from", str(manifest)]) == 0
     out = capsys.readouterr().out
-    assert "at the peak 10 devices are taken" in out
+    assert "at the peak 8 devices are taken" in out
     assert out.count("end their requests and leave") == 2
+
+
+def test_a_plan_says_when_no_worker_is_replaced(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    after = manifest.with_name("after.yaml")
+    text = MANIFEST + "  rollout: {strategy: InPlace}\n"
+    manifest.write_text(text.replace("hf://a/b", "pvc://models/b"))
+    after.write_text(text.replace("hf://a/b", "pvc://models/c"))
+    assert main(["plan", "-f", str(after), "--from", str(manifest)]) == 0
+    assert "1. the prefill and decode workers change their weights where they run" in capsys.readouterr().out
+    after.write_text(text.replace("hf://a/b", "pvc://others/c"))
+    assert main(["plan", "-f", str(after), "--from", str(manifest)]) == 0
+    assert "at the peak 8 devices are taken" in capsys.readouterr().out
 
 
 def test_a_change_of_replicas_restarts_nothing(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from support.fake_cluster import FakeCluster
+from support.rolling_cluster import RollingCluster
 
 from baton_operator.cli.status import picture
 from baton_operator.planner import Service
@@ -49,3 +50,16 @@ def test_it_says_when_workers_cannot_be_asked(service: Service) -> None:
 def test_a_new_service_is_shown_too() -> None:
     cluster = FakeCluster("{model: {uri: 'hf://a/b'}}")
     assert "no endpoint yet 0 ready pairs of version ?" in shown(Service.from_object(cluster.service), None)
+
+
+def test_it_tells_of_a_change_under_way() -> None:
+    cluster = RollingCluster("{model: {uri: 'pvc://models/a'}, rollout: {strategy: InPlace}}")
+    for _ in range(20):
+        cluster.round()
+        cluster.live()
+    stable = cluster.rollout["version"]
+    cluster.edit("{model: {uri: 'pvc://models/b'}, rollout: {strategy: InPlace}}")
+    cluster.until("Moving")
+    text = shown(Service.from_object(cluster.service), [])
+    assert f"Moving: {stable} to {cluster.rollout['version']};" in text
+    assert all(f"{name} │ {stable}" in text for name in cluster.weights)

@@ -181,6 +181,20 @@ async def test_a_move_that_nobody_takes_changes_nothing(bench: Bench, model: Mod
     assert len(model.moves) == 1
 
 
+async def test_a_stream_is_not_asked_to_move_where_nobody_can_take_it(bench: Bench, model: Model) -> None:
+    """Its worker would stand still for nobody: it ends what it has begun, as before a switch of weights."""
+    await start(bench, model, "d1")
+    asking = asyncio.create_task(ask(bench, max_tokens=2000))
+    await bench.workers[0].called()
+    await eventually(lambda: any(running.tokens[0] for running in model.running.values()))
+    await bench.worker("d2", model.script(Behaviour(), "decode"), weights="w2")
+    drain(bench, 0)
+    await eventually(lambda: all(running.tokens[0] for running in model.running.values()))
+    heard, _, _ = await asking
+    assert heard.done
+    assert not model.moves
+
+
 async def test_a_worker_that_dies_while_it_moves_is_computed_again(bench: Bench, model: Model) -> None:
     asking, behaviour = await slow_stream(bench, model)
     behaviour.mode = "die"

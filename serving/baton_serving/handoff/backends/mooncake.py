@@ -104,9 +104,9 @@ class Handshake:
 class MooncakeBackend:
     """See `TransferBackend`. `protocol` is auto, tcp, rdma or nvlink_intra; `devices` names InfiniBand devices."""
 
-    max_bytes = 1 << 26  # of tcp; some tens of milliseconds
-    max_blocks = 768  # two posts per peer stay below the 2,048 transfers that its tcp lane queues
-    max_posts = 2  # one moves while the next is being posted
+    max_bytes = 1 << 24  # of tcp; some milliseconds
+    max_blocks = 384  # all posts to a peer stay below the 2,048 transfers that its tcp lane queues
+    max_posts = 4  # the link has work until somebody sees that one ended
 
     def __init__(
         self, host: str, retired: RetiredPorts, protocol: str = "auto", devices: str = "", write_timeout: float = 10.0

@@ -53,8 +53,8 @@ class NixlBackend:
     """See `TransferBackend`. `protocol` is auto, tcp, cma, rdma, cuda_ipc or a UCX_TLS list."""
 
     max_blocks = 4096
-    max_bytes = 1 << 26
-    max_posts = 2  # one moves while the next is being posted
+    max_bytes = 1 << 24
+    max_posts = 4  # the link has work until somebody sees that one ended
 
     def __init__(self, name: str, host: str, protocol: str = "auto", devices: str = "", cuda: bool = False) -> None:
         configure_environment(host, protocol, devices, cuda)
