@@ -72,7 +72,7 @@ adopt_pip_settings() {
 install_packages() {
     local uv=("$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python") backend=() torch
     torch=$(grep '^torch==' constraints.txt)
-    if UV_HTTP_RETRIES=0 timeout 20 "${uv[@]}" --dry-run --no-deps --torch-backend cpu "$torch" 2>/dev/null; then
+    if UV_HTTP_RETRIES=0 timeout 20 "${uv[@]}" --dry-run --reinstall --no-deps --torch-backend cpu "$torch" 2>/dev/null; then
         backend=(--torch-backend cpu)
     else
         say "PyTorch's CPU-only wheels are out of reach: taking the general ones, about 2 GB"
