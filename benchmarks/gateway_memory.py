@@ -61,8 +61,9 @@ def connected(target: Target, count: int, receive: int | None = None) -> Iterato
 
 async def idle(target: Target, count: int) -> str:
     before = target.memory()
-    with connected(target, count):
-        await asyncio.sleep(1.0)
+    with connected(target, count) as sockets:
+        sockets[-1].sendall(chat_request(stream=False))
+        await asyncio.to_thread(sockets[-1].recv, 65536)  # so it has taken all of them
         grown = target.memory() - before
         run = await target.measure(chat_request(stream=False), 1, 0.5)
         answers = f"{run.tally.requests} answered, {run.tally.failed} failed meanwhile"
@@ -153,20 +154,21 @@ async def run(args: argparse.Namespace) -> None:
     workers, servers = await serve_workers()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        async with contextlib.AsyncExitStack() as stack:
-            targets = [await stack.enter_async_context(baton(workers, folder))]
-            if not args.alone:
-                targets.append(await stack.enter_async_context(sglang_router(workers, folder)))
-            table = Table("", *(one.name for one in targets), title="Memory")
-            rows = (
-                (f"each of {connections:,} idle connections", lambda one: idle(one, connections)),
-                ("each of 200 streams after 100 events", lambda one: streams(one, 200)),
-                ("each of 100 clients that read nothing", lambda one: slow_readers(one, 100)),
-                ("a body of 64 MB", large_body),
-            )
-            for title, measure in rows:
-                table.add_row(title, *[await measure(one) for one in targets])
-            console.print(table)
+        gateways = {"baton": baton} if args.alone else {"baton": baton, "sglang-router": sglang_router}
+        table = Table("", *gateways, title="Memory")
+        rows = (
+            (f"each of {connections:,} idle connections", lambda one: idle(one, connections)),
+            ("each of 200 streams after 100 events", lambda one: streams(one, 200)),
+            ("each of 100 clients that read nothing", lambda one: slow_readers(one, 100)),
+            ("a body of 64 MB", large_body),
+        )
+        for title, measure in rows:
+            cells = []
+            for gateway in gateways.values():  # a new one each time: what another row left would serve the next
+                async with gateway(workers, folder) as target:
+                    cells.append(await measure(target))
+            table.add_row(title, *cells)
+        console.print(table)
     for server in servers:
         server.close()
 

@@ -16,6 +16,8 @@ import contextlib
 import os
 import sys
 import tempfile
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import uvloop
@@ -27,11 +29,22 @@ from gateway_peers import chat_request
 from gateway_targets import LOAD_CORE, Measured, Target, baton, serve_workers, sglang_router
 
 
+async def in_turn(
+    targets: list[Target], args: argparse.Namespace, request: bytes, concurrency: int, spread: float = 0.0
+) -> list[Measured]:
+    """Each target's runs, taken in turn: what else the machine does then meets all alike."""
+    rounds = [
+        [await one.measure(request, concurrency, args.seconds / args.rounds, spread) for one in targets]
+        for _ in range(args.rounds)
+    ]
+    return [reduce(add, runs) for runs in zip(*rounds, strict=True)]
+
+
 async def rates(targets: list[Target], args: argparse.Namespace, console: Console) -> None:
     columns = (f"{one.name} {what}" for one in targets for what in ("req/s", "µs CPU", "busy"))
     table = Table("concurrency", *columns, "ratios", title="Whole answers")
     for concurrency in args.concurrency:
-        runs = [await one.measure(chat_request(stream=False), concurrency, args.seconds) for one in targets]
+        runs = await in_turn(targets, args, chat_request(stream=False), concurrency)
         cells = [text for run in runs for text in (f"{run.rate:,.0f}", f"{run.cpu_per_request:.1f}", f"{run.busy:.2f}")]
         table.add_row(str(concurrency), *cells, _ratios(runs))
         _warn(runs, console)
@@ -58,8 +71,7 @@ async def streams(targets: list[Target], args: argparse.Namespace, console: Cons
         ("50 events, 20 ms apart, 64 at once", chat_request(stream=True, events=50, pace=0.02), 64, 1.0),
     )
     for name, request, concurrency, spread in cases:
-        for one in targets:
-            run = await one.measure(request, concurrency, max(args.seconds, 3.0), spread)
+        for one, run in zip(targets, await in_turn(targets, args, request, concurrency, spread), strict=True):
             first = sorted(run.tally.first)
             at = [first[min(len(first) - 1, int(len(first) * share))] * 1e3 for share in (0.5, 0.99)]
             rate, cpu = f"{run.tally.events / run.seconds:,.0f}", f"{run.cpu_per_event:.1f}"
@@ -101,7 +113,8 @@ async def run(args: argparse.Namespace) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each run, after a second of warming up")
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each figure")
+    parser.add_argument("--rounds", type=int, default=3, help="turns in which the gateways share these seconds")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--alone", action="store_true", help="leave SGLang's router out")
     parser.add_argument("--scaling", action="store_true", help="also compare one process with two")

@@ -28,7 +28,7 @@ from gateway_peers import MODEL, PrefillConnection, Tally, WorkerConnection, loa
 HOST = "127.0.0.1"
 GATEWAY_CORE, LOAD_CORE = 0, 1
 START_SECONDS = 60.0
-WARM_SECONDS = 1.0
+WARM_SECONDS = 0.5
 
 
 @dataclass
@@ -38,6 +38,15 @@ class Measured:
     tally: Tally
     seconds: float
     cpu: float
+
+    def __add__(self, other: Measured) -> Measured:
+        both = Tally(
+            self.tally.requests + other.tally.requests,
+            self.tally.failed + other.tally.failed,
+            self.tally.events + other.tally.events,
+            self.tally.first + other.tally.first,
+        )
+        return Measured(both, self.seconds + other.seconds, self.cpu + other.cpu)
 
     @property
     def rate(self) -> float:

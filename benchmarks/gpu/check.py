@@ -27,7 +27,9 @@ from support.paged_runner import PagedRunner
 from support.tiny_models import DECODER_KINDS, write_tiny_checkpoint
 
 from baton_kernels.activation import ACTIVATION_AND_MUL, ACTIVATIONS, activation_and_mul_torch
+from baton_kernels.kv_scale import UNSCALED, KVScale
 from baton_kernels.linear import LINEAR
+from baton_kernels.linear8 import LINEAR8
 from baton_kernels.paged_attention import (
     DECODE_ATTENTION,
     EXTEND_ATTENTION,
@@ -37,6 +39,7 @@ from baton_kernels.paged_attention import (
     PagedRows,
     paged_attention_reference,
 )
+from baton_kernels.quantize import GATE_ROWS8, NORM_ROWS8, QUANTIZE_ROWS, Rows8, quantize_rows_torch
 from baton_kernels.registry import KernelUnavailable
 from baton_kernels.rms_norm import ADD_RMS_NORM, RMS_NORM, rms_norm_torch
 from baton_kernels.rope import rope_table
@@ -123,6 +126,66 @@ def check_linear() -> Iterator[Finding]:
         yield Finding(f"linear {rows}x{inputs} by {outputs}", error_of(out, exact), BARS[x.dtype])
 
 
+def check_eight_bit_products() -> Iterator[Finding]:
+    """Against the quantised operands in float64: what is left is rounding of sums and of the result."""
+    for rows, outputs, inputs in (
+        (1, 6144, 4096),
+        (1, 4096, 12288),
+        (16, 4096, 4096),
+        (100, 6144, 4096),
+        (700, 512, 4096),
+    ):
+        x, weight = (torch.randn(n, inputs, device=GPU).to(torch.bfloat16) for n in (rows, outputs))
+        bias = torch.randn(outputs, device=GPU).to(torch.bfloat16)
+        narrow, scale = quantize_rows_torch(weight)
+        wide = narrow.double() * scale.double().unsqueeze(1)
+        for name in ("cuda", "invariant"):
+            product = LINEAR8.select(GPU, x.dtype, name)
+            values, scales = quantize_rows_torch(x)
+            used = values.double() * scales.double().unsqueeze(1)
+            given = quantize_rows_torch(x) if rows > 1 or name == "invariant" else x
+            used = used if isinstance(given, Rows8) else x.double()
+            for added in (None, bias):
+                exact = used @ wide.T + (0.0 if added is None else added.double())
+                if added is not None and rows == 1 and name == "cuda":
+                    continue  # quantised there
+                found = error_of(product(given, narrow, scale, added, x.dtype), exact)
+                label = f"linear8 {name} {rows}x{inputs} by {outputs}{'' if added is None else ' with bias'}"
+                yield Finding(label, found, BARS[x.dtype])
+
+
+def check_rows_of_eight_bits() -> Iterator[Finding]:
+    """Fused and alone, bit by bit: 0 numbers may differ."""
+    for rows, dim in ((1, 4096), (300, 4096), (5, 12288), (7, 2560)):
+        x, residual = (torch.randn(rows, dim, device=GPU).to(torch.bfloat16) for _ in range(2))
+        weight = torch.randn(dim, device=GPU).to(torch.bfloat16)
+        pairs = [(QUANTIZE_ROWS.select(GPU, x.dtype)(x), quantize_rows_torch(x))]
+        normed = ADD_RMS_NORM.select(GPU, x.dtype)(x.clone(), residual.clone(), weight, 1e-6, 0.0)
+        fused = NORM_ROWS8.select(GPU, x.dtype)(x.clone(), residual.clone(), weight, 1e-6, 0.0)
+        pairs.append((fused, quantize_rows_torch(normed)))
+        gate_up = torch.randn(rows, 2 * dim, device=GPU).to(torch.bfloat16)
+        gated = ACTIVATION_AND_MUL.select(GPU, x.dtype)(gate_up, "silu")
+        pairs.append((GATE_ROWS8.select(GPU, x.dtype)(gate_up, "silu"), quantize_rows_torch(gated)))
+        for what, (found, wanted) in zip(("rows", "norm", "gate"), pairs, strict=True):
+            other = (found.values.view(torch.uint8) != wanted.values.view(torch.uint8)).float().mean()
+            yield Finding(f"{what} to 8 bits {rows}x{dim}, numbers that differ", float(other), 1e-3)
+
+
+def check_invariance() -> Iterator[Finding]:
+    """Products of a row beside any others: numbers that differ, of which there may be none."""
+    x, weight = (torch.randn(n, 4096, device=GPU).to(torch.bfloat16) for n in (700, 6144))
+    narrow, scale = quantize_rows_torch(weight)
+    rows8 = quantize_rows_torch(x)
+    plain, eight = LINEAR.select(GPU, x.dtype, "invariant"), LINEAR8.select(GPU, x.dtype, "invariant")
+    whole, whole8 = plain(x, weight, None), eight(rows8, narrow, scale, None, x.dtype)
+    for n in (1, 2, 16, 17, 33, 64, 65, 128, 129, 300):
+        other = float((plain(x[:n], weight, None) != whole[:n]).float().sum())
+        yield Finding(f"linear invariant {n} of 700 rows, numbers that differ", other, 0.0)
+        few = Rows8(rows8.values[:n], rows8.scales[:n])
+        other = float((eight(few, narrow, scale, None, x.dtype) != whole8[:n]).float().sum())
+        yield Finding(f"linear8 invariant {n} of 700 rows, numbers that differ", other, 0.0)
+
+
 def random_rows(pool: KVPool, q_lens: tuple[int, ...], kv_lens: tuple[int, ...], first_page: int) -> PagedRows:
     """Rows on shuffled pages from `first_page` on; every place of these pages that no row covers is NaN."""
     size = pool.shape.page_size
@@ -145,7 +208,9 @@ def random_rows(pool: KVPool, q_lens: tuple[int, ...], kv_lens: tuple[int, ...],
     return PagedRows(q_lens, kv_lens, table.to(GPU), lens.to(GPU))
 
 
-def check_attention(pool: KVPool, base: AttentionSpec, first_page: int, note: str) -> Iterator[Finding]:
+def check_attention(
+    pool: KVPool, base: AttentionSpec, first_page: int, note: str, scale: KVScale = UNSCALED
+) -> Iterator[Finding]:
     cases = {
         DECODE_ATTENTION: [((1,) * 7, (5, 1, 700, 64, 65, 2047, 128)), ((1,), (1500,)), ((1,) * 40, (90,) * 40)],
         EXTEND_ATTENTION: [((3, 130, 1, 17), (20, 130, 1, 900)), ((257,), (600,))],
@@ -163,8 +228,8 @@ def check_attention(pool: KVPool, base: AttentionSpec, first_page: int, note: st
                 for q_lens, kv_lens in shapes:
                     rows = random_rows(pool, q_lens, kv_lens, first_page)
                     q = torch.randn(sum(q_lens), spec.q_heads, spec.k_dim, device=GPU).to(spec.dtype)
-                    exact = paged_attention_reference(q.double(), wide(k_pages), wide(v_pages), rows, spec)
-                    found = error_of(backend.plan(rows).run(q, k_pages, v_pages), exact)
+                    exact = paged_attention_reference(q.double(), wide(k_pages), wide(v_pages), rows, spec, scale)
+                    found = error_of(backend.plan(rows).run(q, k_pages, v_pages, scale), exact)
                     worst = found if math.isnan(found) else max(worst, found)
                 kind = "window" if spec.window else "softcap" if spec.softcap else "plain"
                 yield Finding(f"{op.name} {implementation.name} {kind} {note}", worst, BARS[spec.dtype])
@@ -194,6 +259,7 @@ def check_narrow_pools() -> Iterator[Finding]:
         pool = make_pool(120, name)
         spec = replace(attention_spec(torch.bfloat16), kv_dtype=kv_dtype)
         yield from check_attention(pool, spec, 1, name)
+        yield from check_attention(pool, spec, 1, f"{name} scaled", KVScale(0.25, 3.0))
         tokens, heads, dim = 77, 8, 128
         qkv = torch.randn(tokens, (32 + 2 * heads) * dim, device=GPU) * 300  # some of it beyond e4m3's largest value
         places = (torch.randperm(120, device=GPU)[:tokens], torch.arange(tokens, device=GPU) % 64)
@@ -252,6 +318,12 @@ def check_models() -> Iterator[Finding]:
             yield Finding(f"model {kind} bfloat16 (transformers {theirs:.2e})", found, 1.5 * theirs)
 
 
+CHECKS = (
+    *(check_small_ops, check_rope_kv_write, check_linear, check_eight_bit_products, check_rows_of_eight_bits),
+    *(check_invariance, check_narrow_pools, check_pools, check_models),
+)
+
+
 def main() -> int:
     """Run all checks, print them, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -260,7 +332,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     findings: list[Finding] = []
-    for check in (check_small_ops, check_rope_kv_write, check_linear, check_narrow_pools, check_pools, check_models):
+    for check in CHECKS:
         if arguments.only and arguments.only not in check.__name__:
             continue
         with torch.inference_mode():

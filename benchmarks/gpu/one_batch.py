@@ -5,7 +5,9 @@ worker's executor as the scheduler orders them: the next one is launched before 
 that decode steps read is random. Ceilings are measured in the same run: a copy within the device, counting bytes read
 and written, and a square bfloat16 product of random numbers. Floors are 16.4 GB of weights plus the batch's KV over the
 copy rate (decode), and the FLOPs of projections, causal attention and the last rows' head over the product's rate
-(prefill); with `--tp`, one of that many parts of each.
+(prefill), and both added up for few new tokens on a cached prefix; with `--tp`, one of that many parts of each. With
+`--flag quantization=fp8` projections have half the bytes and the rate of a square product of 8-bit floats, and with
+`--flag kv_cache_dtype=fp8_e4m3` the KV has half the bytes.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
 
+from baton_kernels.quantize import quantize_rows_torch
 from baton_serving.config import config_from_values
 from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.rank import Rank, build_rank
@@ -37,7 +41,38 @@ WEIGHT_BYTES, KV_TOKEN_BYTES = 16.4e9, 147_456
 TOKEN_FLOPS, HEAD_FLOPS = 2 * 6.946e9, 2 * 4096 * 151936
 DECODE = [(1024, n) for n in (1, 16, 64, 128, 256)] + [(4096, n) for n in (1, 64, 128)]
 PREFILL = [(1, 1024), (1, 8192), (4, 4096)]
+EXTEND = (16, 64, 256)  # new tokens on a prefix of PREFIX
+PREFIX = 4096
 SIZE = 64  # tokens of a page
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Bytes per second of a copy, and FLOP per second of products in bfloat16 and in 8-bit floats. `weight_bytes` and
+    `kv_bytes` (of a token) are what the configuration makes of the model."""
+
+    copy: float
+    product: float
+    product8: float
+    weight_bytes: float = WEIGHT_BYTES
+    kv_bytes: float = KV_TOKEN_BYTES
+    layers_product: float = 0.0
+
+    def of(self, extra: dict[str, object]) -> Ceilings:
+        """For a configuration with the flags `extra`."""
+        eight = extra.get("quantization") == "fp8"
+        narrow = str(extra.get("kv_cache_dtype", "")).startswith("fp8")
+        return replace(
+            self,
+            weight_bytes=WEIGHT_BYTES - (TOKEN_FLOPS / 2 if eight else 0.0),
+            kv_bytes=KV_TOKEN_BYTES / (2 if narrow else 1),
+            layers_product=self.product8 if eight else self.product,
+        )
+
+    def parts(self, number: int) -> Ceilings:
+        """Of that many GPUs together."""
+        faster = {name: number * getattr(self, name) for name in ("copy", "product", "product8", "layers_product")}
+        return replace(self, **faster)
 
 
 class Runner:
@@ -63,9 +98,9 @@ class Runner:
             pending.result()
         return [after - before for before, after in itertools.pairwise(ends)][2:]
 
-    def prefill(self, batch: int, length: int) -> float:
+    def prefill(self, batch: int, length: int, prefix: int = 0) -> float:
         """Seconds from the launch of one step to its tokens on the host."""
-        plan = self._plan(batch, 0, length, given=True, set_up=True)
+        plan = self._plan(batch, prefix, length, given=True, set_up=True)
         torch.cuda.synchronize()
         begin = time.perf_counter()
         self._executor.launch(plan).result()
@@ -90,14 +125,26 @@ class Runner:
         )
 
 
-def measure_ceilings() -> tuple[float, float]:
-    """Bytes per second of a copy, FLOP per second of a product: medians of 20."""
+def measure_ceilings() -> Ceilings:
+    """Medians of 20."""
     source = torch.empty(4 << 30, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
     copy = _median_seconds(lambda: target.copy_(source))
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     product = torch.empty_like(a)
-    return 2 * (4 << 30) / copy, 2 * 8192**3 / _median_seconds(lambda: torch.mm(a, b, out=product))
+    wide = 2 * 8192**3 / _median_seconds(lambda: torch.mm(a, b, out=product))
+    rows, columns = quantize_rows_torch(a), quantize_rows_torch(b)
+    narrow = _median_seconds(
+        lambda: torch._scaled_mm(
+            rows.values,
+            columns.values.t(),
+            scale_a=rows.scales.unsqueeze(1),
+            scale_b=columns.scales.unsqueeze(0),
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+    )
+    return Ceilings(2 * (4 << 30) / copy, wide, 2 * 8192**3 / narrow)
 
 
 def _median_seconds(work: Callable[[], object], repeats: int = 20) -> float:
@@ -113,13 +160,18 @@ def _median_seconds(work: Callable[[], object], repeats: int = 20) -> float:
     return statistics.median(millis) / 1000
 
 
-def decode_floor(context: int, batch: int, copy: float) -> float:
-    return (WEIGHT_BYTES + context * batch * KV_TOKEN_BYTES) / copy
+def decode_floor(context: int, batch: int, ceilings: Ceilings) -> float:
+    return (ceilings.weight_bytes + context * batch * ceilings.kv_bytes) / ceilings.copy
 
 
-def prefill_floor(batch: int, length: int, product: float) -> float:
-    attention = 36 * 4 * 4096 * length * (length + 1) / 2
-    return batch * (length * TOKEN_FLOPS + attention + HEAD_FLOPS) / product
+def prefill_floor(batch: int, length: int, ceilings: Ceilings, prefix: int = 0) -> float:
+    attention = 36 * 4 * 4096 * length * (prefix + (length + 1) / 2)
+    layers = length * TOKEN_FLOPS / ceilings.layers_product
+    return batch * (layers + (attention + HEAD_FLOPS) / ceilings.product)
+
+
+def extend_floor(length: int, ceilings: Ceilings) -> float:
+    return decode_floor(PREFIX, 1, ceilings) + prefill_floor(1, length, ceilings, PREFIX)
 
 
 def build(extra: dict[str, object], folder: Path, tp_rank: int = 0) -> Rank:
@@ -167,7 +219,7 @@ def idle_share(runner: Runner, batch: int, steps: int = 30) -> float:
 
 def _profiles(runner: Runner) -> dict[str, Profile]:
     profiles = {f"a decode step of {n} rows": _profile(partial(runner.decode, 1024, n), 8) for n in (1, 16, 64)}
-    for length in (1024, 8192):
+    for length in (64, 1024, 8192):
         profiles[f"a prefill of {length} tokens"] = _profile(partial(_prefill_once, runner, length), 1)
     return profiles
 
@@ -221,17 +273,20 @@ def measure(arguments: argparse.Namespace, folder: Path, tp_rank: int) -> None:
     torch.manual_seed(7)  # all ranks order the same steps
     torch.cuda.set_device(tp_rank)
     params = SamplingParams(temperature=1.0, top_p=0.95) if arguments.sampled else SamplingParams(temperature=0.0)
-    extra: dict[str, object] = {"tp_size": arguments.tp, **dict(flag.split("=", 1) for flag in arguments.flag)}
+    extra: dict[str, object] = {"tp_size": arguments.tp, **dict(map(_flag, arguments.flag))}
     with torch.inference_mode():
-        copy, product = measure_ceilings()
+        ceilings = measure_ceilings().of(extra)
         torch.cuda.empty_cache()
         rank = build(extra, folder, tp_rank)
         torch.manual_seed(8)
         runner = Runner(rank, params)
         speak = print if tp_rank == 0 else _silent
-        speak(f"{torch.cuda.get_device_name()}: copy {copy / 1e12:.3f} TB/s, product {product / 1e12:.1f} TFLOP/s")
+        speak(
+            f"{torch.cuda.get_device_name()}: copy {ceilings.copy / 1e12:.3f} TB/s, product "
+            f"{ceilings.product / 1e12:.1f} TFLOP/s, in 8 bits {ceilings.product8 / 1e12:.1f}"
+        )
         speak(f"ready after {time.perf_counter() - begin:.1f} s; {rank.pool.pages} pages", flush=True)
-        rows = list(_measure(runner, arguments.tp * copy, arguments.tp * product, arguments.quick, speak))
+        rows = list(_measure(runner, ceilings.parts(arguments.tp), arguments.quick, speak))
         if not arguments.quick or arguments.profile:
             speak(f"GPU idle at batch 64: {idle_share(runner, 64):.2%}", flush=True)
         profiles = _profiles(runner) if arguments.profile else {}
@@ -240,8 +295,13 @@ def measure(arguments: argparse.Namespace, folder: Path, tp_rank: int) -> None:
         for name, count, micros in kernels:
             speak(f"{micros:9.1f} µs  {count:4d} x  {name}")
     if arguments.json and tp_rank == 0:
-        figures = {"copy": copy, "product": product, "rows": rows, "profiles": profiles}
+        figures = {**asdict(ceilings), "rows": rows, "profiles": profiles}
         arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+def _flag(text: str) -> tuple[str, object]:
+    name, _, value = text.partition("=")
+    return name, True if value in ("", "true") else value
 
 
 def _silent(*_: object, **__: object) -> None:
@@ -249,7 +309,7 @@ def _silent(*_: object, **__: object) -> None:
 
 
 def _measure(
-    runner: Runner, copy: float, product: float, quick: bool, speak: Callable[..., None]
+    runner: Runner, ceilings: Ceilings, quick: bool, speak: Callable[..., None]
 ) -> Sequence[dict[str, object]]:
     rows: list[dict[str, object]] = []
 
@@ -268,11 +328,15 @@ def _measure(
     for context, batch in [DECODE[0], DECODE[2]] if quick else DECODE:
         runner.decode(context, batch, 8)
         medians = [statistics.median(runner.decode(context, batch, 40)) for _ in range(repeats)]
-        note(f"decode ctx {context} batch {batch}", medians, decode_floor(context, batch, copy))
+        note(f"decode ctx {context} batch {batch}", medians, decode_floor(context, batch, ceilings))
     for batch, length in PREFILL[1:2] if quick else PREFILL:
         runner.prefill(batch, length)
         seconds = [runner.prefill(batch, length) for _ in range(max(2, repeats))]
-        note(f"prefill {batch} x {length}", seconds, prefill_floor(batch, length, product))
+        note(f"prefill {batch} x {length}", seconds, prefill_floor(batch, length, ceilings))
+    for length in EXTEND:
+        runner.prefill(1, length, PREFIX)
+        seconds = [runner.prefill(1, length, PREFIX) for _ in range(5)]
+        note(f"extend of {length} on {PREFIX}", seconds, extend_floor(length, ceilings))
     return rows
 
 

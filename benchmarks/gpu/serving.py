@@ -57,6 +57,8 @@ class Load:
             str(self.concurrency),
             "--warmup",
             warm,
+            "--seed",
+            str(seed),
         ]
 
 

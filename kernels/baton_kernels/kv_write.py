@@ -1,9 +1,10 @@
 """Write the keys and values of new tokens into a layer's part of the page pool.
 
 Contract: `k` is `[tokens, kv_heads, k_dim]`, `v` is `[tokens, kv_heads, v_dim]`, last dimension contiguous. `k_pages`
-and `v_pages` are strided views `[pages, kv_heads, page_size, dim]` of the pool, written in place and rounded to its
-dtype; an 8-bit float saturates at its largest value. Token i goes to page `pages[i]`, slot `offsets[i]` (both integer
-`[tokens]`). Two tokens never share a place, except in the null page, whose content nobody reads.
+and `v_pages` are strided views `[pages, kv_heads, page_size, dim]` of the pool, written in place: divided by `scale`,
+which only pages of 8-bit floats have, and rounded to their dtype, where an 8-bit float saturates at its largest value.
+Token i goes to page `pages[i]`, slot `offsets[i]` (both integer `[tokens]`). Two tokens never share a place, except in
+the null page, whose content nobody reads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from baton_kernels.kv_scale import UNSCALED, KVScale
 from baton_kernels.registry import Implementation, Op
 
 
@@ -24,6 +26,7 @@ class KVWrite(Protocol):
         v_pages: torch.Tensor,
         pages: torch.Tensor,
         offsets: torch.Tensor,
+        scale: KVScale = UNSCALED,
     ) -> None: ...
 
 
@@ -34,8 +37,10 @@ def kv_write_torch(
     v_pages: torch.Tensor,
     pages: torch.Tensor,
     offsets: torch.Tensor,
+    scale: KVScale = UNSCALED,
 ) -> None:
-    for new, target in ((k, k_pages), (v, v_pages)):
+    for new, target, unit in ((k, k_pages, scale.k), (v, v_pages, scale.v)):
+        new = new if unit == 1.0 else new.float() / unit
         if target.dtype.itemsize == 1:
             # Indexed writes know no 8-bit floats: write their bytes.
             largest = torch.finfo(target.dtype).max

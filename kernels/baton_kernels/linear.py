@@ -2,7 +2,7 @@
 
 Contract: `x` is `[rows, inputs]`, last dimension contiguous, left alone; `weight` is `[outputs, inputs]`, contiguous;
 `bias` is `[outputs]` or None. The result is a new `[rows, outputs]` of x's dtype, summed in at least float32 where the
-types are narrower.
+types are narrower. The implementation "invariant", which must be asked for, gives a row the same bits in any batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from baton_kernels.registry import HALF, Implementation, Needs, Op
+from baton_kernels.registry import HALF, TRITON_TYPES, Implementation, Needs, Op
 
 
 class Linear(Protocol):
@@ -32,5 +32,10 @@ LINEAR: Op[Linear] = Op(
             Needs(device="cuda", capability=(8, 0), dtypes=HALF, packages=("triton",)),
         ),
         Implementation("torch", "baton_kernels.linear:linear_torch"),
+        Implementation(
+            "invariant",
+            "baton_kernels.triton_matmul:linear_invariant",
+            Needs(device="cuda", capability=(8, 0), dtypes=TRITON_TYPES, packages=("triton",)),
+        ),
     ),
 )

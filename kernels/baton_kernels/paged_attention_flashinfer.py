@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from flashinfer.prefill import BatchPrefillWithPagedKVCacheWrapper
 
+from baton_kernels.kv_scale import UNSCALED, KVScale
 from baton_kernels.paged_attention import AttentionSpec, PagedRows
 from baton_kernels.registry import KernelUnavailable
 
@@ -93,9 +94,12 @@ class FlashInferFa3Attention(FlashInferAttention):
 class _FlashInferPlan:
     wrapper: BatchPrefillWithPagedKVCacheWrapper
 
-    def run(self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor) -> torch.Tensor:
+    def run(
+        self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, scale: KVScale = UNSCALED
+    ) -> torch.Tensor:
         out = torch.empty((*q.shape[:2], v_pages.shape[-1]), dtype=q.dtype, device=q.device)
-        self.wrapper.run(q, (k_pages, v_pages), out=out)
+        scales = {} if scale == UNSCALED else {"k_scale": scale.k, "v_scale": scale.v}
+        self.wrapper.run(q, (k_pages, v_pages), out=out, **scales)
         return out
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from baton_kernels.kv_scale import UNSCALED, KVScale
 from baton_kernels.paged_attention import AttentionSpec, PagedRows
 
 _GATHER_VALUES = 1 << 21  # values of K gathered at a time: 8 MiB in float32, about what a core's caches hold
@@ -19,10 +20,18 @@ _QUERY_BLOCK = 512  # queries of one row per call: bounds the mask and skips the
 
 
 def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool, spec: AttentionSpec
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool,
+    spec: AttentionSpec,
+    scale: KVScale,
 ) -> torch.Tensor:
     """Attention over `[batch, heads, length, dim]`; `mask` is boolean, True where a key is seen."""
     k, v = k.to(q.dtype), v.to(q.dtype)
+    if scale != UNSCALED:
+        k, v = k * scale.k, v * scale.v
     grouped = q.shape[1] != k.shape[1]
     if spec.softcap is None:
         return functional.scaled_dot_product_attention(
@@ -108,7 +117,9 @@ class _ExtendPlan:
         self._spec = spec
         self._rows = rows
 
-    def run(self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor) -> torch.Tensor:
+    def run(
+        self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, scale: KVScale = UNSCALED
+    ) -> torch.Tensor:
         spec = self._spec
         k_cells, v_cells = _cells(k_pages), _cells(v_pages)
         out = q.new_empty(q.shape[0], spec.q_heads, spec.v_dim)
@@ -118,7 +129,7 @@ class _ExtendPlan:
             for block in row.blocks:
                 queries = q[block.q_start : block.q_end].transpose(0, 1).unsqueeze(0)
                 keys, values = k[:, :, block.k_start : block.k_end], v[:, :, block.k_start : block.k_end]
-                result = _attend(queries, keys, values, block.mask, block.mask is None, spec)
+                result = _attend(queries, keys, values, block.mask, block.mask is None, spec, scale)
                 out[block.q_start : block.q_end] = result[0].transpose(0, 1)
         return out
 
@@ -201,7 +212,9 @@ class _DecodePlan:
         self._batches = batches
         self._workspace = workspace
 
-    def run(self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor) -> torch.Tensor:
+    def run(
+        self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, scale: KVScale = UNSCALED
+    ) -> torch.Tensor:
         spec = self._spec
         k_cells, v_cells = _cells(k_pages), _cells(v_pages)
         out = q.new_empty(q.shape[0], spec.q_heads, spec.v_dim)
@@ -212,7 +225,7 @@ class _DecodePlan:
             v = self._gather(v_cells, batch, v_space, spec.v_dim)
             # Query heads that share a kv-head become the queries of one call: no copy of K and V per query head.
             queries = q.index_select(0, batch.rows).view(-1, spec.kv_heads, spec.q_heads // spec.kv_heads, spec.k_dim)
-            out[batch.rows] = _attend(queries, k, v, batch.mask, False, spec).flatten(1, 2)
+            out[batch.rows] = _attend(queries, k, v, batch.mask, False, spec, scale).flatten(1, 2)
         return out
 
     def _gather(self, cells: torch.Tensor, batch: _DecodeBatch, space: torch.Tensor, dim: int) -> torch.Tensor:

@@ -14,13 +14,15 @@ import torch
 import triton
 import triton.language as tl
 
+from baton_kernels.kv_scale import UNSCALED, KVScale
 from baton_kernels.paged_attention import AttentionSpec, PagedRows
 from baton_kernels.registry import KernelUnavailable
-from baton_kernels.triton_launch import holds_8_bit_floats, overlaps, wait_then_release
+from baton_kernels.triton_launch import dot_type, holds_8_bit_floats, overlaps, wait_then_release
 
 _TILE = 64  # keys per iteration
 _PROGRAMS_PER_SM = 8  # stretches aimed at: two fit on a multiprocessor at a time
 _STAGES = 2  # tiles under way in a program, in 16-bit types
+_PROGRAMS_PER_SM_8, _STAGES_8 = 4, 6  # of 8-bit floats: half the bytes a tile, so more of them must be under way
 _WARPS = 4
 _MANY_ROWS = 192  # from here on half the warps are faster: enough programs wait for memory at a time
 
@@ -83,6 +85,7 @@ def _stretch_kernel(
     v_slot_stride,
     table_stride,
     scale,
+    v_scale,
     softcap,
     GROUP: tl.constexpr,
     K_DIM: tl.constexpr,
@@ -96,6 +99,7 @@ def _stretch_kernel(
     BLOCK_V: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
+    DOT_TYPE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     if OVERLAP:
@@ -113,6 +117,9 @@ def _stretch_kernel(
         v_dims = tl.arange(0, BLOCK_V)
         q_place = q_ptr + row.to(tl.int64) * q_row_stride + (head * GROUP + heads[:, None]) * q_head_stride + k_dims
         q = tl.load(q_place, mask=(heads[:, None] < GROUP) & (k_dims < K_DIM), other=0.0)
+        if tl.float16 == DOT_TYPE:
+            q = tl.clamp(q.to(tl.float32), -65504.0, 65504.0)
+        q = q.to(DOT_TYPE)
         best = tl.full((BLOCK_G,), float("-inf"), tl.float32)
         mass = tl.zeros((BLOCK_G,), tl.float32)
         total = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
@@ -134,8 +141,8 @@ def _stretch_kernel(
                 slots = positions % PAGE
                 k_place = k_head + (pages * k_page_stride + slots * k_slot_stride)[:, None] + k_dims
                 v_place = v_head + (pages * v_page_stride + slots * v_slot_stride)[:, None] + v_dims
-            k = tl.load(k_place, mask=seen[:, None] & (k_dims < K_DIM), other=0.0).to(q.dtype)
-            v = tl.load(v_place, mask=seen[:, None] & (v_dims < V_DIM), other=0.0).to(q.dtype)
+            k = tl.load(k_place, mask=seen[:, None] & (k_dims < K_DIM), other=0.0).to(DOT_TYPE)
+            v = tl.load(v_place, mask=seen[:, None] & (v_dims < V_DIM), other=0.0).to(DOT_TYPE)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
             if SOFTCAP:
                 # tanh(z) = 1 - 2 / (1 + exp(2z))
@@ -145,9 +152,9 @@ def _stretch_kernel(
             weights = tl.exp2(scores - higher[:, None])
             keep = tl.exp2(best - higher)
             mass = mass * keep + tl.sum(weights, axis=1)
-            total = total * keep[:, None] + tl.dot(weights.to(q.dtype), v, input_precision=PRECISION)
+            total = total * keep[:, None] + tl.dot(weights.to(DOT_TYPE), v, input_precision=PRECISION)
             best = higher
-        result = total / mass[:, None]
+        result = total / mass[:, None] * v_scale
         lines = head * GROUP + heads
         here = heads < GROUP
         inside = here[:, None] & (v_dims < V_DIM)
@@ -211,7 +218,7 @@ class TritonDecodeAttention:
         if spec.kv_dtype.itemsize == 1 and on_gpu and not holds_8_bit_floats(spec.device):
             raise KernelUnavailable(f"reads pages of {spec.kv_dtype} on GPUs of compute capability 8.9 and later only")
         sms = torch.cuda.get_device_properties(spec.device).multi_processor_count if on_gpu else 1
-        self._programs = sms * _PROGRAMS_PER_SM
+        self._programs = sms * (_PROGRAMS_PER_SM_8 if spec.kv_dtype.itemsize == 1 else _PROGRAMS_PER_SM)
 
     def plan(self, rows: PagedRows) -> _TritonPlan:
         spec, device = self._spec, rows.page_table.device
@@ -239,6 +246,12 @@ class TritonDecodeAttention:
         return _TritonPlan(spec, rows.page_table, lens, starts, items, partial, lse)
 
 
+def _stages(q: torch.Tensor, pages: torch.Tensor) -> int:
+    if q.element_size() > 2:
+        return 1
+    return _STAGES_8 if pages.element_size() == 1 else _STAGES
+
+
 @dataclass(frozen=True)
 class _TritonPlan:
     """`starts` and `items` as `_plan_kernel` wrote them; `partial` and `lse` are per stretch and query head."""
@@ -251,7 +264,9 @@ class _TritonPlan:
     partial: torch.Tensor
     lse: torch.Tensor
 
-    def run(self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor) -> torch.Tensor:
+    def run(
+        self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, scale: KVScale = UNSCALED
+    ) -> torch.Tensor:
         spec, rows = self.spec, self.table.shape[0]
         group, overlap = spec.q_heads // spec.kv_heads, overlaps(q.device)
         out = torch.empty((rows, spec.q_heads, spec.v_dim), dtype=q.dtype, device=q.device)
@@ -270,7 +285,8 @@ class _TritonPlan:
             *k_pages.stride()[:3],
             *v_pages.stride()[:3],
             self.table.stride(0),
-            spec.scale,
+            spec.scale * scale.k,
+            scale.v,
             spec.softcap or 1.0,
             GROUP=group,
             K_DIM=spec.k_dim,
@@ -282,8 +298,9 @@ class _TritonPlan:
             BLOCK_G=max(16, triton.next_power_of_2(group)),
             BLOCK_K=max(16, triton.next_power_of_2(spec.k_dim)),
             BLOCK_V=max(16, triton.next_power_of_2(spec.v_dim)),
-            STAGES=_STAGES if q.dtype.itemsize == 2 else 1,
+            STAGES=_stages(q, k_pages),
             PRECISION="ieee",
+            DOT_TYPE=dot_type(q, k_pages),
             OVERLAP=overlap,
             num_warps=_WARPS if rows < _MANY_ROWS else _WARPS // 2,
             launch_pdl=overlap,

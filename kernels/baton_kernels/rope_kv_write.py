@@ -3,7 +3,7 @@
 Contract: `qkv` is `[tokens, (q_heads + kv_heads) * k_dim + kv_heads * v_dim]`, contiguous rows, queries first, then
 keys, then values; it may be overwritten. The result is the queries `[tokens, q_heads, k_dim]` in qkv's dtype, possibly
 a view of `qkv`. `q_norm` and `k_norm` are RMSNorm weights `[k_dim]` over each head, or both None. `positions` and
-`table` are as in `rope`, and the pages as in `kv_write`; `kv_heads`, `k_dim` and `v_dim` come from the pages.
+`table` are as in `rope`, pages and `scale` as in `kv_write`; `kv_heads`, `k_dim` and `v_dim` come from the pages.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from baton_kernels.kv_scale import UNSCALED, KVScale
 from baton_kernels.kv_write import kv_write_torch
 from baton_kernels.registry import TRITON_TYPES, Implementation, Needs, Op
 from baton_kernels.rms_norm import rms_norm_torch
@@ -40,6 +41,7 @@ class RopeKVWrite(Protocol):
         v_pages: torch.Tensor,
         pages: torch.Tensor,
         offsets: torch.Tensor,
+        scale: KVScale = UNSCALED,
     ) -> torch.Tensor: ...
 
 
@@ -52,6 +54,7 @@ def rope_kv_write_torch(
     v_pages: torch.Tensor,
     pages: torch.Tensor,
     offsets: torch.Tensor,
+    scale: KVScale = UNSCALED,
 ) -> torch.Tensor:
     kv_heads, k_dim, v_dim = k_pages.shape[1], k_pages.shape[3], v_pages.shape[3]
     v_width = kv_heads * v_dim
@@ -62,7 +65,7 @@ def rope_kv_write_torch(
         q.copy_(rms_norm_torch(q, norm.q_weight, norm.eps, norm.offset))
         k.copy_(rms_norm_torch(k, norm.k_weight, norm.eps, norm.offset))
     rotate_heads(heads, positions, table)
-    kv_write_torch(k, v, k_pages, v_pages, pages, offsets)
+    kv_write_torch(k, v, k_pages, v_pages, pages, offsets, scale)
     return q
 
 

@@ -11,6 +11,7 @@ import functools
 
 import torch
 import triton
+import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
@@ -24,6 +25,14 @@ def overlaps(device: torch.device) -> bool:
 def holds_8_bit_floats(device: torch.device) -> bool:
     """Whether kernels can convert to and from 8-bit floats: Ada and later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def dot_type(q: torch.Tensor, pages: torch.Tensor) -> tl.dtype:
+    """What queries and keys are multiplied in: q's type, but float16 for pages of 8-bit floats, which the hardware
+    converts to that type two at a time."""
+    if pages.element_size() == 1 and q.element_size() == 2:
+        return tl.float16
+    return {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[q.dtype]
 
 
 @triton.jit

@@ -1,6 +1,7 @@
-"""A linear layer on a single row in Triton: a stream of weights at the rate of the memory. More rows go to cuBLAS.
+"""A linear layer on few rows in Triton: a stream of weights at the rate of the memory. More rows go to cuBLAS.
 
-A program sums few outputs over all inputs, so that there are enough programs to fill the chip without a second pass.
+For a single row a program sums few outputs over all inputs, so that there are enough programs to fill the chip without
+a second pass.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import triton.language as tl
 
 from baton_kernels.linear import linear_torch
 from baton_kernels.triton_launch import overlaps, wait_then_release
+from baton_kernels.triton_matmul import linear_invariant
 
 _OUTPUTS = 4  # per program
 _INPUTS = 2048  # per iteration
+_FEW_ROWS = 32  # from here on cuBLAS is as fast
 
 
 @triton.jit
@@ -48,6 +51,8 @@ def _one_row_kernel(
 def linear_triton(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     outputs, inputs = weight.shape
     if x.shape[0] != 1 or bias is not None or inputs % _INPUTS:
+        if 1 < x.shape[0] <= _FEW_ROWS and inputs % 16 == 0 and x.element_size() == 2:
+            return linear_invariant(x, weight, bias)
         return linear_torch(x, weight, bias)
     out = torch.empty((1, outputs), dtype=x.dtype, device=x.device)
     overlap = overlaps(x.device)

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from baton_kernels.kv_scale import UNSCALED, KVScale
 from baton_kernels.rope_kv_write import HeadNorm, rope_kv_write_torch
 from baton_kernels.triton_launch import holds_8_bit_floats, overlaps, wait_then_release
 
@@ -16,10 +17,10 @@ _HEADS = 8  # per program
 
 
 @triton.jit
-def _saturate(x, LIMIT: tl.constexpr):
-    """`x` in float32, for pages of 8-bit floats within their range; NaN stays NaN."""
+def _saturate(x, inverse, LIMIT: tl.constexpr):
+    """`x` in float32, for pages of 8-bit floats scaled and within their range; NaN stays NaN."""
     x = x.to(tl.float32)
-    return tl.clamp(x, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL) if LIMIT > 0 else x
+    return tl.clamp(x * inverse, -LIMIT, LIMIT, propagate_nan=tl.PropagateNan.ALL) if LIMIT > 0 else x
 
 
 @triton.jit
@@ -45,6 +46,8 @@ def _rope_kv_write_kernel(
     kv_heads,
     eps,
     norm_offset,
+    k_inverse,
+    v_inverse,
     K_DIM: tl.constexpr,
     V_DIM: tl.constexpr,
     HALF: tl.constexpr,
@@ -70,7 +73,7 @@ def _rope_kv_write_kernel(
         values = tl.load(row + (q_heads + kv_heads) * K_DIM + v_heads * V_DIM + v_dims, mask=v_inside, other=0.0)
         v_place = v_ptr + tl.load(pages_ptr + token).to(tl.int64) * v_page_stride
         v_place += tl.load(offsets_ptr + token) * v_slot_stride + v_heads.to(tl.int64) * v_head_stride
-        tl.store(v_place + v_dims, _saturate(values, LIMIT).to(v_ptr.dtype.element_ty), mask=v_inside)
+        tl.store(v_place + v_dims, _saturate(values, v_inverse, LIMIT).to(v_ptr.dtype.element_ty), mask=v_inside)
     else:
         is_key = part >= q_parts
         first = tl.where(is_key, part - q_parts, part) * HEADS
@@ -106,10 +109,14 @@ def _rope_kv_write_kernel(
         if is_key:
             target = k_ptr + tl.load(pages_ptr + token).to(tl.int64) * k_page_stride
             target += tl.load(offsets_ptr + token) * k_slot_stride + heads.to(tl.int64) * k_head_stride
-            tl.store(target + dims, _saturate(turned_low, LIMIT).to(k_ptr.dtype.element_ty), mask=inside)
-            tl.store(target + HALF + dims, _saturate(turned_high, LIMIT).to(k_ptr.dtype.element_ty), mask=inside)
+            tl.store(target + dims, _saturate(turned_low, k_inverse, LIMIT).to(k_ptr.dtype.element_ty), mask=inside)
+            tl.store(
+                target + HALF + dims, _saturate(turned_high, k_inverse, LIMIT).to(k_ptr.dtype.element_ty), mask=inside
+            )
             if 2 * HALF < K_DIM:
-                tl.store(target + rest_dims, _saturate(rest, LIMIT).to(k_ptr.dtype.element_ty), mask=rest_inside)
+                tl.store(
+                    target + rest_dims, _saturate(rest, k_inverse, LIMIT).to(k_ptr.dtype.element_ty), mask=rest_inside
+                )
         else:
             tl.store(source + dims, turned_low.to(qkv_ptr.dtype.element_ty), mask=inside)
             tl.store(source + HALF + dims, turned_high.to(qkv_ptr.dtype.element_ty), mask=inside)
@@ -126,10 +133,11 @@ def rope_kv_write_triton(
     v_pages: torch.Tensor,
     pages: torch.Tensor,
     offsets: torch.Tensor,
+    scale: KVScale = UNSCALED,
 ) -> torch.Tensor:
     narrow = k_pages.dtype.itemsize == 1
     if narrow and not holds_8_bit_floats(qkv.device):
-        return rope_kv_write_torch(qkv, norm, positions, table, k_pages, v_pages, pages, offsets)
+        return rope_kv_write_torch(qkv, norm, positions, table, k_pages, v_pages, pages, offsets, scale)
     tokens, width = qkv.shape
     kv_heads, k_dim, v_dim = k_pages.shape[1], k_pages.shape[3], v_pages.shape[3]
     q_heads = (width - kv_heads * (k_dim + v_dim)) // k_dim
@@ -153,6 +161,8 @@ def rope_kv_write_triton(
             kv_heads,
             0.0 if norm is None else norm.eps,
             0.0 if norm is None else norm.offset,
+            1.0 / scale.k,
+            1.0 / scale.v,
             K_DIM=k_dim,
             V_DIM=v_dim,
             HALF=half,

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
+from baton_kernels import extend_attention_triton
 from baton_kernels.activation import ACTIVATIONS, activation_and_mul_torch
+from baton_kernels.kv_scale import KVScale
+from baton_kernels.linear8 import linear8_torch
 from baton_kernels.paged_attention import AttentionSpec, PagedRows, paged_attention_reference
 from baton_kernels.paged_attention_triton import TritonDecodeAttention
+from baton_kernels.quantize import Rows8, quantize_rows_torch
 from baton_kernels.rms_norm import add_rms_norm_torch, rms_norm_torch
 from baton_kernels.rope import rope_table
 from baton_kernels.rope_kv_write import HeadNorm, rope_kv_write_torch
 from baton_kernels.triton_activation import activation_and_mul_triton
 from baton_kernels.triton_linear import linear_triton
+from baton_kernels.triton_linear8 import linear8_cuda
+from baton_kernels.triton_matmul import linear8_invariant, linear_invariant
 from baton_kernels.triton_norm import add_rms_norm_triton, rms_norm_triton
+from baton_kernels.triton_quantize import gate_rows8_triton, norm_rows8_triton, quantize_rows_triton
 from baton_kernels.triton_reduce_norm import TritonReduceAddRmsNorm
 from baton_kernels.triton_rope_kv_write import rope_kv_write_triton
 
@@ -64,19 +72,18 @@ def test_rope_kv_write(rotary: int, normed: bool) -> None:
     torch.testing.assert_close(ours, plain)
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        SPEC,
-        replace(SPEC, window=70),
-        replace(SPEC, softcap=2.0),
-        replace(SPEC, page_size=16),
-        replace(SPEC, q_heads=14),
-    ],
-    ids=["plain", "window", "softcap", "small pages", "many queries per head"],
-)
-@pytest.mark.parametrize("kv_lens", [(1,), (300, 65, 64, 129, 7)])
-def test_decode_attention(spec: AttentionSpec, kv_lens: tuple[int, ...]) -> None:
+SPECS = {
+    "plain": SPEC,
+    "window": replace(SPEC, window=70),
+    "softcap": replace(SPEC, softcap=2.0),
+    "small pages": replace(SPEC, page_size=16),
+    "many queries per head": replace(SPEC, q_heads=14),
+}
+every_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+
+
+def paged(spec: AttentionSpec, kv_lens: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random pages of K and V, NaN where no row is, and the rows' table."""
     widths = [-(-kv_len // spec.page_size) for kv_len in kv_lens]
     shape = (sum(widths) + 1, spec.kv_heads, spec.page_size, spec.k_dim)
     k_pages, v_pages = torch.full(shape, math.nan), torch.full(shape, math.nan)
@@ -88,12 +95,101 @@ def test_decode_attention(spec: AttentionSpec, kv_lens: tuple[int, ...]) -> None
             filled = min(spec.page_size, kv_len - index * spec.page_size)
             for side in (k_pages, v_pages):
                 side[page, :, :filled] = torch.randn(spec.kv_heads, filled, spec.k_dim)
+    return k_pages, v_pages, table
+
+
+@every_spec
+@pytest.mark.parametrize("kv_lens", [(1,), (300, 65, 64, 129, 7)])
+def test_decode_attention(spec: AttentionSpec, kv_lens: tuple[int, ...]) -> None:
+    k_pages, v_pages, table = paged(spec, kv_lens)
     # What the host believes of the lengths must not matter: a CUDA graph is captured with other ones.
     rows = PagedRows((1,) * len(kv_lens), (1,) * len(kv_lens), table, torch.tensor(kv_lens, dtype=torch.int32))
     q = torch.randn(len(kv_lens), spec.q_heads, spec.k_dim)
-    out = TritonDecodeAttention(spec).plan(rows).run(q, k_pages, v_pages)
-    exact = paged_attention_reference(q.double(), k_pages, v_pages, replace(rows, kv_lens=kv_lens), spec)
+    out = TritonDecodeAttention(spec).plan(rows).run(q, k_pages, v_pages, KVScale(0.5, 3.0))
+    true = replace(rows, kv_lens=kv_lens)
+    exact = paged_attention_reference(q.double(), k_pages, v_pages, true, spec, KVScale(0.5, 3.0))
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@every_spec
+@pytest.mark.parametrize(("q_lens", "kv_lens"), [((5,), (5,)), ((35, 1, 33), (200, 150, 33))], ids=["alone", "several"])
+def test_extend_attention(
+    spec: AttentionSpec, q_lens: tuple[int, ...], kv_lens: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extend_attention_triton, "_STRETCH", 1)
+    k_pages, v_pages, table = paged(spec, kv_lens)
+    lens = [torch.tensor(values, dtype=torch.int32) for values in (kv_lens, q_lens)]
+    # The host knows a bound of the tokens; here too it believes something else of the rows.
+    rows = PagedRows((sum(q_lens) + 9, *(0,) * (len(q_lens) - 1)), (1,) * len(q_lens), table, *lens)
+    q = torch.randn(sum(q_lens), spec.q_heads, spec.k_dim)
+    out = extend_attention_triton.TritonExtendAttention(spec).plan(rows).run(q, k_pages, v_pages, KVScale(0.5, 3.0))
+    true = PagedRows(q_lens, kv_lens, table)
+    exact = paged_attention_reference(q.double(), k_pages, v_pages, true, spec, KVScale(0.5, 3.0))
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [SPECS["plain"], SPECS["window"]], ids=["plain", "window"])
+def test_extend_attention_does_not_depend_on_how_a_row_is_cut(
+    spec: AttentionSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit: all at once, in chunks, one by one at the end, and beside another row."""
+    monkeypatch.setattr(extend_attention_triton, "_STRETCH", 1)
+    k_pages, v_pages, table = paged(spec, (230, 40))
+    q = torch.randn(230, spec.q_heads, spec.k_dim)
+    backend = extend_attention_triton.TritonExtendAttention(spec)
+    backend._splits = 4  # too few for the whole row, enough for its chunks
+
+    def attend(begin: int, end: int) -> torch.Tensor:
+        return backend.plan(PagedRows((end - begin,), (end,), table[:1])).run(q[begin:end], k_pages, v_pages)
+
+    whole = attend(180, 230)
+    for cuts in ((180, 185, 230), (180, 228, 229, 230)):
+        assert torch.equal(torch.cat([attend(a, b) for a, b in pairwise(cuts)]), whole)
+    two = PagedRows((40, 50), (40, 230), table.flip(0))
+    beside = torch.cat((torch.randn(40, spec.q_heads, spec.k_dim), q[180:]))
+    assert torch.equal(backend.plan(two).run(beside, k_pages, v_pages)[40:], whole)
+
+
+@pytest.mark.parametrize("rows", [1, 20, 70])
+def test_products_by_tiles(rows: int) -> None:
+    x, weight, bias = torch.randn(rows, 80), torch.randn(96, 80), torch.randn(96)
+    torch.testing.assert_close(linear_invariant(x, weight, bias), x @ weight.T + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_8_bit_floats() -> None:
+    x, weight, residual = torch.randn(5, 48).half(), torch.randn(48).half(), torch.randn(5, 48).half()
+    x[3] = 0
+    same_rows(quantize_rows_triton(x), quantize_rows_torch(x))
+    copy = residual.clone()
+    same_rows(norm_rows8_triton(x, None, weight, 1e-6, 1.0), quantize_rows_torch(rms_norm_torch(x, weight, 1e-6, 1.0)))
+    expected = quantize_rows_torch(add_rms_norm_torch(x, copy, weight, 1e-6))
+    same_rows(norm_rows8_triton(x, residual, weight, 1e-6, 0.0), expected)
+    torch.testing.assert_close(residual, copy)
+    for activation in ACTIVATIONS:
+        gate_up = torch.randn(3, 2 * 1500).half()
+        same_rows(
+            gate_rows8_triton(gate_up, activation), quantize_rows_torch(activation_and_mul_torch(gate_up, activation))
+        )
+
+
+def same_rows(found: Rows8, expected: Rows8) -> None:
+    """As far as the interpreter goes, which does not round to 8 bits as hardware does."""
+    torch.testing.assert_close(found.scales, expected.scales, rtol=2e-3, atol=1e-12)
+    wide = [rows.values.float() * rows.scales.unsqueeze(1) for rows in (found, expected)]
+    assert float((wide[0] - wide[1]).norm() / wide[1].norm()) < 0.1
+
+
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_linear_with_8_bit_weights(rows: int) -> None:
+    x, (weight, scale) = torch.randn(rows, 4096).half(), quantize_rows_torch(torch.randn(32, 4096))
+    rows8 = quantize_rows_torch(x)
+    exact = linear8_torch(rows8, weight, scale, None, torch.float32)
+    out = linear8_invariant(rows8, weight, scale, None, torch.float32)
+    assert float((out - exact).norm() / exact.norm()) < 1e-5
+    out = linear8_cuda(x if rows == 1 else rows8, weight, scale, None, torch.float32)
+    if rows == 1:  # used as it is
+        exact = (x.float() @ weight.float().T) * scale
+    assert float((out - exact).norm() / exact.norm()) < 1e-5
 
 
 def letter_of(x: torch.Tensor) -> torch.Tensor:

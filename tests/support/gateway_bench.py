@@ -174,8 +174,11 @@ BODY_LIMIT = 1024 * 1024
 class Bench:
     """A gateway over workers whose view the test sets."""
 
-    def __init__(self, core: Core, url: str, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, core: Core, url: str, session: aiohttp.ClientSession, connections: set[ClientConnection]
+    ) -> None:
         self.core = core
+        self.connections = connections  # of clients, the session's included
         self.url = url
         self.session = session
         self.workers: list[ScriptedWorker] = []
@@ -244,7 +247,8 @@ async def gateway_bench(
     )
     looking = asyncio.create_task(_look(core))
     async with aiohttp.ClientSession() as session:
-        bench = Bench(core, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", session)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        bench = Bench(core, url, session, connections)
         yield bench
     await eventually(bench.idle)  # a prefill leg may outlive its answer by a moment
     looking.cancel()

@@ -27,6 +27,7 @@ class PagedRunner:
         tp_size: int = 1,
         seed: int = 0,
         device: torch.device | None = None,
+        backends: tuple[str, str] = ("auto", "auto"),
     ) -> None:
         self._device = device or torch.device("cpu")
         self.loaded = loaded
@@ -34,7 +35,7 @@ class PagedRunner:
         self.pool = KVPool(layout.rank_shape(tp_size), layout.groups, pages, self._device)
         for page in range(pages + 1):
             self._poison(page)
-        self.planner = AttentionPlanner(self.pool, loaded.heads)
+        self.planner = AttentionPlanner(self.pool, loaded.heads, *backends)
         self._free = list(range(1, pages + 1))
         random.Random(seed).shuffle(self._free)
         self._lengths: dict[str, int] = {}

@@ -36,9 +36,10 @@ class Member:
 
 
 class Fleet:
-    """`versions` are those that matter now, by name, the goal first."""
+    """`versions` are those that matter now, by name, the goal first. `resting`: all are known to serve it."""
 
-    def __init__(self, observed: Observed, records: Records, versions: Sequence[Version]) -> None:
+    def __init__(self, observed: Observed, records: Records, versions: Sequence[Version], *, resting: bool) -> None:
+        self._resting = resting
         self._observed = observed
         self._records = records
         self._versions = versions
@@ -97,7 +98,15 @@ class Fleet:
         ready = max(0, group.ready - max(0, group.present - group.wanted))
         for place in range(len(pods), group.wanted):
             there = not pods and place < ready and self._observed.workers is None
-            yield Member(Worker(f"{role}-{group.revision}/{place}", role, starts, there, order=place), key, starts)
+            serves = self._silent(group, starts)
+            yield Member(Worker(f"{role}-{group.revision}/{place}", role, serves, there, order=place), key, starts)
+
+    def _silent(self, group: Group, starts: str) -> str:
+        """What a worker serves, or will, that says nothing: it asks before it loads."""
+        goal, groups = self._versions[0], {key_of(one) for one in self._observed.groups() if one.wanted}
+        hosted = self._resting and not groups & {key_of(role) for role in goal.roles if role.role == group.role}
+        same = hosted and self._records.settings(key_of(group)) == goal.settings.get(group.role)
+        return goal.name if same else starts
 
     def _starts(self, group: Group) -> str:
         for version in self._versions:
@@ -112,7 +121,8 @@ class Fleet:
             ready = _is_ready(pod) and self._observed.workers is None
             error = "" if ready else _hopeless(pod)
             stage = Stage.FAILED if error else Stage.SERVING
-            return Worker(name, role, starts, ready, stage=stage, heard=starts, error=error, order=order)
+            serves = self._silent(group, starts)
+            return Worker(name, role, serves, ready, stage=stage, heard=starts, error=error, order=order)
         return Worker(
             id=name,
             role=role,

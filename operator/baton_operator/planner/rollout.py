@@ -83,7 +83,8 @@ class _Planning:
         self._versions = {name: found for name in names if (found := records.version(name)) is not None}
         self._groups = [group for group in observed.groups() if self._counts(group)]
         kept = {key_of(group) for group in self._groups}
-        self._fleet = Fleet(observed, records, list(self._versions.values()))
+        resting = self._memory.phase is Phase.DONE and self._memory.version == self._wanted
+        self._fleet = Fleet(observed, records, list(self._versions.values()), resting=resting)
         self._members = [member for member in self._fleet.members if member.key in kept]
 
     def rollout(self) -> Rollout:

@@ -47,6 +47,7 @@ COMMANDS = {
     "operator": Command("baton_serving.cli.operator", "look after the InferenceServices of a cluster"),
     "bootstrap": Command("baton_bootstrap.cli", "run the server at which workers find each other"),
     "demo": Command("baton_serving.cli.demo", "start a worker with the demo model and ask it a few questions"),
+    "warm": Command("baton_serving.cli.warm", "compile the kernels of a model ahead, so that workers start at once"),
     "bench serving": Command("baton_serving.bench.serving", "measure a running endpoint under load"),
     "bench offline": Command("baton_serving.bench.offline", "measure throughput without a server"),
     "bench one-batch": Command("baton_serving.bench.one_batch", "measure one batch, step by step"),

@@ -26,7 +26,8 @@ class ModelFacts:
     """The model as its config.json describes it, `--json-model-override-args` included.
 
     `dtype` is the checkpoint's type as torch names it. `parameters` counts weights, `kv_values_per_token` the numbers
-    that one token's KV holds over all layers and heads.
+    that one token's KV holds over all layers and heads. `layer_parameters` are those of the projections, which
+    `quantization` ("fp8" or None) is about.
     """
 
     architecture: str
@@ -36,3 +37,5 @@ class ModelFacts:
     kv_heads: int
     parameters: int
     kv_values_per_token: int
+    layer_parameters: int = 0
+    quantization: str | None = None

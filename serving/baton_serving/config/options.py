@@ -14,8 +14,12 @@ _ATTENTION_BACKENDS = (
     *("triton", "torch_native", "cutlass_mla", "fa3", "flashinfer", "flashmla", "trtllm_mla", "trtllm_mha"),
     *("dual_chunk_flash_attn", "hybrid_linear_attn", "aiter", "wave", "intel_amx", "ascend"),
 )
-_ATTENTION_SUPPORTED = ("torch_native", "fa3", "flashinfer")
+_ATTENTION_SUPPORTED = ("torch_native", "fa3", "flashinfer", "triton")
 _ATTENTION_NOT_YET = tuple(name for name in _ATTENTION_BACKENDS if name not in _ATTENTION_SUPPORTED)
+_QUANTIZATIONS = (
+    *("awq", "fp8", "gptq", "marlin", "gptq_marlin", "awq_marlin", "bitsandbytes", "gguf", "modelopt", "modelopt_fp4"),
+    *("petit_nvfp4", "w8a8_int8", "w8a8_fp8", "moe_wna16", "qoq", "w4afp8", "mxfp4"),
+)
 _LOAD_FORMATS = (
     *("auto", "pt", "safetensors", "npcache", "dummy", "sharded_state", "gguf", "bitsandbytes", "layered", "remote"),
 )
@@ -139,8 +143,23 @@ class DtypeOptions:
         "--kv-cache-dtype",
         default="auto",
         choices=("auto", "fp8_e5m2", "fp8_e4m3"),
-        help="Type of the KV cache. 8-bit floats halve it and saturate at their largest value; they are not scaled.",
+        help=(
+            "Type of the KV cache. 8-bit floats halve it and saturate at their largest value; they are scaled where "
+            "the checkpoint brings scales."
+        ),
         auto="the type of the activations",
+    )
+    quantization: str | None = option(
+        "--quantization",
+        default=None,
+        choices=_QUANTIZATIONS,
+        not_yet=tuple(name for name in _QUANTIZATIONS if name != "fp8"),
+        instead="use fp8",
+        help=(
+            "Turn the layers' weights into 8-bit floats with a scale per output as they are read; activations are "
+            "scaled row by row."
+        ),
+        auto="what the checkpoint holds",
     )
 
 
@@ -335,7 +354,7 @@ class KernelOptions:
         default=None,
         choices=_ATTENTION_BACKENDS,
         not_yet=_ATTENTION_NOT_YET,
-        instead="use torch_native, flashinfer or fa3",
+        instead="use torch_native, flashinfer, fa3 or triton",
         help="Attention of prefill and decode.",
         auto="on cuda the fastest that is installed and fits the model, else torch_native",
     )
@@ -344,7 +363,7 @@ class KernelOptions:
         default=None,
         choices=_ATTENTION_BACKENDS,
         not_yet=_ATTENTION_NOT_YET,
-        instead="use torch_native, flashinfer or fa3",
+        instead="use torch_native, flashinfer, fa3 or triton",
         help="Attention of prefill alone.",
         auto="the attention backend",
     )
@@ -352,7 +371,7 @@ class KernelOptions:
         "--decode-attention-backend",
         default=None,
         choices=_ATTENTION_BACKENDS,
-        not_yet=tuple(name for name in _ATTENTION_NOT_YET if name != "triton"),
+        not_yet=_ATTENTION_NOT_YET,
         instead="use torch_native, flashinfer, fa3 or triton",
         help="Attention of decode alone.",
         auto="the attention backend",
@@ -386,7 +405,17 @@ class OptimizationOptions:
     enable_nan_detection: bool = option(
         "--enable-nan-detection", default=False, help="Fail a request whose logits are not numbers."
     )
-    disable_cuda_graph: bool = option("--disable-cuda-graph", default=False, help="Launch decode kernels one by one.")
+    enable_deterministic_inference: bool = option(
+        "--enable-deterministic-inference",
+        default=False,
+        help=(
+            "Compute each token to the same bits whatever else is in its batch, from the cache, or in other chunks: a "
+            "request with a seed repeats its text."
+        ),
+    )
+    disable_cuda_graph: bool = option(
+        "--disable-cuda-graph", default=False, help="Launch the kernels of decode and of short prefill one by one."
+    )
     cuda_graph_max_bs: int | None = option(
         "--cuda-graph-max-bs",
         default=None,

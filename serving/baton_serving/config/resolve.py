@@ -156,7 +156,10 @@ def _max_total_tokens(
         return asked // page_size * page_size
     fraction = config.memory.mem_fraction_static or (0.85 if device == "cuda" else 0.4)
     free = host.device_memory if device == "cuda" else host.host_memory // tp_size
-    budget = int(free * fraction) - model.parameters * DTYPE_BYTES[dtypes[0]] // tp_size
+    saved = 0
+    if (config.dtype.quantization or model.quantization) == "fp8":
+        saved = model.layer_parameters * (DTYPE_BYTES[dtypes[0]] - 1)
+    budget = int(free * fraction) - (model.parameters * DTYPE_BYTES[dtypes[0]] - saved) // tp_size
     heads_here = max(1, model.kv_heads // tp_size)
     token_bytes = max(1, model.kv_values_per_token * heads_here // model.kv_heads) * DTYPE_BYTES[dtypes[1]]
     tokens = min(budget // token_bytes, useful + page_size)
@@ -182,8 +185,24 @@ def _attention_backends(config: ServerConfig, device: str, host: HostFacts) -> t
             _check_flashinfer(f"{flag} {name}", device, host, "torch_native")
         if name == "fa3" and host.compute_capability[0] != 9:
             raise ConfigError(f"{flag} fa3 runs on Hopper GPUs only; use flashinfer")
+    if config.optimization.enable_deterministic_inference:
+        return _deterministic_backends(config, device)
     both = kernels.attention_backend or default
     return kernels.prefill_attention_backend or both, kernels.decode_attention_backend or both
+
+
+def _deterministic_backends(config: ServerConfig, device: str) -> tuple[str, str]:
+    """One kernel for prefill and decode: whichever computes a token, it gets the same bits."""
+    flag = "--enable-deterministic-inference"
+    if device != "cuda":
+        raise ConfigError(f"{flag} needs --device cuda: leave it out")
+    kernels = config.kernels
+    for name in (kernels.attention_backend, kernels.prefill_attention_backend, kernels.decode_attention_backend):
+        if name not in (None, "triton"):
+            raise ConfigError(f"{flag} goes with Triton's attention alone, not {name}: leave the back ends out")
+    if config.model.model_impl == "transformers":
+        raise ConfigError(f"{flag} needs the kernels of our own decoder: leave out --model-impl transformers")
+    return "triton", "triton_extend"
 
 
 def _check_flashinfer(what: str, device: str, host: HostFacts, instead: str) -> None:

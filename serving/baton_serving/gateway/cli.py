@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -161,6 +162,7 @@ def run(args: Namespace) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit status."""
     logs.configure("gateway", args.log_level)
     config = _config(args)
+    _allow_connections()
     scheme = "http" if config.tls is None else "https"
 
     def tell(port: int) -> None:
@@ -172,6 +174,12 @@ def run(args: Namespace) -> int:
         return run_processes(config, args.processes, tell)
     uvloop.run(_serve(config, tell))
     return 0
+
+
+def _allow_connections() -> None:
+    """Open as many files as this user may: each connection is one, and the usual limit is 1,024."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _config(args: Namespace) -> GatewayConfig:

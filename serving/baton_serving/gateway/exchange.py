@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 SECOND_CHANCE = 0.1  # seconds before a worker that failed is asked again, when there is no other; then four times that
 
 _WAITING = (Phase.QUEUED, Phase.STRANDED)
-# Looked up for every event; by way of their class that takes longer than the rest of the step (Python 3.11).
-_STREAMING, _TAKING, _NOTHING, _PREFILL_DONE = Phase.STREAMING, Phase.TAKING, Action.NONE, Event.PREFILL_DONE
+_STREAMING, _NOTHING = Phase.STREAMING, Action.NONE  # asked for with every event: in an enum's class that takes long
 
 
 @dataclass(slots=True, eq=False)
@@ -130,7 +129,7 @@ class Exchange:
                 event = Event.MOVE_FAILED  # there is no stream left to stay with
         if leg is self.prefill or leg is self.decode or leg is self.taker:
             self._happen(event)
-        if self.phase is _TAKING and leg is self.decode:
+        if self.phase is Phase.TAKING and leg is self.decode:
             self._switch_when_complete()
 
     def worker_drains(self, leg: Leg) -> None:
@@ -154,7 +153,7 @@ class Exchange:
         self.phase, action = advance(self.phase, event)
         if action is not _NOTHING:
             _ACTIONS[action](self)
-        elif event is _PREFILL_DONE:
+        elif event is Event.PREFILL_DONE:
             self._note("prefill done", "")
 
     # Looking for workers
@@ -226,7 +225,7 @@ class Exchange:
         assert decision is not None
         route, ask, record = decision.route, self.ask, self.record
         self._tries += 1
-        record.attempts.append((core.now(), decision))
+        record.attempts += ((core.now(), decision),)
         resume = None if self._progress is None else self._progress.resume(ask.choices())
         body = self._outgoing.body(len(record.attempts), route.prefill, route.decode, resume)
         tokens = decision.uncached
@@ -343,9 +342,8 @@ class Exchange:
     def _reply(self, what: BatonError | Reply) -> None:
         reply = error_reply(what) if isinstance(what, BatonError) else what
         self.record.status = reply.status
-        self.record.error = (
-            what.message if isinstance(what, BatonError) else reply.body[:300].decode("utf-8", "replace")
-        )
+        text = what.message if isinstance(what, BatonError) else reply.body[:300].decode(errors="replace")
+        self.record.error = text
         self._sink.reply(reply.status, reply.lines + self._own_lines(), reply.body)
         self._over("refused" if reply.status < 500 and reply.status != QueueFull.status else "failed")
 
@@ -392,7 +390,7 @@ class Exchange:
         resume = {**self._progress.resume(1), "output_ids": [handover.told]}
         body = self._outgoing.body(handover.attempt, decode.endpoint, target, resume, handover.transfer_id)
         decision = self._core.router.moved(self._decision, target)
-        self.record.attempts.append((self._core.now(), decision))
+        self.record.attempts += ((self._core.now(), decision),)
         self.taker = Leg(target, "taker", self, 0)
         self.taker.start(self._outgoing.request(target, body))
 
@@ -457,7 +455,7 @@ class Exchange:
         return b"x-request-id: %b\r\nx-baton-attempts: %d\r\n%b" % (request_id, attempts, route)
 
     def _note(self, what: str, detail: str) -> None:
-        self.record.notes.append((self._core.now(), what, detail))
+        self.record.notes += ((self._core.now(), what, detail),)
 
     def _note_transfer(self, head: Head) -> None:
         """What the latest attempt's decode worker got from its prefill worker."""

@@ -36,9 +36,9 @@ class Record(msgspec.Struct, eq=False, gc=False):
     error: str = ""
     moved: int = 0
     received: float = msgspec.field(default_factory=time.time)
-    attempts: list[tuple[float, Decision]] = []
+    attempts: tuple[tuple[float, Decision], ...] = ()
     transfers: tuple[tuple[int, str], ...] = ()
-    notes: list[tuple[float, str, str]] = []  # when, what, who or why
+    notes: tuple[tuple[float, str, str], ...] = ()  # when, what, who or why
 
     def explain(self) -> dict[str, object]:
         """Everything, as JSON values; stage times are seconds since the request arrived."""

@@ -6,11 +6,12 @@ a model see of it during one step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from baton_kernels.kv_scale import UNSCALED, KVScale
 from baton_kernels.paged_attention import (
     DECODE_ATTENTION,
     EXTEND_ATTENTION,
@@ -29,12 +30,16 @@ from baton_serving.model.batch import ForwardBatch
 
 @dataclass(frozen=True)
 class AttentionHeads:
-    """What attention needs to know of a model besides its KV layout; `q_heads` are those of this rank."""
+    """What attention needs to know of a model besides its KV layout; `q_heads` are those of this rank.
+
+    `kv_scales` are those of layers whose keys and values are scaled, for pools of 8-bit floats.
+    """
 
     q_heads: int
     scale: float
     softcap: float | None
     dtype: torch.dtype
+    kv_scales: Mapping[int, KVScale] = field(default_factory=dict)
 
 
 class AttentionPlanner:
@@ -42,7 +47,8 @@ class AttentionPlanner:
 
     Rows of one new token go to the decode back end, also when they end a prompt; all others to the prefill one.
     `names` are the implementations in use, prefill's first.
-    `decode_capturable`: a CUDA graph may hold the plan of a `ForwardBatch.decode` and the layers that use it.
+    `decode_capturable`: a CUDA graph may hold the plan of a `ForwardBatch.decode` and the layers that use it;
+    `short_capturable`: and that of a `ForwardBatch.short`, which one back end of its own takes as a whole.
     ConfigError when a back end does not exist or can't run here.
     """
 
@@ -71,19 +77,39 @@ class AttentionPlanner:
         except KernelUnavailable as error:
             raise ConfigError(f"Attention backend: {error}") from error
         self.names = (extend, single)
+        self._short = _capturable_extend(pool, heads, backends)
         self.decode_capturable = all(backend.capturable for backend in self._decode)
         self._group_of = {layer: index for index, group in enumerate(pool.groups) for layer in group.layers}
         self._layer_kv = {layer: pool.layer_kv(layer) for layer in self._group_of}
+        self._scales = heads.kv_scales
+
+    @property
+    def short_capturable(self) -> bool:
+        return bool(self._short)
 
     def plan(self, batch: ForwardBatch) -> StepAttention:
         """Plan one step; the result is valid until the next call."""
+        if batch.device_q_lens is not None:
+            part = _plan_part(batch, list(range(len(batch.q_lens))), self._short)
+            return StepAttention(batch, [part], self._group_of, self._layer_kv, self._scales)
         single = [row for row, q_len in enumerate(batch.q_lens) if q_len == 1]
         several = [row for row, q_len in enumerate(batch.q_lens) if q_len > 1]
         parts = []
         for rows, backends in ((several, self._extend), (single, self._decode)):
             if rows:
                 parts.append(_plan_part(batch, rows, backends))
-        return StepAttention(batch, parts, self._group_of, self._layer_kv)
+        return StepAttention(batch, parts, self._group_of, self._layer_kv, self._scales)
+
+
+def _capturable_extend(
+    pool: KVPool, heads: AttentionHeads, backends: Callable[[PagedAttentionFactory], list[PagedAttention]]
+) -> list[PagedAttention]:
+    """Empty where there is none."""
+    try:
+        found = EXTEND_ATTENTION.build(pool.device, heads.dtype, backends, "triton")
+    except KernelUnavailable:
+        return []
+    return found if all(backend.capturable for backend in found) else []
 
 
 @dataclass(frozen=True)
@@ -107,7 +133,7 @@ def _plan_part(batch: ForwardBatch, rows: list[int], backends: Sequence[PagedAtt
         tables = tuple(table.index_select(0, index) for table in tables)
         device_lens = device_lens if device_lens is None else device_lens.index_select(0, index)
     plans = tuple(
-        backend.plan(PagedRows(q_lens, kv_lens, table, device_lens))
+        backend.plan(PagedRows(q_lens, kv_lens, table, device_lens, batch.device_q_lens))
         for backend, table in zip(backends, tables, strict=True)
     )
     return _Part(tokens, plans)
@@ -122,11 +148,17 @@ class StepAttention:
         parts: list[_Part],
         group_of: dict[int, int],
         layer_kv: dict[int, tuple[torch.Tensor, torch.Tensor]],
+        scales: Mapping[int, KVScale],
     ) -> None:
         self._batch = batch
         self._parts = parts
         self._group_of = group_of
         self._layer_kv = layer_kv
+        self._scales = scales
+
+    def scale(self, layer: int) -> KVScale:
+        """What the layer's pages are scaled by."""
+        return self._scales.get(layer, UNSCALED)
 
     def pages(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of the layer in the pool: views `[pages, kv_heads, page_size, dim]`."""
@@ -139,10 +171,10 @@ class StepAttention:
     def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """Attention of queries `[tokens, q_heads, k_dim]` over their rows' pages: `[tokens, q_heads, v_dim]`."""
         k_pages, v_pages = self._layer_kv[layer]
-        group = self._group_of[layer]
+        group, scale = self._group_of[layer], self.scale(layer)
         if len(self._parts) == 1:
-            return self._parts[0].plans[group].run(q, k_pages, v_pages)
+            return self._parts[0].plans[group].run(q, k_pages, v_pages, scale)
         out = q.new_empty(q.shape[0], q.shape[1], v_pages.shape[-1])
         for part in self._parts:
-            out[part.tokens] = part.plans[group].run(q[part.tokens], k_pages, v_pages)
+            out[part.tokens] = part.plans[group].run(q[part.tokens], k_pages, v_pages, scale)
         return out

@@ -33,6 +33,7 @@ class ForwardBatch:
       `logits_rows` int64 `[n]`: indices into the flat tokens for which logits are wanted, in any order; the last new
                     token of every row that samples, and every token whose next one needs a log-probability. None: all
       `device_lens` int32 `[rows]`: `kv_lens` once more, or None where they were not needed on the device
+      `device_q_lens` int32 `[rows]`: `q_lens` as they are, where those on the host only bound the tokens; else None
 
     The pages of all new tokens must be allocated, hold no other request's tokens from `kv_len - q_len` on, and all
     page copies of the step must be done before the model runs.
@@ -47,6 +48,7 @@ class ForwardBatch:
     write_offsets: torch.Tensor
     logits_rows: torch.Tensor | None
     device_lens: torch.Tensor | None = None
+    device_q_lens: torch.Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -105,4 +107,34 @@ class ForwardBatch:
             write_offsets=positions % page_size,
             logits_rows=None,
             device_lens=(positions + 1).int(),
+        )
+
+    @staticmethod
+    def short(
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+        lengths: torch.Tensor,
+        page_tables: Sequence[torch.Tensor],
+        page_size: int,
+        logits_rows: torch.Tensor,
+    ) -> ForwardBatch:
+        """Rows of any lengths from device tensors alone, so that a CUDA graph may hold it.
+
+        `rows` int64 `[tokens]` is the row of each token, `lengths` int64 `[2, rows]` new tokens and tokens altogether
+        of each row. Tokens that fill the batch up belong to a row of no new tokens.
+        """
+        columns = positions // page_size
+        count = lengths.shape[1]
+        return ForwardBatch(
+            q_lens=(input_ids.shape[0], *(0,) * (count - 1)),
+            kv_lens=(1,) * count,
+            input_ids=input_ids,
+            positions=positions,
+            page_tables=tuple(page_tables),
+            write_pages=tuple(table[rows, columns].long() for table in page_tables),
+            write_offsets=positions % page_size,
+            logits_rows=logits_rows,
+            device_lens=lengths[1].int(),
+            device_q_lens=lengths[0].int(),
         )

@@ -75,7 +75,8 @@ class MemoryCheckpoint:
         return frozenset(self._tensors)
 
     def read(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
-        return self._tensors[name].narrow(dim, start, stop - start)
+        tensor = self._tensors[name]
+        return tensor.narrow(dim, start, stop - start) if tensor.dim() else tensor
 
     def file(self, name: str) -> Path:
         return self._origin

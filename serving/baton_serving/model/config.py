@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from baton_serving.errors import ConfigError
+from baton_serving.model.quantization_config import checkpoint_quantization
 from baton_serving.model.rope import RopeConfig, read_rope
 from baton_serving.model.text_config import (
     FULL,
@@ -30,7 +31,8 @@ class DecoderConfig:
 
     `windows[i]` is layer i's sliding window in tokens, the query included, or None; `ropes[i]` its rotary embedding.
     Norm weights are used as `weight + norm_offset`. `sandwich_norms` adds a norm after attention and after the MLP.
-    `embed_scale` multiplies the embeddings, `attention_scale` the scores. `dtype` is the checkpoint's, or None.
+    `embed_scale` multiplies the embeddings, `attention_scale` the scores. `dtype` is the checkpoint's, or None; so is
+    `quantization` ("fp8": the layers' weights are 8-bit floats).
     """
 
     architecture: str
@@ -58,6 +60,7 @@ class DecoderConfig:
     embed_scale: float = 1.0
     attention_softcap: float | None = None
     logits_softcap: float | None = None
+    quantization: str | None = None
 
     @property
     def layers(self) -> int:
@@ -161,14 +164,10 @@ def decoder_config(values: Mapping[str, Any], origin: str, max_positions: int | 
             f"{origin}: architecture {architecture} is not supported (supported: {', '.join(sorted(_ARCHITECTURES))}); "
             "try --model-impl transformers"
         )
-    quantization = values.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
-        raise ConfigError(
-            f"{origin}: weights quantised with {method!r} are not supported; use the model's plain weights"
-        )
+    quantization = checkpoint_quantization(values, origin)
     config = read_text_config(values, _ARCHITECTURES[architecture], origin)
-    result = DecoderConfig(architecture=architecture, **(_common(config, origin, max_positions) | _features(config)))
+    features = _common(config, origin, max_positions) | _features(config)
+    result = DecoderConfig(architecture=architecture, quantization=quantization, **features)
     if result.q_heads % result.kv_heads:
         raise ConfigError(f"{origin}: {result.q_heads} query heads are not a multiple of {result.kv_heads} kv-heads")
     return result

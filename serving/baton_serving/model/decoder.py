@@ -1,5 +1,7 @@
 """The decoder: every architecture that `DecoderConfig` can describe, in one place, for one device.
 
+With `eight_bit` the projections of all blocks have 8-bit weights; embedding, norms and head stay in the model's dtype.
+
 Tensor parallelism is applied to the built model from outside (`parallel.shard`); nothing here knows of ranks.
 Parameters are created on the meta device and filled by the loader.
 """
@@ -13,6 +15,8 @@ from torch import nn
 
 from baton_kernels.activation import ACTIVATION_AND_MUL
 from baton_kernels.linear import LINEAR
+from baton_kernels.linear8 import LINEAR8
+from baton_kernels.quantize import FP8, GATE_ROWS8, NORM_ROWS8, Rows8
 from baton_kernels.registry import AUTO
 from baton_kernels.rms_norm import ADD_RMS_NORM, RMS_NORM
 from baton_kernels.rope import rope_table
@@ -41,14 +45,27 @@ class CausalModel(Protocol):
 
 
 class Kernels:
-    """The implementations of the layers' ops, chosen once for a device and dtype."""
+    """The implementations of the layers' ops, chosen once for a device and dtype.
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, choice: str = AUTO) -> None:
+    `invariant`: a token's numbers must not depend on what else is in its batch, to the bit (KernelUnavailable where
+    there are no such products).
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, choice: str = AUTO, invariant: bool = False) -> None:
+        self.invariant = invariant
+        product = "invariant" if invariant else choice
         self.rms_norm = RMS_NORM.select(device, dtype, choice)
         self.add_rms_norm = ADD_RMS_NORM.select(device, dtype, choice)
         self.rope_kv_write = ROPE_KV_WRITE.select(device, dtype, choice)
         self.activation_and_mul = ACTIVATION_AND_MUL.select(device, dtype, choice)
-        self.linear = LINEAR.select(device, dtype, choice)
+        self.linear = LINEAR.select(device, dtype, product)
+        self.linear8 = LINEAR8.select(device, dtype, product)
+        self.norm_rows8 = NORM_ROWS8.select(device, dtype, choice)
+        self.gate_rows8 = GATE_ROWS8.select(device, dtype, choice)
+
+    def quantises(self, rows: int) -> bool:
+        """Whether that many rows are best quantised by the op that makes them. A single one is used as it is."""
+        return rows > 1 or self.invariant
 
 
 class Embedding(nn.Embedding):
@@ -62,45 +79,77 @@ class Embedding(nn.Embedding):
 
 
 class Linear(nn.Linear):
-    def __init__(self, inputs: int, outputs: int, bias: bool, kernels: Kernels, dtype: torch.dtype) -> None:
+    """With `eight_bit` the weight is FP8 and `weight_scale` float32 `[outputs]`; `dtype` is that of the results."""
+
+    def __init__(
+        self, inputs: int, outputs: int, bias: bool, kernels: Kernels, dtype: torch.dtype, eight_bit: bool = False
+    ) -> None:
         super().__init__(inputs, outputs, bias=bias, dtype=dtype, device="meta")
         self.kernels = kernels
+        self.dtype = dtype
+        self.weight_scale: nn.Parameter | None = None
+        if eight_bit:
+            self.weight = nn.Parameter(torch.empty_like(self.weight, dtype=FP8), requires_grad=False)
+            self.weight_scale = nn.Parameter(torch.empty(outputs, device="meta"), requires_grad=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.kernels.linear(x, self.weight, self.bias)
+    @property
+    def eight_bit(self) -> bool:
+        return self.weight_scale is not None
+
+    def product(self, x: torch.Tensor | Rows8, bias: torch.Tensor | None) -> torch.Tensor:
+        """`x` times the weights, plus `bias`."""
+        if self.weight_scale is not None:
+            return self.kernels.linear8(x, self.weight, self.weight_scale, bias, self.dtype)
+        if isinstance(x, Rows8):
+            raise TypeError("rows of 8-bit floats need weights of 8-bit floats")
+        return self.kernels.linear(x, self.weight, bias)
+
+    def forward(self, x: torch.Tensor | Rows8) -> torch.Tensor:
+        return self.product(x, self.bias)
 
 
 class RMSNorm(nn.Module):
-    def __init__(self, dim: int, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype) -> None:
+    """With `feeds_eight_bit` what comes out goes into layers with 8-bit weights, and may be quantised for them."""
+
+    def __init__(
+        self, dim: int, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype, feeds_eight_bit: bool = False
+    ) -> None:
         super().__init__()
+        self.feeds_eight_bit = feeds_eight_bit
         self.weight = nn.Parameter(torch.empty(dim, dtype=dtype, device="meta"), requires_grad=False)
         self.eps = config.norm_eps
         self.offset = config.norm_offset
         self.kernels = kernels
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor | Rows8:
+        if self.feeds_eight_bit and self.kernels.quantises(x.shape[0]):
+            return self.kernels.norm_rows8(x, None, self.weight, self.eps, self.offset)
         return self.kernels.rms_norm(x, self.weight, self.eps, self.offset)
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor | Rows8:
         """Add `x` to `residual` in place and return the norm of the sum."""
+        if self.feeds_eight_bit and self.kernels.quantises(x.shape[0]):
+            return self.kernels.norm_rows8(x, residual, self.weight, self.eps, self.offset)
         return self.kernels.add_rms_norm(x, residual, self.weight, self.eps, self.offset)
 
 
 class Attention(nn.Module):
     """Grouped-query attention; `qkv_proj` holds q, k and v one below the other."""
 
-    def __init__(self, layer: int, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layer: int, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype, eight_bit: bool
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.kernels = kernels
         q_width, kv_width = config.q_heads * config.head_dim, config.kv_heads * config.head_dim
-        self.qkv_proj = Linear(config.hidden_size, q_width + 2 * kv_width, config.qkv_bias, kernels, dtype)
-        self.o_proj = Linear(q_width, config.hidden_size, config.output_bias, kernels, dtype)
+        self.qkv_proj = Linear(config.hidden_size, q_width + 2 * kv_width, config.qkv_bias, kernels, dtype, eight_bit)
+        self.o_proj = Linear(q_width, config.hidden_size, config.output_bias, kernels, dtype, eight_bit)
         self.q_norm = RMSNorm(config.head_dim, config, kernels, dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config, kernels, dtype) if config.qk_norm else None
 
     def forward(
-        self, x: torch.Tensor, positions: torch.Tensor, table: torch.Tensor, attention: StepAttention
+        self, x: torch.Tensor | Rows8, positions: torch.Tensor, table: torch.Tensor, attention: StepAttention
     ) -> torch.Tensor:
         norm = None
         if self.q_norm is not None and self.k_norm is not None:
@@ -112,6 +161,7 @@ class Attention(nn.Module):
             table,
             *attention.pages(self.layer),
             *attention.write_places(self.layer),
+            attention.scale(self.layer),
         )
         out: torch.Tensor = self.o_proj(attention.attend(self.layer, q).flatten(1))
         return out
@@ -120,34 +170,38 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Gated MLP; `gate_up_proj` holds gate and up one below the other."""
 
-    def __init__(self, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype, eight_bit: bool) -> None:
         super().__init__()
         self.activation = config.activation
         self.kernels = kernels
         width, bias = config.intermediate_size, config.mlp_bias
-        self.gate_up_proj = Linear(config.hidden_size, 2 * width, bias, kernels, dtype)
-        self.down_proj = Linear(width, config.hidden_size, bias, kernels, dtype)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * width, bias, kernels, dtype, eight_bit)
+        self.down_proj = Linear(width, config.hidden_size, bias, kernels, dtype, eight_bit)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gated = self.kernels.activation_and_mul(self.gate_up_proj(x), self.activation)
-        out: torch.Tensor = self.down_proj(gated)
+    def forward(self, x: torch.Tensor | Rows8) -> torch.Tensor:
+        gate_up: torch.Tensor = self.gate_up_proj(x)
+        fused = self.down_proj.eight_bit and self.kernels.quantises(gate_up.shape[0])
+        gate = self.kernels.gate_rows8 if fused else self.kernels.activation_and_mul
+        out: torch.Tensor = self.down_proj(gate(gate_up, self.activation))
         return out
 
 
 class DecoderLayer(nn.Module):
     """One block. The residual stream is updated in place; `x` is what the last block has not yet added to it."""
 
-    def __init__(self, layer: int, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layer: int, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype, eight_bit: bool
+    ) -> None:
         super().__init__()
 
-        def norm() -> RMSNorm:
-            return RMSNorm(config.hidden_size, config, kernels, dtype)
+        def norm(feeds_eight_bit: bool = False) -> RMSNorm:
+            return RMSNorm(config.hidden_size, config, kernels, dtype, feeds_eight_bit)
 
-        self.input_norm = norm()
-        self.attention = Attention(layer, config, kernels, dtype)
+        self.input_norm = norm(eight_bit)
+        self.attention = Attention(layer, config, kernels, dtype, eight_bit)
         self.post_attention_norm = norm() if config.sandwich_norms else None
-        self.mlp_norm = norm()
-        self.mlp = MLP(config, kernels, dtype)
+        self.mlp_norm = norm(eight_bit)
+        self.mlp = MLP(config, kernels, dtype, eight_bit)
         self.post_mlp_norm = norm() if config.sandwich_norms else None
 
     def forward(
@@ -158,8 +212,8 @@ class DecoderLayer(nn.Module):
         table: torch.Tensor,
         attention: StepAttention,
     ) -> torch.Tensor:
-        x = self.input_norm(residual) if x is None else self.input_norm.add(x, residual)
-        x = self.attention(x, positions, table, attention)
+        normed = self.input_norm(residual) if x is None else self.input_norm.add(x, residual)
+        x = self.attention(normed, positions, table, attention)
         if self.post_attention_norm is not None:
             x = self.post_attention_norm(x)
         x = self.mlp(self.mlp_norm.add(x, residual))
@@ -173,12 +227,19 @@ class Decoder(nn.Module):
 
     capturable = True
 
-    def __init__(self, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        kernels: Kernels,
+        dtype: torch.dtype,
+        device: torch.device,
+        eight_bit: bool = False,
+    ) -> None:
         super().__init__()
         self.config = config
         self.kernels = kernels
         self.embed = Embedding(config.vocab_size, config.hidden_size, dtype)
-        self.layers = nn.ModuleList(DecoderLayer(i, config, kernels, dtype) for i in range(config.layers))
+        self.layers = nn.ModuleList(DecoderLayer(i, config, kernels, dtype, eight_bit) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config, kernels, dtype)
         self.lm_head: Linear | None = None
         if not config.tie_embeddings:
@@ -200,7 +261,10 @@ class Decoder(nn.Module):
         if batch.logits_rows is not None:
             residual = residual.index_select(0, batch.logits_rows)
             x = x if x is None else x.index_select(0, batch.logits_rows)
-        return self.norm(residual) if x is None else self.norm.add(x, residual)
+        final = self.norm(residual) if x is None else self.norm.add(x, residual)
+        if isinstance(final, Rows8):
+            raise TypeError("the last norm feeds no 8-bit layer")
+        return final
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `CausalModel`."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from baton_kernels.kv_scale import KVScale
+from baton_kernels.registry import KernelUnavailable
 from baton_serving.errors import ConfigError
 from baton_serving.kv.layout import group_layers
 from baton_serving.model.attention import AttentionHeads
@@ -20,6 +22,7 @@ from baton_serving.model.digest import root_of, tensor_leaves
 from baton_serving.model.options import MODEL_IMPLS, LoadedModel, ModelInfo, ModelOptions
 from baton_serving.model.parallel import shard
 from baton_serving.model.placement import placements
+from baton_serving.model.quantized import read_kv_scales
 from baton_serving.model.weights import place_weights
 
 __all__ = ["LoadedModel", "ModelInfo", "ModelOptions", "load_model"]
@@ -55,7 +58,8 @@ def _load_decoder(options: ModelOptions, values: Mapping[str, Any], origin: str)
     config = decoder_config(values, origin, options.max_positions)
     dtype = options.resolve_dtype(config.dtype)
     state, device = options.parallel, options.device
-    model = Decoder(config, Kernels(device, dtype), dtype, device)
+    quantization = options.quantization or config.quantization
+    model = Decoder(config, _kernels(options, dtype), dtype, device, eight_bit=quantization == "fp8")
     shard(model, state, device, dtype)
     plan = placements(config, state.tp_size, state.tp_rank)
     checkpoint: Checkpoint
@@ -64,17 +68,38 @@ def _load_decoder(options: ModelOptions, values: Mapping[str, Any], origin: str)
         checkpoint = DummyCheckpoint(shapes, options.seed, 1.0 - config.norm_offset, device)
     else:
         checkpoint = open_checkpoint(options.path, options.load_format, options.use_mmap)
-    place_weights(model, plan, checkpoint, options.path, device)
+    names = place_weights(model, plan, checkpoint, options.path, device)
+    kv_scales = _kv_scales(options, checkpoint, names)
     q_heads = config.q_heads // state.tp_size
     groups = group_layers(list(config.windows))
     loaded = LoadedModel(
         model=model,
         info=ModelInfo(config.architecture, config.vocab_size, config.max_positions, config.eos_token_ids, dtype),
-        heads=AttentionHeads(q_heads, config.attention_scale, config.attention_softcap, dtype),
+        heads=AttentionHeads(q_heads, config.attention_scale, config.attention_softcap, dtype, kv_scales),
         kv_layout=options.kv_layout(config.kv_heads, config.head_dim, config.head_dim, groups, dtype),
         digest="",
     )
     return loaded, checkpoint
+
+
+def _kernels(options: ModelOptions, dtype: torch.dtype) -> Kernels:
+    try:
+        return Kernels(options.device, dtype, invariant=options.deterministic)
+    except KernelUnavailable as error:
+        raise ConfigError(f"--enable-deterministic-inference: {error}; leave it out") from error
+
+
+def _kv_scales(options: ModelOptions, checkpoint: Checkpoint, names: Mapping[str, str]) -> dict[int, KVScale]:
+    """Those that the checkpoint brings for a KV cache of 8-bit floats."""
+    if options.kv_cache_dtype == "auto" or options.load_format == "dummy":
+        return {}
+    suffix = ".self_attn.q_proj.weight"
+    found = {source: name for source, name in names.items() if source.endswith(suffix)}
+    prefixes = {
+        int(source.removesuffix(suffix).rpartition(".")[2]): name.removesuffix("q_proj.weight")
+        for source, name in found.items()
+    }
+    return read_kv_scales(checkpoint, prefixes)
 
 
 def end_tokens(own: Sequence[int], path: Path) -> tuple[int, ...]:

@@ -33,7 +33,9 @@ class ModelOptions:
     `dtype` "auto" is the checkpoint's own, except on the CPU, where it is float32: half precision is slower there.
     `kv_cache_dtype` "auto" is the model's dtype. `overrides` is laid over config.json. `max_positions` is the context
     length wanted if it differs from the model's. `seed` makes dummy weights. `tokenizer_path` (default: the model's)
-    and `chat_template` enter the digest only. `model_impl` "auto" is our decoder, "transformers" the fallback.
+    and `chat_template` enter the digest only. `quantization` "fp8" turns the layers' weights into 8-bit floats as they
+    are read. With `deterministic` a token's numbers do not depend on what else is in its batch.
+    `model_impl` "auto" is our decoder, "transformers" the fallback.
     """
 
     path: Path
@@ -47,6 +49,8 @@ class ModelOptions:
     use_mmap: bool = True
     page_size: int = 16
     kv_cache_dtype: str = "auto"
+    quantization: str | None = None
+    deterministic: bool = False
     tokenizer_path: Path | None = None
     chat_template: str | None = None
     parallel: ParallelState = field(default_factory=ParallelState)

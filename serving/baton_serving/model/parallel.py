@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
+from baton_kernels.quantize import Rows8
 from baton_kernels.reduce_add_rms_norm import ReduceAddRmsNorm
 from baton_serving.errors import ConfigError
 from baton_serving.kv.layout import head_range
@@ -25,17 +26,29 @@ from baton_serving.model.peer_memory import reduce_add_rms_norm
 
 @dataclass(frozen=True)
 class ParallelState:
-    """This rank's place among `tp_size` ranks; `group` is None when there is only one."""
+    """This rank's place among `tp_size` ranks; `group` is None when there is only one.
+
+    With `in_order` sums over the ranks are taken in rank order, so that they don't depend on the size of a batch.
+    """
 
     tp_rank: int = 0
     tp_size: int = 1
     group: dist.ProcessGroup | None = None
+    in_order: bool = False
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place."""
-        if self.group is not None:
+        if self.group is None:
+            return x
+        if not self.in_order:
             dist.all_reduce(x, group=self.group)
-        return x
+            return x
+        parts = x.new_empty(self.tp_size, *x.shape)
+        dist.all_gather_into_tensor(parts.flatten(0, 1), x.contiguous(), group=self.group)
+        total = parts[0].float()
+        for part in parts[1:]:
+            total += part
+        return x.copy_(total)
 
     def all_gather_last(self, x: torch.Tensor) -> torch.Tensor:
         """All ranks' `x`, in rank order, joined along the last dimension."""
@@ -119,7 +132,8 @@ def shard(model: Decoder, state: ParallelState, device: torch.device, dtype: tor
         return
     config = model.config
     check_divisible(config, state.tp_size)
-    fused = reduce_add_rms_norm(state.group, device, dtype, config.hidden_size)
+    # The fused op takes few rows alone, and rounds otherwise than what must do for more.
+    fused = None if state.in_order else reduce_add_rms_norm(state.group, device, dtype, config.hidden_size)
     deferred = not (config.sandwich_norms or config.output_bias or config.mlp_bias)
     for index, layer in enumerate(model.layers):
         if not isinstance(layer, DecoderLayer):
@@ -148,7 +162,7 @@ def _shard_layer(layer: DecoderLayer, config: DecoderConfig, state: ParallelStat
 
 
 def _column_parallel(whole: Linear, outputs: int) -> Linear:
-    return Linear(whole.in_features, outputs, whole.bias is not None, whole.kernels, whole.weight.dtype)
+    return Linear(whole.in_features, outputs, whole.bias is not None, whole.kernels, whole.dtype, whole.eight_bit)
 
 
 class RowParallelLinear(Linear):
@@ -157,12 +171,13 @@ class RowParallelLinear(Linear):
 
     def __init__(self, whole: Linear, state: ParallelState, deferred: bool = False) -> None:
         inputs = whole.in_features // state.tp_size
-        super().__init__(inputs, whole.out_features, whole.bias is not None, whole.kernels, whole.weight.dtype)
+        bias = whole.bias is not None
+        super().__init__(inputs, whole.out_features, bias, whole.kernels, whole.dtype, whole.eight_bit)
         self.state = state
         self.deferred = deferred
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        part = self.kernels.linear(x, self.weight, None)
+    def forward(self, x: torch.Tensor | Rows8) -> torch.Tensor:
+        part = self.product(x, None)
         if self.deferred:
             return part
         total = self.state.all_reduce(part)
@@ -178,11 +193,12 @@ class SummingNorm(RMSNorm):
     def __init__(self, whole: RMSNorm, state: ParallelState, fused: ReduceAddRmsNorm | None, turn: int) -> None:
         nn.Module.__init__(self)
         self.weight, self.eps, self.offset, self.kernels = whole.weight, whole.eps, whole.offset, whole.kernels
+        self.feeds_eight_bit = whole.feeds_eight_bit
         self.state = state
         self.fused = fused
         self.turn = turn
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor | Rows8:
         if self.fused is not None and x.shape[0] <= self.fused.max_rows:
             return self.fused(x, residual, self.weight, self.eps, self.offset, self.turn)
         return super().add(self.state.all_reduce(x), residual)

@@ -21,7 +21,8 @@ from baton_serving.model.digest import TOKENIZER_FILES, root_of, tensor_leaves
 from baton_serving.model.loading import end_tokens
 from baton_serving.model.options import LoadedModel, ModelOptions
 from baton_serving.model.placement import Placement, placements
-from baton_serving.model.weights import match_names
+from baton_serving.model.quantized import fill, read_part
+from baton_serving.model.weights import match_names, scale_of
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _HASH_THREADS = 2  # requests are served meanwhile
@@ -123,13 +124,15 @@ def _place(
     for placement in plan:
         name = names[placement.source]
         _check_tensor(checkpoint, name, placement)
-        part = checkpoint.read(name, placement.dim, placement.start, placement.stop)
-        if not bool(torch.isfinite(part).all()):
+        part, scale = read_part(checkpoint, name, placement)
+        if not all(bool(torch.isfinite(numbers.float()).all()) for numbers in (part, scale) if numbers is not None):
             raise ConfigError(f"{checkpoint.file(name)}: tensor {name!r} holds values that are not finite: damaged?")
-        if placement.parameter not in placed:
-            placed[placement.parameter] = _room(model, placement.parameter, partial)
+        scale_name = scale_of(model, placement.parameter)
+        for parameter in (placement.parameter, scale_name):
+            if parameter is not None and parameter not in placed:
+                placed[parameter] = _room(model, parameter, partial)
         target = placed[placement.parameter]
-        target[placement.row : placement.row + part.shape[0]].copy_(part)
+        fill(target, None if scale_name is None else placed[scale_name], placement.row, part, scale)
         done += part.numel() * target.itemsize
         progress(done, total)
     return placed
@@ -139,7 +142,8 @@ def _room(model: Decoder, name: str, partial: bool) -> torch.Tensor:
     """Host memory for a parameter: as it is now, since only some rows may come, or zeros, which pad a vocabulary."""
     parameter = model.get_parameter(name)
     pinned = parameter.is_cuda
-    room = torch.zeros(parameter.shape, dtype=parameter.dtype, pin_memory=pinned)
+    room = torch.zeros(parameter.nbytes, dtype=torch.uint8, pin_memory=pinned).view(parameter.dtype)
+    room = room.view(parameter.shape)
     return room.copy_(parameter.data) if partial else room
 
 
@@ -148,9 +152,9 @@ def _check_tensor(checkpoint: Checkpoint, name: str, placement: Placement) -> No
     dtype, shape = checkpoint.header(name)
     if shape != placement.shape:
         raise ConfigError(f"{file}: tensor {name!r} has shape {list(shape)}, this model's has {list(placement.shape)}")
-    if dtype not in FLOATS:
+    if dtype not in FLOATS | {"F8_E4M3"}:
         raise ConfigError(
-            f"{file}: tensor {name!r} has dtype {dtype}; weights must be one of {', '.join(sorted(FLOATS))}"
+            f"{file}: tensor {name!r} has dtype {dtype}; weights must be one of {', '.join(sorted(FLOATS))} or F8_E4M3"
         )
 
 

@@ -7,17 +7,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from baton_kernels.quantize import FP8
 from baton_serving.errors import ConfigError
 from baton_serving.model.checkpoint import Checkpoint
 from baton_serving.model.config import DecoderConfig
 from baton_serving.model.decoder import Decoder
 from baton_serving.model.placement import Placement
+from baton_serving.model.quantized import fill, is_scale, read_part
 
 
 def place_weights(
     model: Decoder, plan: tuple[Placement, ...], checkpoint: Checkpoint, path: Path, device: torch.device
-) -> None:
-    """Give every parameter of `model` its memory on `device` and fill it as `plan` says.
+) -> dict[str, str]:
+    """Give every parameter of `model` its memory on `device` and fill it as `plan` says; returns `match_names`.
 
     ConfigError names the tensor, and its file or the checkpoint's `path`, when one is missing, has another shape than
     config.json asks for, or has no place in the model.
@@ -32,10 +34,33 @@ def place_weights(
                 f"{checkpoint.file(name)}: tensor {name!r} has shape {list(found)}, config.json asks for "
                 f"{list(placement.shape)}"
             )
-        if placement.parameter not in filled:
-            filled[placement.parameter] = _materialize(model, placement.parameter, device)
-        part = checkpoint.read(name, placement.dim, placement.start, placement.stop)
-        filled[placement.parameter].data[placement.row : placement.row + part.shape[0]].copy_(part)
+        scale_name = scale_of(model, placement.parameter)
+        for parameter in (placement.parameter, scale_name):
+            if parameter is not None and parameter not in filled:
+                filled[parameter] = _materialize(model, parameter, device)
+        part, scale = read_part(checkpoint, name, placement)
+        check_precision(model.config, checkpoint, name, placement, scale is not None, scale_name is not None)
+        target_scale = None if scale_name is None else filled[scale_name].data
+        fill(filled[placement.parameter].data, target_scale, placement.row, part, scale)
+    return names
+
+
+def scale_of(model: nn.Module, parameter: str) -> str | None:
+    """The parameter that holds the scales of `parameter`'s rows; None when it is not one of 8-bit floats."""
+    return f"{parameter}_scale" if model.get_parameter(parameter).dtype == FP8 else None
+
+
+def check_precision(
+    config: DecoderConfig, checkpoint: Checkpoint, name: str, placement: Placement, narrow: bool, eight_bit: bool
+) -> None:
+    """ConfigError when a checkpoint quantised some of the layers' weights and left others, such as this one, plain."""
+    if config.quantization is not None and eight_bit and not narrow:
+        raise ConfigError(
+            f"{checkpoint.file(name)}: tensor {name!r} is not quantised as config.json says that the layers' weights "
+            "are; checkpoints that leave some layers plain are not supported"
+        )
+    if narrow and len(placement.shape) != 2:
+        raise ConfigError(f"{checkpoint.file(name)}: tensor {name!r} holds 8-bit floats, which only matrices may")
 
 
 def _materialize(model: nn.Module, name: str, device: torch.device) -> nn.Parameter:
@@ -73,7 +98,7 @@ def match_names(
 
 def _ignorable(name: str, config: DecoderConfig) -> bool:
     """Tensors that some checkpoints carry besides the decoder's own: derived, tied, or of a vision tower."""
-    if name.endswith("rotary_emb.inv_freq"):
+    if name.endswith("rotary_emb.inv_freq") or is_scale(name):
         return True
     if name.endswith("lm_head.weight"):
         return config.tie_embeddings

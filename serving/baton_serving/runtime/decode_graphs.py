@@ -9,8 +9,10 @@ same time, and a step is over on the stream before the next one overwrites its l
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -25,7 +27,9 @@ VARIANTS = (Features.GREEDY, Features.RANDOM, GRAPH_SAFE)  # rising: the first t
 
 
 @dataclass(frozen=True)
-class _Sampling:
+class SamplingGraph:
+    """From logits, which do not move, to `tokens` int64 `[rows]`."""
+
     graph: torch.cuda.CUDAGraph
     tokens: torch.Tensor
 
@@ -38,25 +42,52 @@ class _Captured:
     inputs: torch.Tensor
     graph: torch.cuda.CUDAGraph
     logits: torch.Tensor
-    sampling: dict[Features, _Sampling]
+    sampling: dict[Features, SamplingGraph]
 
 
 @dataclass(frozen=True)
 class GraphStep:
-    """A decode step up to its logits `[rows, vocab]`; `slots` int64 `[rows]`. Valid until the next one is launched."""
+    """A graphed step up to its logits `[rows, vocab]`; `slots` int64 `[rows]`. Valid until the next one is launched."""
 
     slots: torch.Tensor
     logits: torch.Tensor
-    _captured: _Captured
+    _sampling: dict[Features, SamplingGraph]
 
     def sample(self, features: Features) -> torch.Tensor | None:
         """Tokens int64 `[rows]`, drawn and noted in the state; None when no graph holds `features`."""
         for variant in VARIANTS:
             if features & ~variant == 0:
-                sampling = self._captured.sampling[variant]
+                sampling = self._sampling[variant]
                 sampling.graph.replay()
                 return sampling.tokens[: self.slots.shape[0]]
         return None
+
+
+def capture(work: Callable[[], torch.Tensor], pool: Any) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """A graph of `work` and what it leaves; `work` runs once before, to compile what a capture cannot.
+
+    `pool` is a `torch.cuda.graph_pool_handle()`.
+    """
+    work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        out = work()
+    return graph, out
+
+
+def capture_sampling(
+    sampler: Sampler, logits: torch.Tensor, slots: torch.Tensor, pool: Any
+) -> dict[Features, SamplingGraph]:
+    """A graph from `logits` to the tokens of `slots` for each of VARIANTS."""
+    found = {}
+    for variant in VARIANTS:
+        graph, tokens = capture(partial(_tokens, sampler, logits, slots, SamplingPlan(variant)), pool)
+        found[variant] = SamplingGraph(graph, tokens)
+    return found
+
+
+def _tokens(sampler: Sampler, logits: torch.Tensor, slots: torch.Tensor, plan: SamplingPlan) -> torch.Tensor:
+    return sampler.sample(logits, slots, plan).tokens
 
 
 class DecodeGraphs:
@@ -71,6 +102,7 @@ class DecodeGraphs:
         sampler: Sampler,
         page_size: int,
         sizes: Sequence[int],
+        pool: Any,
     ) -> None:
         self._model = model
         self._attention = attention
@@ -79,7 +111,7 @@ class DecodeGraphs:
         self._sampler = sampler
         self._page_size = page_size
         self._sizes = sorted(sizes)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = pool
         captured = [self._capture(size) for size in reversed(self._sizes)]
         self._captured = {each.size: each for each in captured}
 
@@ -96,24 +128,13 @@ class DecodeGraphs:
         host = torch.tensor([slots + [self._state.padding_slot] * padding, positions + [0] * padding])
         captured.inputs.copy_(host.pin_memory(), non_blocking=True)
         captured.graph.replay()
-        return GraphStep(captured.inputs[0, :rows], captured.logits[:rows], captured)
+        return GraphStep(captured.inputs[0, :rows], captured.logits[:rows], captured.sampling)
 
     def _capture(self, size: int) -> _Captured:
         inputs = torch.zeros((2, size), dtype=torch.int64, device=self._state.device)
         inputs[0] = self._state.padding_slot
-        logits = self._logits(inputs)  # compiles what is not compiled yet, which a capture cannot
-        for variant in VARIANTS:
-            self._sampler.sample(logits, inputs[0], SamplingPlan(variant))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._logits(inputs)
-        sampling = {}
-        for variant in VARIANTS:
-            sampling_graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(sampling_graph, pool=self._pool):
-                tokens = self._sampler.sample(logits, inputs[0], SamplingPlan(variant)).tokens
-            sampling[variant] = _Sampling(sampling_graph, tokens)
-        return _Captured(size, inputs, graph, logits, sampling)
+        graph, logits = capture(lambda: self._logits(inputs), self._pool)
+        return _Captured(size, inputs, graph, logits, capture_sampling(self._sampler, logits, inputs[0], self._pool))
 
     def _logits(self, inputs: torch.Tensor) -> torch.Tensor:
         slots, positions = inputs

@@ -19,6 +19,7 @@ from baton_serving.model.batch import ForwardBatch
 from baton_serving.model.decoder import CausalModel
 from baton_serving.model.parallel import ParallelState
 from baton_serving.runtime.decode_graphs import DecodeGraphs, GraphStep
+from baton_serving.runtime.short_graphs import ShortGraphs
 from baton_serving.runtime.tables import PageTables
 from baton_serving.sampling.logprobs import Measured, measure, measure_prompts
 from baton_serving.sampling.params import LogprobRow
@@ -148,11 +149,13 @@ class Executor:
         self._state = SamplingState(options.max_slots, options.vocab_size, pool.device)
         self._sampler = Sampler(self._state, processors)
         self._graphs: DecodeGraphs | None = None
+        self._short: ShortGraphs | None = None
         self._graph_sizes: Sequence[int] = ()
 
     def drop_graphs(self) -> None:
         """Forget the CUDA graphs: memory that they point to is about to go."""
         self._graphs = None
+        self._short = None
 
     def capture_again(self) -> None:
         """Capture what `drop_graphs` dropped."""
@@ -165,18 +168,17 @@ class Executor:
 
     @torch.inference_mode()
     def capture(self, sizes: Sequence[int]) -> None:
-        """Have decode steps replayed from CUDA graphs of these batch sizes, where model and attention allow it."""
+        """Have decode steps replayed from CUDA graphs of these batch sizes, and short ones from graphs of their own,
+        where model and attention allow it; none without `sizes`."""
         self._graph_sizes = sizes
-        if sizes and self._model.capturable and self._attention.decode_capturable:
-            self._graphs = DecodeGraphs(
-                self._model,
-                self._attention,
-                self._tables,
-                self._state,
-                self._sampler,
-                self._pool.shape.page_size,
-                sizes,
-            )
+        if not sizes or not self._model.capturable:
+            return
+        memory = torch.cuda.graph_pool_handle()
+        parts = (self._model, self._attention, self._tables, self._state, self._sampler, self._pool.shape.page_size)
+        if self._attention.decode_capturable:
+            self._graphs = DecodeGraphs(*parts, sizes, memory)
+        if self._attention.short_capturable:
+            self._short = ShortGraphs(*parts, memory)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
@@ -186,8 +188,10 @@ class Executor:
         self._state.set_up(plan.setups)
         outcome: _Outcome | None = None
         if self._graphs is not None and plan.rows <= self._graphs.largest and all(plan.sample) and not any(plan.extend):
-            outcome = self._decode(plan, self._graphs.launch(plan.slots, plan.starts))
+            outcome = self._graphed(plan, self._graphs.launch(plan.slots, plan.starts))
             return PendingStep(plan, outcome, None, self._device)
+        if self._short is not None and self._short.takes(plan):
+            return PendingStep(plan, self._graphed(plan, self._short.launch(plan)), None, self._device)
         slots = _upload(plan.slots, self._device)
         rows = tuple(row for row in range(plan.rows) if plan.sample[row])
         spans = _prompt_spans(plan)
@@ -207,7 +211,7 @@ class Executor:
             )
         return PendingStep(plan, outcome, prompts, self._device, _unit_vectors(hidden[len(rows) + len(wanted) :]))
 
-    def _decode(self, plan: StepPlan, step: GraphStep) -> _Outcome:
+    def _graphed(self, plan: StepPlan, step: GraphStep) -> _Outcome:
         """Sample a step that a graph ran up to its logits, by a graph as well if one will do.
 
         Graphs hold nobody else's code: equal logits give equal tokens on every rank, and nothing is broadcast.

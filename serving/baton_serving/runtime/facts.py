@@ -49,6 +49,8 @@ def _decoder_facts(config: DecoderConfig) -> ModelFacts:
         kv_heads=config.kv_heads,
         parameters=config.layers * per_layer + embeddings,
         kv_values_per_token=config.layers * config.kv_heads * dim * 2,
+        layer_parameters=config.layers * per_layer,
+        quantization=config.quantization,
     )
 
 

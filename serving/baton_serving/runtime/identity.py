@@ -47,5 +47,7 @@ def engine_digest(config: ResolvedConfig, attention: tuple[str, str]) -> str:
         config.kv_dtype,
         *attention,
         config.given.model.model_impl,
+        config.given.dtype.quantization or "",
+        "deterministic" if config.given.optimization.enable_deterministic_inference else "",
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

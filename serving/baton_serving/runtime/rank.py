@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -87,6 +87,7 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
     port = config.given.runtime.nccl_port
     meeting = f"tcp://127.0.0.1:{port}" if port else f"file://{rendezvous}"
     parallel = init_parallel(tp_rank, config.tp_size, meeting, device, config.dist_timeout)
+    parallel = replace(parallel, in_order=config.given.optimization.enable_deterministic_inference)
     stages.over("meeting the other ranks")
     options = _model_options(config, device, parallel)
     try:
@@ -124,6 +125,8 @@ def _model_options(config: ResolvedConfig, device: torch.device, parallel: Paral
         use_mmap=not given.model.weight_loader_disable_mmap,
         page_size=config.page_size,
         kv_cache_dtype=given.dtype.kv_cache_dtype,
+        quantization=given.dtype.quantization,
+        deterministic=given.optimization.enable_deterministic_inference,
         tokenizer_path=Path(config.tokenizer_path),
         chat_template=None if template is None else Path(template).read_text(encoding="utf-8"),
         parallel=parallel,

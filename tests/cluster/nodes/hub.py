@@ -36,9 +36,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
             files = [{"rfilename": path.name} for path in sorted((MODELS / COMMITS[commit]).iterdir())]
             self._answer(json.dumps({"id": found[1], "sha": commit, "siblings": files}).encode(), {})
         elif found := TREE.match(self.path):
-            files = sorted((MODELS / COMMITS[commit_of(found[1])]).iterdir())
+            paths = sorted((MODELS / COMMITS[commit_of(found[1])]).iterdir())
             tree = [
-                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": digest(path)} for path in files
+                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": digest(path)} for path in paths
             ]
             self._answer(json.dumps(tree).encode(), {})
         elif found := FILE.match(self.path):

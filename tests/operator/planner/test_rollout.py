@@ -65,6 +65,26 @@ def test_pods_that_come_after_a_change_in_place_begin_with_the_new_weights() -> 
     assert (len(cluster.weights), seen) == (4, {digest_of(path("b"))})
 
 
+@pytest.mark.parametrize("strategy", ["Surge", "InPlace"])
+def test_silence_moves_nobody_after_a_change_in_place(strategy: str) -> None:
+    """Nor does it make the service less than ready: what served before is believed to serve on."""
+    cluster = running("InPlace")
+    cluster.edit(spec("b", "InPlace"))
+    cluster.until("Done")
+    cluster.edit(spec("b", strategy))
+    settle(cluster)
+    before, workloads = set(cluster.weights), cluster.replicas()
+    cluster.reachable = False
+    settle(cluster)
+    assert (set(cluster.weights), cluster.replicas()) == (before, workloads)
+    assert cluster.condition("Ready")["status"] == "True"
+    cluster.reachable = True
+    cluster.kill(min(before))
+    settle(cluster)
+    assert (set(cluster.weights), cluster.replicas()) == (before, workloads)
+    assert set(cluster.weights.values()) == {digest_of(path("b"))}
+
+
 def test_flags_take_new_pods_also_in_place() -> None:
     cluster = running("InPlace")
     before = set(cluster.weights)

@@ -233,3 +233,19 @@ def test_whatever_is_left_open_is_decided_the_same_each_time(
     assert config == resolved(host, **values)
     assert config.max_total_tokens % config.page_size == 0
     assert config.max_total_tokens >= config.page_size
+
+
+def test_deterministic_inference_has_one_attention_for_prefill_and_decode() -> None:
+    config = resolved(H200, enable_deterministic_inference=True)
+    assert (config.prefill_attention_backend, config.decode_attention_backend) == ("triton", "triton_extend")
+    assert "needs --device cuda" in complaint(CPU, enable_deterministic_inference=True)
+    assert "not fa3" in complaint(H200, enable_deterministic_inference=True, attention_backend="fa3")
+    message = complaint(H200, enable_deterministic_inference=True, model_impl="transformers")
+    assert "leave out --model-impl transformers" in message
+
+
+def test_8_bit_weights_leave_more_room_for_the_pool() -> None:
+    model = dataclasses.replace(MODEL, parameters=60 << 30, layer_parameters=50 << 30, context_length=1 << 20)
+    plain, narrow = resolved(H200, model, tp_size=2), resolved(H200, model, tp_size=2, quantization="fp8")
+    stored = resolved(H200, dataclasses.replace(model, quantization="fp8"), tp_size=2)
+    assert plain.max_total_tokens < narrow.max_total_tokens == stored.max_total_tokens

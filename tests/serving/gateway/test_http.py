@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import AsyncIterator
 
 import pytest
-from support.gateway_bench import BODY_LIMIT, Bench, answer, stream
+from support.gateway_bench import BODY_LIMIT, Bench, Call, answer, die, events, eventually, prefill_ok, stream
+
+from baton_serving.gateway.http.downstream import WRITE_WINDOW
 
 HEAD = b"POST /generate HTTP/1.1\r\nhost: x\r\n"
 
@@ -122,3 +126,52 @@ async def test_many_idle_connections_cost_nobody_anything(bench: Bench) -> None:
         assert response.status == 200
     for _, writer in idle:
         writer.close()
+
+
+async def test_a_client_that_reads_nothing_holds_its_worker_back(bench: Bench) -> None:
+    """What waits for it in the gateway is bounded, and nothing of it is lost once it reads."""
+    piece = events("x" * 60_000)[0]
+    pieces = 400  # 24 MB: more than the kernel's buffers of both connections take
+
+    async def flood(call: Call) -> None:
+        await call.head()
+        for _ in range(pieces):
+            await call.chunk(piece)
+        await call.chunk(b"data: [DONE]\n\n")
+        await call.end()
+
+    await bench.worker("b", flood)
+    host, port = bench.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    writer.write(HEAD + b'connection: close\r\ncontent-length: 15\r\n\r\n{"stream":true}')
+    await eventually(lambda: any(connection.lagging for connection in bench.connections))
+    [exchange], [connection] = bench.core.open, bench.connections
+    waiting = connection.waiting_bytes
+    assert 0 < waiting <= WRITE_WINDOW + 256 * 1024 + len(piece)  # one read, and an event that was half there
+    assert exchange.record.bytes_out < pieces * len(piece)
+    assert (await reader.read()).count(b"data: {") == pieces
+    writer.close()
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+async def test_a_large_body_reaches_both_legs_whole(bench: Bench, chunked: bool) -> None:
+    """It is held once and sent in pieces; another attempt finds it as it came."""
+    await bench.worker("p", prefill_ok)
+    await bench.worker("d1", die)
+    await bench.worker("d2", answer(text="x"))
+    prompt = "".join(f"{number:07d}\n" for number in range(110_000))
+    data = json.dumps({"model": "m", "prompt": prompt, "later": [1, {}]}, indent=1).encode() + b" \n"
+    assert 900_000 < len(data) < BODY_LIMIT
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(data), 50_000):
+            yield data[at : at + 50_000]
+
+    for _ in range(2):  # one of the two meets the decode worker that dies
+        async with bench.session.post(f"{bench.url}/v1/completions", data=pieces() if chunked else data) as response:
+            assert response.status == 200
+    calls = [call for worker in bench.workers for call in worker.calls]
+    assert len(calls) >= 5
+    for call in calls:
+        assert (call.body["prompt"], call.body["later"]) == (prompt, [1, {}])
+        assert call.body["baton_handoff"]

@@ -152,7 +152,7 @@ def test_context_length_can_be_overridden() -> None:
         ({"architectures": []}, "`architectures` is missing"),
         ({"model_type": "qwen2"}, "model_type 'qwen2' does not go with its architecture; it must be 'llama'"),
         ({"model_type": None}, "model_type None does not go with"),
-        ({"quantization_config": {"quant_method": "awq"}}, "weights quantised with 'awq' are not supported"),
+        ({"quantization_config": {"quant_method": "awq"}}, "weights quantised with 'awq' are not supported like this"),
         ({"hidden_act": "relu6"}, "[Aa]ctivation 'relu6' is not supported"),
         ({"num_attention_heads": 3, "head_dim": 16, "hidden_size": 48}, "3 query heads are not a multiple of 2"),
         ({"hidden_size": "wide"}, r"config.json: Expected `int`, got `str` - at `\$.hidden_size`"),

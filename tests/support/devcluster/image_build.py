@@ -107,8 +107,8 @@ class Builder:
         elif step.stage is None:
             for path, name in self._files(step):
                 yield f"{name} {path.stat().st_mode & 0o111:o} {_digest(path)}"
-        elif (path := self._file_of(step)) is not None:
-            yield _digest(path)
+        elif (file := self._file_of(step)) is not None:
+            yield _digest(file)
         else:
             origins.append(step.stage)
         for origin in filter(None, origins):

@@ -74,6 +74,8 @@ def _containerd(root: Path, runtime: Runtime) -> Iterator[list[str]]:
             f'version = 2\nroot = "{root}"\nstate = "{scratch}/state"\n'
             'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]\n'
             f'[grpc]\n  address = "{scratch}/socket"\n'
+            # It would remove layers of replaced images, which clusters that run now still link to.
+            '[plugins."io.containerd.gc.v1.scheduler"]\n  startup_delay = "87600h"\n  mutation_threshold = 0\n'
         )
         command = ["unshare", "--mount", "containerd", "--config", str(config)]
         process = subprocess.Popen(bound_to_parent(command), env=runtime.environment(), stderr=subprocess.DEVNULL)

@@ -104,6 +104,11 @@ class ClientConnection(asyncio.Protocol):
     def lagging(self) -> bool:
         return self._lagging
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What the client has yet to take of what it was sent, beyond what the kernel holds."""
+        return self._transport.get_write_buffer_size()
+
     def stop_when_idle(self) -> None:
         """Take no further request."""
         self.closing = True

@@ -12,7 +12,7 @@ from baton_serving.gateway.http.framing import Garbage
 HEAD_LIMIT = 64 * 1024
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n\0]*)?")
-_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n\0]*?)[ \t]*")
+_NAME_BYTES = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _KEPT_BACK = frozenset(
     {
         *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"te", b"trailer", b"upgrade"),
@@ -45,18 +45,20 @@ def read_head(head: bytes) -> Head:
     status_line = _STATUS.fullmatch(first)
     if status_line is None:
         raise Garbage(f"sent what is not HTTP: {first[:60]!r}")
+    if b"\0" in head or head.count(b"\r") != len(lines) or head.count(b"\n") != len(lines):
+        raise Garbage(f"sent header lines that do not end where they should: {head[:60]!r}")
     names: dict[bytes, bytes] = {}
     relayed: list[bytes] = []
     for line in lines:
-        found = _LINE.fullmatch(line)
-        if found is None:
+        name, colon, value = line.partition(b":")
+        if not name or not colon or name.translate(None, _NAME_BYTES):
             raise Garbage(f"sent a header line that is none: {line[:60]!r}")
-        name = found[1].lower()
+        name, value = name.lower(), value.strip(b" \t")
         if name in names and name in (b"content-length", b"transfer-encoding"):
             raise Garbage(f"sent {name.decode()} twice")
-        names[name] = found[2]
+        names[name] = value
         if name not in _KEPT_BACK:
-            relayed.append(b"%b: %b\r\n" % (name, found[2]))
+            relayed.append(b"%b: %b\r\n" % (name, value))
     status = int(status_line[2])
     length = _length(names)
     chunked = _chunked(names)

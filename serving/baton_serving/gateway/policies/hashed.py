@@ -28,7 +28,7 @@ def session_affinity(snapshot: Snapshot, facts: RequestFacts) -> Choice:
     return _rendezvous(snapshot, facts.model, facts.session.encode())
 
 
-def _rendezvous(snapshot: Snapshot, model: str, key: bytes) -> Choice:
+def _rendezvous(snapshot: Snapshot, model: str, key: bytes | memoryview) -> Choice:
     """Weights are part of the key, so that requests move over one by one while weights change, not with each pod."""
     digest = xxhash.xxh3_64_intdigest
     seeds: dict[str, int] = {}
