@@ -77,7 +77,8 @@ class Reports:
 def _report(row: Object) -> WorkerReport:
     texts = {key: text_at(row, key) for key in _TEXTS}
     counts = {key: int_at(row, key) for key in _COUNTS}
-    return WorkerReport(**texts, **counts, **{key: _seconds(row, key) for key in _SECONDS})
+    seconds = {key: _seconds(row, key) for key in _SECONDS}
+    return WorkerReport(**{**texts, **counts, **seconds})  # type: ignore[arg-type]
 
 
 def _seconds(row: Object, key: str) -> float:

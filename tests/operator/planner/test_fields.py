@@ -184,7 +184,7 @@ def edited(manifest: dict[str, Any], path: str) -> dict[str, Any]:
     for end, (part, given) in TOGETHER.items():
         if path == end or path.endswith(f".{end}"):
             target, value = path[: len(path) - len(end)] + part, given
-    result = json.loads(json.dumps(manifest))
+    result: dict[str, Any] = json.loads(json.dumps(manifest))
     place: Any = result
     *way, last = target.replace("[]", ".[]").split(".")
     for name, following in pairwise([*way, last]):

@@ -121,7 +121,8 @@ async def change_authority(
     mounts: Mounts, client: httpx.AsyncClient, workers: list[BatonProcess], probes: list[str]
 ) -> list[str]:
     """What clients were answered while the authority changed; probes are asked all along."""
-    began, done, answers = time.monotonic(), False, []
+    began, done = time.monotonic(), False
+    answers: list[str] = []
     first = mounts.rotate(mounts.began).current
     loads = [asyncio.create_task(load(client, lambda: done, answers)) for _ in range(4)]
     async with httpx.AsyncClient() as plain:
