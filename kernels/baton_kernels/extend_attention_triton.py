@@ -312,8 +312,13 @@ class _ExtendPlan:
             num_warps=4,
             launch_pdl=overlap,
         )
-        if not self.may_split:
-            return out
+        if self.may_split:
+            self._join(out, scale)
+        return out
+
+    def _join(self, out: torch.Tensor, scale: KVScale) -> None:
+        spec, overlap = self.spec, overlaps(out.device)
+        group = spec.q_heads // spec.kv_heads
         _join_kernel[(self.plan.blocks.shape[0], spec.kv_heads, self.queries)](
             self.partial,
             self.sums[0],
@@ -323,12 +328,11 @@ class _ExtendPlan:
             self.plan.ends,
             scale.v,
             GROUP=group,
-            BLOCK_G=heads,
+            BLOCK_G=triton.next_power_of_2(group),
             V_DIM=spec.v_dim,
             LINES=_LINES,
-            BLOCK_V=block_v,
+            BLOCK_V=max(16, triton.next_power_of_2(spec.v_dim)),
             OVERLAP=overlap,
             num_warps=2,
             launch_pdl=overlap,
         )
-        return out

@@ -8,25 +8,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
+from baton_serving.config import choices as known
 from baton_serving.config.flags import option
-
-_ATTENTION_BACKENDS = (
-    *("triton", "torch_native", "cutlass_mla", "fa3", "flashinfer", "flashmla", "trtllm_mla", "trtllm_mha"),
-    *("dual_chunk_flash_attn", "hybrid_linear_attn", "aiter", "wave", "intel_amx", "ascend"),
-)
-_ATTENTION_SUPPORTED = ("torch_native", "fa3", "flashinfer", "triton")
-_ATTENTION_NOT_YET = tuple(name for name in _ATTENTION_BACKENDS if name not in _ATTENTION_SUPPORTED)
-_QUANTIZATIONS = (
-    *("awq", "fp8", "gptq", "marlin", "gptq_marlin", "awq_marlin", "bitsandbytes", "gguf", "modelopt", "modelopt_fp4"),
-    *("petit_nvfp4", "w8a8_int8", "w8a8_fp8", "moe_wna16", "qoq", "w4afp8", "mxfp4"),
-)
-_LOAD_FORMATS = (
-    *("auto", "pt", "safetensors", "npcache", "dummy", "sharded_state", "gguf", "bitsandbytes", "layered", "remote"),
-)
-_TOOL_PARSERS_NOT_YET = (
-    *("deepseekv3", "deepseekv31", "glm", "glm45", "gpt-oss", "kimi_k2", "pythonic", "qwen3_coder", "step3"),
-)
-_LOAD_NOT_YET = ("npcache", "sharded_state", "gguf", "bitsandbytes", "layered", "remote")
 
 
 @dataclass(frozen=True)
@@ -54,8 +37,8 @@ class ModelOptions:
     load_format: str = option(
         "--load-format",
         default="auto",
-        choices=_LOAD_FORMATS,
-        not_yet=_LOAD_NOT_YET,
+        choices=known.LOAD_FORMATS,
+        not_yet=known.LOAD_NOT_YET,
         instead="convert the checkpoint to safetensors",
         help='Format of the weights; "dummy" fills them with random numbers.',
         auto="safetensors where there are any, else pt",
@@ -143,22 +126,16 @@ class DtypeOptions:
         "--kv-cache-dtype",
         default="auto",
         choices=("auto", "fp8_e5m2", "fp8_e4m3"),
-        help=(
-            "Type of the KV cache. 8-bit floats halve it and saturate at their largest value; they are scaled where "
-            "the checkpoint brings scales."
-        ),
+        help="Type of the KV cache. 8-bit floats halve it, and are scaled where the checkpoint brings scales.",
         auto="the type of the activations",
     )
     quantization: str | None = option(
         "--quantization",
         default=None,
-        choices=_QUANTIZATIONS,
-        not_yet=tuple(name for name in _QUANTIZATIONS if name != "fp8"),
+        choices=known.QUANTIZATIONS,
+        not_yet=known.QUANTIZATIONS_NOT_YET,
         instead="use fp8",
-        help=(
-            "Turn the layers' weights into 8-bit floats with a scale per output as they are read; activations are "
-            "scaled row by row."
-        ),
+        help="Make the layers' weights 8-bit floats as they are read, scaled per output; activations, row by row.",
         auto="what the checkpoint holds",
     )
 
@@ -315,8 +292,8 @@ class ApiOptions:
     tool_call_parser: str | None = option(
         "--tool-call-parser",
         default=None,
-        choices=("hermes", "llama3", "mistral", "qwen", "qwen25", *_TOOL_PARSERS_NOT_YET),
-        not_yet=_TOOL_PARSERS_NOT_YET,
+        choices=("hermes", "llama3", "mistral", "qwen", "qwen25", *known.TOOL_PARSERS_NOT_YET),
+        not_yet=known.TOOL_PARSERS_NOT_YET,
         instead="use hermes, llama3, mistral or qwen",
         help="How the model spells tool calls; answers to chats that offer tools are read so.",
         auto="the answer's text comes unparsed",
@@ -352,8 +329,8 @@ class KernelOptions:
     attention_backend: str | None = option(
         "--attention-backend",
         default=None,
-        choices=_ATTENTION_BACKENDS,
-        not_yet=_ATTENTION_NOT_YET,
+        choices=known.ATTENTION_BACKENDS,
+        not_yet=known.ATTENTION_NOT_YET,
         instead="use torch_native, flashinfer, fa3 or triton",
         help="Attention of prefill and decode.",
         auto="on cuda the fastest that is installed and fits the model, else torch_native",
@@ -361,8 +338,8 @@ class KernelOptions:
     prefill_attention_backend: str | None = option(
         "--prefill-attention-backend",
         default=None,
-        choices=_ATTENTION_BACKENDS,
-        not_yet=_ATTENTION_NOT_YET,
+        choices=known.ATTENTION_BACKENDS,
+        not_yet=known.ATTENTION_NOT_YET,
         instead="use torch_native, flashinfer, fa3 or triton",
         help="Attention of prefill alone.",
         auto="the attention backend",
@@ -370,8 +347,8 @@ class KernelOptions:
     decode_attention_backend: str | None = option(
         "--decode-attention-backend",
         default=None,
-        choices=_ATTENTION_BACKENDS,
-        not_yet=_ATTENTION_NOT_YET,
+        choices=known.ATTENTION_BACKENDS,
+        not_yet=known.ATTENTION_NOT_YET,
         instead="use torch_native, flashinfer, fa3 or triton",
         help="Attention of decode alone.",
         auto="the attention backend",
@@ -408,10 +385,7 @@ class OptimizationOptions:
     enable_deterministic_inference: bool = option(
         "--enable-deterministic-inference",
         default=False,
-        help=(
-            "Compute each token to the same bits whatever else is in its batch, from the cache, or in other chunks: a "
-            "request with a seed repeats its text."
-        ),
+        help="Compute each token to the same bits in any batch, chunking or company; a seed then repeats its text.",
     )
     disable_cuda_graph: bool = option(
         "--disable-cuda-graph", default=False, help="Launch the kernels of decode and of short prefill one by one."
