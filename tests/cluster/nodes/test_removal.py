@@ -34,7 +34,7 @@ def test_it_goes_with_everything_once_the_services_are_gone(
     person.helm("uninstall", "baton", "--namespace", SYSTEM, "--wait")
     eventually(lambda: not _released(person), 60.0, lambda: _released(person))
     assert "inferenceservices.baton.dev" in person.kubectl("get", "crd", "--output", "name")
-    person.kubectl("delete", "namespace", quickstart.namespace, SYSTEM, within=120.0)
+    person.kubectl("delete", "namespace", quickstart.namespace, SYSTEM, within=300.0)
 
 
 def _released(person: Person) -> list[str]:
