@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import json
 import os
@@ -32,13 +31,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
 def bound_to_parent(command: list[str]) -> list[str]:
-    """`command`, to end with this process: what `die_with_parent` does, without code between fork and exec, which a
-    process with threads of gRPC does not survive."""
+    """`command`, to be killed when this process ends.
+
+    It asks for that itself: a process with threads of gRPC does not survive code between fork and exec.
+    """
     bind = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
     return [sys.executable, "-S", "-c", bind, *command]
 
@@ -120,12 +117,11 @@ class BatonProcesses:
         log = self._folder / f"{next(self._serial)}-{name}.log"
         with log.open("w") as stderr:
             popen = subprocess.Popen(
-                words,
+                bound_to_parent(list(words)),
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
         process = BatonProcess(name, popen, log, {})

@@ -305,7 +305,7 @@ class Spec(Part):
     scaling: Scaling = Scaling()
     """What the operator aims at where it sets the number of workers."""
     rollout: Rollout = Rollout()
-    """How changes reach the workers."""
+    """How new weights, images and arguments reach the workers."""
     metrics: Metrics = Metrics()
     """Who may read the metrics."""
     security: Security = Security()

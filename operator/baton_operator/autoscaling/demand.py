@@ -48,7 +48,7 @@ def measure(memory: Memory, fleet: Fleet, targets: Targets, now: float) -> tuple
     after = replace(after, rate=before.rate.add(tokens, computing))
     rate = after.rate.value
     use = min(1.0, computing / (seconds * max(1, _ready(prompt_side))))
-    if rate is not None and 0 < use < 0.98:
+    if rate and 0 < use < 0.98:
         wait = queued / (rate * max(1, _ready(prompt_side)))
         after = replace(after, crowding=before.crowding.add(wait, use / (1 - use)))
     told = [_since(before.seen.get(one.id), one) for one in answer_side]
@@ -64,7 +64,7 @@ def measure(memory: Memory, fleet: Fleet, targets: Targets, now: float) -> tuple
             unevenness=before.unevenness.add(slowest * put_out / waited, 1.0),
         )
     idle = not (tokens or put_out or queued or fleet.waiting)
-    if rate is None:
+    if not rate:
         return None, after
     demand = Demand(
         prompts=max(0.0, tokens + queued - before.queued) / seconds,

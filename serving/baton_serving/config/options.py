@@ -64,9 +64,7 @@ class ModelOptions:
         help="Longest prompt and answer together.",
         auto="what the model's config says",
     )
-    revision: str | None = option(
-        "--revision", default=None, help="Branch, tag or commit when the model path is a hub name."
-    )
+    revision: str | None = option("--revision", default=None, help="Branch, tag or commit of a hub name.")
     json_model_override_args: str = option(
         "--json-model-override-args", default="{}", help="JSON object laid over the model's config.json."
     )
@@ -82,12 +80,12 @@ class HttpOptions:
     host: str = option("--host", default="127.0.0.1", help="Address to listen on.")
     port: int = option("--port", default=30000, help="Port of the HTTP API; 0 takes a free one.")
     grpc_port: int | None = option(
-        "--grpc-port", default=None, help="Port of the gRPC API; 0 takes a free one.", auto="no gRPC"
+        "--grpc-port", default=None, help="Port of gRPC; 0 takes a free one.", auto="no gRPC"
     )
     probe_port: int | None = option(
         "--probe-port",
         default=None,
-        help="Port that answers /health and /metrics alone, and never with TLS: for probes, which show no certificate.",
+        help="Port that answers /health and /metrics alone, never with TLS: for probes, which have no certificate.",
         auto="none",
     )
     ssl_certfile: str | None = option(

@@ -29,6 +29,7 @@ ADDED_BY_BATON = {
     "--enable-trace",
     "--grpc-port",
     "--otlp-traces-endpoint",
+    "--probe-port",
     "--ssl-ca-certs",
     "--ssl-certfile",
     "--ssl-keyfile",

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.baton_processes import die_with_parent
+from support.baton_processes import bound_to_parent
 from support.devcluster import cgroups
 from support.devcluster.layout import Layout
 
@@ -43,9 +43,7 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", layout.port))
     command = [*_UNSHARE, sys.executable, "-m", "support.devcluster.machine", str(layout.state), str(listener.fileno())]
     with layout.log("machine").open("ab") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, pass_fds=[listener.fileno()], preexec_fn=die_with_parent
-        )
+        process = subprocess.Popen(bound_to_parent(command), stdout=log, stderr=log, pass_fds=[listener.fileno()])
     listener.close()
     ended = os.pidfd_open(process.pid)
     layout.machine.write_text(str(_child_of(process.pid)))

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
-from support.baton_processes import die_with_parent, free_port
+from support.baton_processes import bound_to_parent, free_port
 from support.kube.client import Cluster
 
 PATIENCE = 60.0  # seconds; bounds a failing start
@@ -177,11 +177,10 @@ class ControlPlane:
     def _run(self, program: str, *flags: str) -> None:
         with (self.folder / f"{program}.log").open("ab") as log:
             self._processes[program] = subprocess.Popen(
-                [str(self._programs[program]), *flags],
+                bound_to_parent([str(self._programs[program]), *flags]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_parent,
             )
 
     def _answers(self, path: str) -> bool:
