@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -25,10 +26,16 @@ _METRIC = re.compile(r"^(baton_\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, for commands that cannot choose one themselves."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on now, for commands that cannot choose one themselves or must come back to it.
+
+    Below those that the system gives to connections: one that is tried again and again may be given the very port that
+    it looks for, and so meet itself.
+    """
+    while True:
+        port = random.randrange(20000, 32768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def bound_to_parent(command: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from support.baton_processes import BatonProcess, BatonProcesses
+from support.baton_processes import BatonProcess, BatonProcesses, free_port
 
 Body = dict[str, Any]
 
@@ -90,7 +90,7 @@ def start_fleet(processes: BatonProcesses, model: Path, shape: Shape, whole: str
 
     A decode worker serves whole whatever comes without a ticket, and requests can move to it.
     """
-    bootstrap = processes.bootstrap()
+    bootstrap = processes.bootstrap(free_port())
     options = disaggregated("decode", bootstrap, shape.backend) if whole == "decode" else POOL
     undivided = processes.worker("whole", model, *options) if whole else None
     fleet = Fleet(processes, model, shape, bootstrap, [], [], undivided)
