@@ -33,7 +33,6 @@ from baton_serving.scheduling.step import StepPlan, StepResult
 PROMPT_TOKENS = 128
 PAGE_SIZE = 64
 _TOKEN = 7
-_SPIN_SECONDS = 0.0003
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,7 @@ class _TimedStep:
     end: float
 
     def result(self) -> StepResult:
-        # Sleep most of it, or the operating system takes the core away in the middle of what is measured; spin the
-        # rest, for a sleep wakes up late.
-        time.sleep(max(0.0, self.end - time.perf_counter() - _SPIN_SECONDS))
+        # As waiting for a CUDA event does by default; after a sleep the caches are cold, and all takes twice as long.
         while time.perf_counter() < self.end:
             pass
         return _answer(self.plan)
