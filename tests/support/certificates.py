@@ -21,6 +21,9 @@ class Authority:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(self._name, self._name, self._key.public_key())
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        builder = builder.add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False
+        )
         self.pem = _pem(builder.sign(self._key, hashes.SHA256()))
 
     def write(self, folder: Path, *more: Authority, name: str = PEER_NAME) -> TlsFiles:
@@ -34,6 +37,8 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(subject, self._name, key.public_key())
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(signer, critical=False)  # asked for since Python 3.13
         assert files.authority is not None
         _replace(files.authority, b"".join(one.pem for one in (self, *more)))
         _replace(files.certificate, _pem(builder.sign(self._key, hashes.SHA256())))
