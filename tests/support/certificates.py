@@ -13,6 +13,17 @@ from cryptography.x509.oid import NameOID
 from baton_bootstrap.tls import PEER_NAME, TlsFiles
 
 _DAY = datetime.timedelta(days=1)
+_USAGES = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
+)
 
 
 class Authority:
@@ -24,6 +35,7 @@ class Authority:
         builder = builder.add_extension(
             x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False
         )
+        builder = builder.add_extension(x509.KeyUsage(**dict.fromkeys(_USAGES, True)), critical=True)
         self.pem = _pem(builder.sign(self._key, hashes.SHA256()))
 
     def write(self, folder: Path, *more: Authority, name: str = PEER_NAME) -> TlsFiles:

@@ -18,7 +18,7 @@ from baton_serving.gateway.routing import Router, RoutingConfig
 from baton_serving.gateway.siblings import Siblings
 from baton_serving.gateway.spans import RequestSpans
 
-BODY_LIMIT = 20_000
+BODY_LIMIT = 30_000
 
 
 def entry(url: str, model: str, role: Role = Role.BOTH) -> Entry:

@@ -17,7 +17,7 @@ from support.http import HELLO, post
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world() -> AsyncIterator[World]:
-    async with api_world(says("ok"), type(OPTIONS)(**{**vars(OPTIONS), "max_body_bytes": 20_000})) as made:
+    async with api_world(says("ok"), type(OPTIONS)(**{**vars(OPTIONS), "max_body_bytes": 30_000})) as made:
         yield made
 
 
