@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 from collections.abc import AsyncIterator
 
@@ -76,9 +77,11 @@ async def test_workers_are_reported_as_they_registered(server: BootstrapServer) 
         id="d-0", incarnation="1" * 32, epoch=1, role=Role.DECODE, http_url="http://a:1", weight_digest="w1"
     )
     load = Load(queued_tokens=7, prompt_tokens=30, prompt_seconds=1.5, answer_tokens=9, answer_seconds=2.0)
-    beat = Beat(state=State.READY, load=load)
+    turns = itertools.count()  # a scheduler whose turns stand still would be reported as stalled
     address = [f"127.0.0.1:{server.port}"]
-    async with RegistrationClient(address, worker, lambda: beat) as registration:
+    async with RegistrationClient(
+        address, worker, lambda: Beat(state=State.READY, load=load, tick=next(turns))
+    ) as registration:
         await registration.registered()
         dns = ClusterDns({FIRST: server.http_port})
         up = observed(deployment("chat-bootstrap-0", 1))

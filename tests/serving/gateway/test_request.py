@@ -392,6 +392,23 @@ async def test_large_events_arrive_whole_however_they_are_cut(bench: Bench) -> N
         assert await read(response) == data
 
 
+@pytest.mark.parametrize("shown", [0, 1])
+async def test_a_stream_that_said_its_length_ends_there_though_the_connection_stays_open(
+    bench: Bench, shown: int
+) -> None:
+    """Not when the client or a guard loses patience. With no event at all it is cut off, and that is said at once."""
+    body = b"".join(events("a")) if shown else b""
+
+    async def decode(call: Call) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n"
+        call.writer.write(head % len(body) + body)
+        await call.closed.wait()
+
+    await bench.worker("b", decode)
+    async with asyncio.timeout(10), bench.post() as response:
+        assert (response.status, await read(response)) == (200, body) if shown else response.status >= 500
+
+
 @pytest.mark.parametrize("streams", [True, False])
 async def test_explain_tells_what_moved_the_pages_and_how_many_bytes(bench: Bench, streams: bool) -> None:
     async def decode(call: Call) -> None:

@@ -74,11 +74,11 @@ class ChunkedEvents:
 
 
 class PlainEvents:
-    """Reads an event stream whose end is the connection's; same interface, framed anew."""
+    """Reads an event stream of `length` bytes, or one whose end is the connection's; same interface, framed anew."""
 
-    ended = False
-
-    def __init__(self) -> None:
+    def __init__(self, length: int | None = None) -> None:
+        self.ended = length == 0
+        self._missing = length
         self._rest = b""
 
     @property
@@ -86,6 +86,11 @@ class PlainEvents:
         return bool(self._rest)
 
     def feed(self, data: bytes) -> bytes:
+        if self._missing is not None:
+            self._missing -= len(data)
+            if self._missing < 0:
+                raise Garbage("sent bytes after the end of its answer")
+            self.ended = self._missing == 0
         data = self._rest + data
         cut = max(data.rfind(mark) + len(mark) if mark in data else 0 for mark in _EVENT_ENDS)
         self._rest = data[cut:]

@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
         if self._listener is None:  # lost interest when it saw the head
             return
         if events:
-            self._events = ChunkedEvents() if head.chunked else PlainEvents()
+            self._events = ChunkedEvents() if head.chunked else PlainEvents(head.length)
         elif head.chunked:
             self._chunked = ChunkedBody(REPLY_LIMIT)
         elif head.length == len(begun):
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
             self._missing = REPLY_LIMIT if head.length is None else head.length
             if self._missing > REPLY_LIMIT:
                 raise Garbage(f"answers with more than {REPLY_LIMIT} bytes")
-        if begun:
+        if begun or head.length == 0:
             self._take_body(begun)
 
     def _take_body(self, data: bytes) -> None:
