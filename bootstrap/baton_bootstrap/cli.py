@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token-file", type=Path, help="file with a token that every peer must show (default: $BATON_TOKEN_FILE)"
     )
+    parser.add_argument(
+        "--http-token-file", type=Path, help="file with the token of the HTTP port, where it is not that of the peers"
+    )
     parser.add_argument("--ssl-certfile", help="certificate chain (PEM) of the gRPC port, taken over when it changes")
     parser.add_argument("--ssl-keyfile", help="key of the certificate")
     parser.add_argument("--ssl-ca-certs", help="authority that the certificates of workers and gateways must come from")
@@ -46,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
             http_port=args.http_port,
             lease=args.lease,
             token=read_token(Path(token_file) if token_file else None),
+            http_token_file=args.http_token_file,
             tls=tls_files(args.ssl_certfile, args.ssl_keyfile, args.ssl_ca_certs),
         )
         asyncio.run(_serve(config, args.announce_file))

@@ -7,10 +7,12 @@ import secrets
 import socket
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc.aio
 import uvicorn
 
+from baton_bootstrap.auth import read_token
 from baton_bootstrap.errors import SetupError
 from baton_bootstrap.hosted import HostedServer
 from baton_bootstrap.metrics import Metrics
@@ -33,7 +35,8 @@ _GRPC_OPTIONS = (
 class ServerConfig:
     """Ports may be 0: the system picks. `lease` is in seconds: a worker silent that long is gone.
 
-    `tls` guards the gRPC port; the HTTP port says nothing secret without the token.
+    `tls` guards the gRPC port; the HTTP port says nothing secret without the token in `http_token_file`, which may
+    change, or `token` where there is no such file.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +44,7 @@ class ServerConfig:
     http_port: int = 0
     lease: float = 3.0
     token: str | None = None
+    http_token_file: Path | None = None
     tls: TlsFiles | None = None
 
 
@@ -57,12 +61,13 @@ class BootstrapServer:
         metrics = Metrics(self.registry)
         self._service = RegistryService(self.registry, metrics, config.token)
         self._grpc: grpc.aio.Server | None = None
-        app = create_app(self.registry, metrics, config.token, self._service.assigned)
+        app = create_app(self.registry, metrics, self._http_token, self._service.assigned)
         self._web = HostedServer(uvicorn.Config(app, log_level="warning", lifespan="off"))
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Bind both ports. Raises `SetupError` when one cannot be had."""
+        """Bind both ports. Raises `SetupError` when one cannot be had, or a token not be read."""
+        self._http_token()
         http_socket = _listen(self.config.host, self.config.http_port)
         self.http_port = http_socket.getsockname()[1]
         self._grpc = grpc.aio.server(options=_GRPC_OPTIONS)
@@ -77,6 +82,9 @@ class BootstrapServer:
             asyncio.create_task(self._web.serve(sockets=[http_socket])),
             asyncio.create_task(self._sweep()),
         ]
+
+    def _http_token(self) -> str | None:
+        return self.config.token if self.config.http_token_file is None else read_token(self.config.http_token_file)
 
     def _open(self, server: grpc.aio.Server) -> int:
         address, tls = f"{self.config.host}:{self.config.port}", self.config.tls

@@ -62,10 +62,10 @@ class WorkerList(msgspec.Struct):
 def create_app(
     registry: Registry,
     metrics: Metrics,
-    token: str | None = None,
+    token: Callable[[], str | None] = lambda: None,
     on_assigned: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """`/workers` and `/assignments` ask for the shared token when there is one; probes never do.
+    """`/workers` and `/assignments` ask for what `token` says now, when there is one; probes never do.
 
     `on_assigned` is called after assignments were taken over.
     """
@@ -73,8 +73,8 @@ def create_app(
 
     @app.get("/workers")
     async def workers(request: Request) -> Response:
-        if not admits(token, request.headers.get(HEADER)):
-            return Response("the shared token is missing or wrong\n", status_code=401)
+        if not admits(token(), request.headers.get(HEADER)):
+            return Response("the token is missing or wrong\n", status_code=401)
         rows = [_row(entry, tick, heard) for entry, tick, heard in registry.entries()]
         rows.sort(key=lambda row: (row.role, row.id))
         listing = WorkerList(registry.instance, registry.revision, registry.warming, registry.waiting, rows)
@@ -83,8 +83,8 @@ def create_app(
     @app.put("/assignments")
     async def assign(request: Request) -> Response:
         """What workers are to serve, by worker id: all assignments of one author, in the place of those of before."""
-        if not admits(token, request.headers.get(HEADER)):
-            return Response("the shared token is missing or wrong\n", status_code=401)
+        if not admits(token(), request.headers.get(HEADER)):
+            return Response("the token is missing or wrong\n", status_code=401)
         try:
             registry.assign(msgspec.json.decode(await request.body(), type=dict[str, Assignment]))
         except (msgspec.MsgspecError, Refused) as error:

@@ -50,6 +50,7 @@ def test_bad_options_exit_with_2_and_one_line(tmp_path: Path) -> None:
         ["--lease", "0"],
         ["--token-file", str(tmp_path / "missing")],
         ["--token-file", str(empty)],
+        ["--port", "0", "--http-port", "0", "--http-token-file", str(empty)],
         ["--host", "203.0.113.1", "--port", "0", "--http-port", "0"],
     ):
         process = start(*args)

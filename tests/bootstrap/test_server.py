@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -45,6 +46,19 @@ async def test_the_list_asks_for_the_token_and_probes_do_not(start_server: Start
     assert (await get(f"{url}/workers"))[0] == 401
     assert (await get(f"{url}/workers", authorization="Bearer s3cret"))[0] == 200
     assert (await get(f"{url}/health"))[0] == 200
+
+
+async def test_the_http_port_may_have_a_token_of_its_own(start_server: StartServer, tmp_path: Path) -> None:
+    """Whoever manages the peers need not be one; a renewed token counts at once."""
+    file = tmp_path / "token"
+    file.write_text("first")
+    server = await start_server(token="s3cret", http_token_file=file)
+    url = f"http://127.0.0.1:{server.http_port}/workers"
+    assert (await get(url, authorization="Bearer first"))[0] == 200
+    assert (await get(url, authorization="Bearer s3cret"))[0] == 401
+    file.write_text("second")
+    assert (await get(url, authorization="Bearer first"))[0] == 401
+    assert (await get(url, authorization="Bearer second"))[0] == 200
 
 
 async def test_a_port_in_use_is_named(start_server: StartServer) -> None:

@@ -83,9 +83,13 @@ def test_definitions_are_kept_when_the_release_goes() -> None:
         assert "{{" not in body
 
 
-def rules() -> dict[tuple[str, str], set[str]]:
-    """Verbs by API group and resource."""
-    entries = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
+def rules(*names: str) -> dict[tuple[str, str], set[str]]:
+    """Verbs by API group and resource, of all rules unless some are named."""
+    entries = [
+        entry
+        for name in names or ("rules", "secret-rules")
+        for entry in yaml.safe_load((CHART / "files" / f"{name}.yaml").read_text())
+    ]
     return {
         (group, resource): set(entry["verbs"])
         for entry in entries
@@ -114,7 +118,12 @@ def test_the_operator_may_apply_and_delete_what_it_plans_and_nothing_else() -> N
 def test_no_rule_reaches_everything() -> None:
     for (group, resource), verbs in rules().items():
         assert "*" not in (group, resource, *verbs)
-    assert rules()["", "secrets"] == {"list", "create", "patch", "delete"}
+
+
+def test_secrets_are_out_of_reach_unless_asked_for() -> None:
+    assert VALUES["secrets"] is False
+    assert ("", "secrets") not in rules("rules")
+    assert rules("secret-rules") == {("", "secrets"): {"get", "list", "create", "patch", "delete"}}
 
 
 def test_the_operators_pods_are_those_that_network_policies_let_in() -> None:

@@ -46,6 +46,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 def installed(plane: ControlPlane) -> ControlPlane:
     """With the chart's release `baton`, whose own pods never run: the tests run the operator themselves."""
     words = ["install", "baton", str(ROOT / "charts/baton"), "--namespace", SYSTEM, "--create-namespace"]
+    words += ["--set", "secrets=true"]
     done = plane.run("helm", *words)
     assert done.returncode == 0, done.stderr
     # The plugin that looks at owner references learns of new kinds twice a minute, or when it starts.

@@ -78,6 +78,17 @@ def test_wrong_values_are_refused_by_their_schema(plane: ControlPlane, values: s
     assert complaint in done.stderr
 
 
+def test_secrets_are_out_of_reach_unless_asked_for(installed: ControlPlane) -> None:
+    rules = {
+        asked: [rule for item in template(installed, values) if item["kind"] == "ClusterRole" for rule in item["rules"]]
+        for asked, values in ((False, {}), (True, {"secrets": True}))
+    }
+    assert not any("secrets" in rule["resources"] for rule in rules[False])
+    assert [rule for rule in rules[True] if rule not in rules[False]] == [
+        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "create", "patch", "delete"]}
+    ]
+
+
 @pytest.fixture
 def scoped(installed: ControlPlane, namespace: str) -> Iterator[str]:
     """A second release that looks after this one namespace alone, and lives in it."""
@@ -112,7 +123,8 @@ def test_an_upgrade_keeps_services_and_a_removal_leaves_only_the_definitions(ins
     cluster = installed.admin()
     service = ServiceUnderTest(cluster, "default", "kept")
     service.apply()
-    upgraded = installed.run("helm", "upgrade", "baton", CHART, *place, "--set", "operator.logLevel=debug")
+    chosen = ["--set", "operator.logLevel=debug,secrets=true"]
+    upgraded = installed.run("helm", "upgrade", "baton", CHART, *place, *chosen)
     assert upgraded.returncode == 0, upgraded.stderr
     deployment = cluster.get("apps/v1", "deployments", "baton-system", "baton")
     assert "--log-level=debug" in deployment["spec"]["template"]["spec"]["containers"][0]["args"]
@@ -131,7 +143,7 @@ def test_an_upgrade_keeps_services_and_a_removal_leaves_only_the_definitions(ins
         eventually(lambda version=version, plural=plural: not cluster.list(version, plural, "", mark))  # type: ignore[misc]
     definitions = {item["metadata"]["name"] for item in cluster.list(EXTENSIONS, DEFINITIONS)}
     assert {"inferenceservices.baton.dev", "workerscalers.baton.dev"} <= definitions
-    again = installed.run("helm", "install", "baton", CHART, *place)
+    again = installed.run("helm", "install", "baton", CHART, *place, "--set", "secrets=true")
     assert again.returncode == 0, again.stderr
 
 

@@ -1,14 +1,16 @@
 """Secrets as the rotation sees them, and back.
 
 `NAME-authority` holds the authorities with their keys, which no pod mounts. `NAME-PART-tls` holds what a part's pods
-do: `tls.crt`, `tls.key`, `ca.crt`, and for workers `curve.key`, which all of them share and which is made once.
+do: `tls.crt`, `tls.key`, `ca.crt`; for workers `curve.key`, which all of them share, and for the bootstrap server
+`operator.token`, which the operator shows at its HTTP port. These two are made once.
 """
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Mapping
+import secrets as random
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -17,9 +19,9 @@ import zmq
 from baton_operator.certificates.issue import read_pair
 from baton_operator.certificates.rotate import Leaf, Pair, Stored
 from baton_operator.planner.context import Context
-from baton_operator.planner.objects import Object, Ref, text_at
+from baton_operator.planner.objects import Object, Ref, map_at, text_at
 from baton_operator.planner.observed import Observed
-from baton_operator.planner.pods import CERTIFIED, certificates_secret
+from baton_operator.planner.pods import CERTIFIED, OPERATOR_TOKEN, certificates_secret
 
 _SINCE: Final = "baton.dev/since"
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
@@ -51,7 +53,16 @@ def secrets(context: Context, observed: Observed, state: Stored) -> Iterator[Obj
         data = {"tls.crt": leaf.pair.certificate, "tls.key": leaf.pair.key, "ca.crt": b"".join(leaf.trusted)}
         if part == "workers":
             data["curve.key"] = _data(observed, name).get("curve.key") or zmq.curve_keypair()[1]
+        if part == "bootstrap":
+            data[OPERATOR_TOKEN] = _data(observed, name).get(OPERATOR_TOKEN) or random.token_urlsafe(32).encode()
         yield _secret(context, name, part, data, {_SINCE: leaf.since.isoformat()})
+
+
+def files_of(context: Context, made: Sequence[Object], part: str) -> dict[str, bytes]:
+    """What the pods of `part` mount, from the Secrets that `secrets` made."""
+    name = certificates_secret(context, part)
+    (found,) = [item for item in made if text_at(item, "metadata", "name") == name]
+    return {key: base64.b64decode(str(value)) for key, value in map_at(found, "data").items()}
 
 
 def _leaf(context: Context, observed: Observed, part: str) -> Leaf | None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from baton_operator.controller.api_server import ApiServer
 from baton_operator.controller.autoscalers import Autoscalers
-from baton_operator.controller.certificates import certified
+from baton_operator.controller.credentials import with_credentials
 from baton_operator.controller.memory import Applied
 from baton_operator.controller.reports import Reports
 from baton_operator.controller.resources import EVENTS, SERVICES, resource_of, served
@@ -78,8 +78,8 @@ class Reconciler:
         items = [item for found in await asyncio.gather(*lists) for item in found]
         observed = Observed.of(service, items)
         context = Context(service, self.settings)
-        if service.manifest.spec.security.mutual_tls and service.deleted_at is None:
-            observed = replace(observed, secrets=certified(context, observed, datetime.now(UTC)))
+        if service.deleted_at is None:
+            observed = await with_credentials(self._api, context, observed, datetime.now(UTC))
         listing = await self._reports.of(context, observed)
         if listing is None:
             return await self._rollouts.look(key, context, observed)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from baton_bootstrap.auth import credentials
 from baton_operator.planner import Context, Observed, WorkerReport
 from baton_operator.planner.bootstrap import COMPONENT as BOOTSTRAP
 from baton_operator.planner.context import BOOTSTRAP_HTTP_PORT, COMPONENT
@@ -42,7 +43,7 @@ class Reports:
         """None while no replica is up, none answers or those that do have just begun to hear of workers."""
         for url in _urls(context, observed):
             try:
-                found = await self._read(f"{url}/workers")
+                found = await self._read(f"{url}/workers", observed.token)
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 log.debug("no reports from %s: %s", url, error)
                 continue
@@ -56,14 +57,16 @@ class Reports:
         """Tell every replica that is up what workers are to serve; to be repeated, as they do not keep it."""
         for url in _urls(context, observed):
             try:
-                async with self._session.put(f"{url}/assignments", json=assignments, timeout=_TIMEOUT) as answer:
+                async with self._session.put(
+                    f"{url}/assignments", json=assignments, headers=dict(credentials(observed.token)), timeout=_TIMEOUT
+                ) as answer:
                     if answer.status >= 400:
                         log.warning("%s took no assignments: %s", url, (await answer.text()).strip())
             except (aiohttp.ClientError, TimeoutError) as error:
                 log.warning("%s took no assignments: %s", url, error)
 
-    async def _read(self, url: str) -> Listing | None:
-        async with self._session.get(url, timeout=_TIMEOUT) as answer:
+    async def _read(self, url: str, token: str) -> Listing | None:
+        async with self._session.get(url, headers=dict(credentials(token)), timeout=_TIMEOUT) as answer:
             answer.raise_for_status()
             if (answer.content_length or 0) > _MAX_BYTES:
                 raise ValueError(f"{answer.content_length} bytes are too many")

@@ -39,13 +39,15 @@ PODS: Final = Resource("v1", "Pod", "pods", watched=True)
 EVENTS: Final = Resource("v1", "Event", "events")
 LEASES: Final = Resource("coordination.k8s.io/v1", "Lease", "leases")
 
-# What a service may consist of. The last three are listed only where the cluster serves them.
+SECRETS: Final = Resource("v1", "Secret", "secrets")
+
+# What a service may consist of; its Secrets are read apart, as not every operator may. The last three are listed only
+# where the cluster serves them.
 CHILDREN: Final = (
     SCALERS,
     PODS,
     Resource("v1", "Service", "services"),
     Resource("v1", "ServiceAccount", "serviceaccounts"),
-    Resource("v1", "Secret", "secrets"),
     Resource("apps/v1", "Deployment", "deployments", watched=True),
     Resource("apps/v1", "ControllerRevision", "controllerrevisions"),
     Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
@@ -66,7 +68,7 @@ def served(apis: Iterable[str]) -> list[Resource]:
 
 def resource_of(api_version: str, kind: str) -> Resource:
     """The entry of one of the kinds above; `KeyError` for any other."""
-    for resource in (*CHILDREN, SERVICES, EVENTS, LEASES):
+    for resource in (*CHILDREN, SECRETS, SERVICES, EVENTS, LEASES):
         if (resource.api_version, resource.kind) == (api_version, kind):
             return resource
     raise KeyError(f"{api_version}/{kind}")

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from baton_operator.controller.credentials import client_tls
 from baton_operator.planner import Context, Observed, Plan
 from baton_operator.planner.context import COMPONENT, GATEWAY_PORT, PROBE_PORT
 from baton_operator.planner.gateway import COMPONENT as GATEWAY
@@ -69,7 +70,8 @@ class Rollouts:
             return
 
         async def ask() -> None:
-            text = await ask_probe(self._session, urls[0], probe.prompt)
+            tls = client_tls(context, observed)
+            text = await ask_probe(self._session, urls[0], probe.prompt, tls)
             watched.probes = {made.probe: probe.expect in text}
             if probe.expect not in text:
                 log.warning("%s/%s: the probe was answered %r, not with %r", *key, text[:200], probe.expect)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from baton_operator.planner.context import BOOTSTRAP_HTTP_PORT, BOOTSTRAP_PORT, Context
 from baton_operator.planner.pods import (
+    OPERATOR_TOKEN_FILE,
     certificates,
     container_security,
     environment,
@@ -49,6 +50,7 @@ def _pod(context: Context, labels: dict[str, str]) -> object:
     volumes, mounts = scratch()
     token_volumes, token_mounts, token_env = secret_token(context)
     tls_volumes, tls_mounts, tls_flags = certificates(context, COMPONENT)
+    tls_flags += ["--http-token-file", OPERATOR_TOKEN_FILE] if tls_flags else []
     health = {"httpGet": {"path": "/health", "port": "http"}}
     ports = ["--port", str(BOOTSTRAP_PORT), "--http-port", str(BOOTSTRAP_HTTP_PORT)]
     container = {

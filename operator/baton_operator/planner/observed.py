@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from baton_operator.planner.context import COMPONENT, REVISION, VERSION, Service, is_ours
 from baton_operator.planner.objects import Object, Ref, int_at, label, list_at, ref_of, text_at
@@ -89,8 +89,9 @@ class Observed:
     `workers` is None when nobody could be asked for them; `waiting` are requests that gateways hold for lack of any.
     `gateways` has for each gateway that answered the workers to which it sends requests, `counts` how those fare,
     `probes` by revision whether the probe was answered as expected. `scaled` is what the operator's own autoscaling
-    asks for by role, as far as it has an opinion; `secrets` hold the certificates that the service is to have.
-    `refused` has a sentence for each object that the API server would not take.
+    asks for by role, as far as it has an opinion; `secrets` hold the certificates that the service is to have, None
+    when the operator may not touch Secrets. `token` is what the bootstrap server asks for, `token_trouble` says why it
+    could not be read. `refused` has a sentence for each object that the API server would not take.
     """
 
     objects: Mapping[Ref, Object] = field(default_factory=dict)
@@ -101,7 +102,9 @@ class Observed:
     probes: Mapping[str, bool] = field(default_factory=dict)
     waiting: int = 0
     scaled: Mapping[str, int] = field(default_factory=dict)
-    secrets: Sequence[Object] = ()
+    secrets: Sequence[Object] | None = ()
+    token: str = field(default="", repr=False)
+    token_trouble: str = ""
     refused: Sequence[str] = ()
 
     @classmethod
@@ -110,6 +113,11 @@ class Observed:
         pods = [item for item in items if text_at(item, "kind") == "Pod"]
         others = [item for item in items if text_at(item, "kind") != "Pod" and is_ours(item, service)]
         return cls({ref_of(item): item for item in others}, pods, workers)
+
+    def joined(self, service: Service, items: Sequence[Object]) -> Observed:
+        """With more objects, as far as they are the service's."""
+        more = {ref_of(item): item for item in items if is_ours(item, service)}
+        return replace(self, objects={**self.objects, **more})
 
     def of_kind(self, *kinds: str) -> list[Object]:
         return [item for ref, item in self.objects.items() if ref.kind in kinds]

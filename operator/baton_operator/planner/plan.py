@@ -72,7 +72,7 @@ def plan(service: Service, observed: Observed, now: datetime, settings: Settings
     context = Context(service, settings or Settings())
     if service.deleted_at is not None:
         return _finalization(context, observed, service.deleted_at, now)
-    obstacle = _obstacle(context)
+    obstacle = _obstacle(context, observed)
     if obstacle is not None:
         status = stalled_status(context, obstacle.reason, obstacle.sentence, now)
         return Plan(status=_if_changed(context, status), events=_events(context, status))
@@ -85,7 +85,7 @@ def _reconcile(context: Context, observed: Observed, now: datetime) -> Plan:
     budgeted = {key_of(item): item for item in [*rollout.current, *_running(observed)]}
     apply: list[Object] = [
         build_account(context),
-        *observed.secrets,
+        *(observed.secrets or ()),
         *build_network_policies(context),
         *build_bootstrap(context),
         *build_gateway(context),
@@ -132,7 +132,7 @@ def _finalization(context: Context, observed: Observed, deleted_at: datetime, no
     )
 
 
-def _obstacle(context: Context) -> Trouble | None:
+def _obstacle(context: Context, observed: Observed) -> Trouble | None:
     """What keeps the planner from doing anything sensible."""
     problems = list(cluster_problems(context.manifest.spec, "spec"))
     if problems:
@@ -144,6 +144,12 @@ def _obstacle(context: Context) -> Trouble | None:
             f"{spans[0]} workers span nodes, which takes LeaderWorkerSet; install it or write parallelism.nodes: 1"
         )
         return Trouble("LeaderWorkerSetMissing", sentence)
+    if observed.secrets is None:
+        sentence = (
+            "security.mutualTls takes Secrets, which the operator may not read or write here; "
+            "install its chart with secrets: true"
+        )
+        return Trouble("SecretsForbidden", sentence)
     return None
 
 

@@ -15,6 +15,8 @@ CA_FILE: Final = "/etc/baton/ca.pem"
 CERTIFIED: Final = ("workers", "gateway", "bootstrap")  # parts of a service that prove themselves to each other
 _CERTIFICATES: Final = "/var/run/baton-tls"
 CURVE_FILE: Final = f"{_CERTIFICATES}/curve.key"
+OPERATOR_TOKEN: Final = "operator.token"  # beside the bootstrap server's certificate: what its HTTP port asks for
+OPERATOR_TOKEN_FILE: Final = f"{_CERTIFICATES}/{OPERATOR_TOKEN}"
 
 
 def pod_security() -> dict[str, object]:

@@ -86,6 +86,7 @@ def build_network_policies(context: Context) -> Iterator[dict[str, object]]:
             {"from": [workers]},
             {"from": [gateway], "ports": [_port(WORKER_PORT)]},
             {"from": [operator, *scrapers], "ports": [_port(metrics_port)]},
+            *_probing(context, operator),
         ],
         [{"to": [workers]}, to_bootstrap, _DNS, *hub],
     )
@@ -106,6 +107,13 @@ def build_network_policies(context: Context) -> Iterator[dict[str, object]]:
         [{"ports": [_port(GATEWAY_PORT)]}],  # clients, from wherever the Service can be reached
         [{"to": [workers], "ports": [_port(WORKER_PORT)]}, to_bootstrap, _DNS],
     )
+
+
+def _probing(context: Context, operator: object) -> list[object]:
+    """A rollout's probe is a request like any other, which with mutual TLS goes to another port than figures do."""
+    spec = context.manifest.spec
+    asked = spec.security.mutual_tls and spec.rollout.gates.probe is not None
+    return [{"from": [operator], "ports": [_port(WORKER_PORT)]}] if asked else []
 
 
 def _policy(

@@ -26,6 +26,7 @@ def troubles(observed: Observed) -> list[Trouble]:
     found = {trouble for pod in observed.pods for trouble in _of_pod(pod)}
     found |= {trouble for item in observed.of_kind("Deployment") for trouble in _of_workload(item)}
     found |= {Trouble("ObjectRefused", _short(sentence)) for sentence in observed.refused}
+    found |= {Trouble("TokenUnreadable", observed.token_trouble)} if observed.token_trouble else set()
     return sorted(found)
 
 
@@ -44,12 +45,21 @@ def _of_pod(pod: Object) -> Iterator[Trouble]:
         kind, status, reason = (text_at(condition, key) for key in ("type", "status", "reason"))
         if kind == "PodScheduled" and status == "False" and reason == "Unschedulable":
             yield Trouble("Unschedulable", f"a {role} pod fits no node: {_short(text_at(condition, 'message'))}")
-        if kind == "Ready" and status != "True" and text_at(pod, "status", "reason") == "NodeLost":
+        if kind == "Ready" and status != "True" and _forsaken(pod):
             yield Trouble("NodeLost", f"node {node} does not answer; its {role} pod will be replaced")
         if kind == "DisruptionTarget" and status == "True":
             yield Trouble("NodeLost", f"a {role} pod leaves node {node}: {_short(text_at(condition, 'message'))}")
     for container in container_statuses(pod):
         yield from _of_container(container, role)
+
+
+def _forsaken(pod: Object) -> bool:
+    """Of pods on a node that falls silent the node controller takes back that they are ready, and nothing else."""
+    whole = any(
+        text_at(one, "type") == "ContainersReady" and text_at(one, "status") == "True"
+        for one in list_at(pod, "status", "conditions")
+    )
+    return text_at(pod, "status", "reason") == "NodeLost" or (whole and not list_at(pod, "spec", "readinessGates"))
 
 
 def _of_container(container: Object, role: str) -> Iterator[Trouble]:

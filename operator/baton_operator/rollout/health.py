@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from baton_bootstrap.auth import PEER_NAME
 from baton_operator.rollout.model import Health
 
 _FAULTS: Final = frozenset({"internal_error", "unavailable", "deadline_exceeded", "queue_full"})
@@ -56,11 +58,12 @@ class HealthBook:
         return found
 
 
-async def ask_probe(session: aiohttp.ClientSession, url: str, prompt: str) -> str:
+async def ask_probe(session: aiohttp.ClientSession, url: str, prompt: str, tls: ssl.SSLContext | None = None) -> str:
     """What the worker at `url` answers to `prompt`; why there is no answer, when there is none."""
+    proof: dict[str, Any] = {} if tls is None else {"ssl": tls, "server_hostname": PEER_NAME}
     body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 256}
     try:
-        async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+        async with session.post(f"{url}/v1/chat/completions", json=body, **proof) as response:
             answer = await response.json()
         return str(answer["choices"][0]["message"]["content"])
     except (aiohttp.ClientError, TimeoutError, KeyError, ValueError) as error:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import aiohttp
 import pytest
@@ -118,6 +119,24 @@ async def test_a_replica_that_is_not_up_is_not_asked() -> None:
     dns = ClusterDns({})
     assert await ask(dns, observed(deployment("chat-bootstrap-0", 0))) is None
     assert dns.asked == []
+
+
+async def test_a_token_is_shown_where_one_is_asked_for() -> None:
+    server = BootstrapServer(ServerConfig(port=0, http_port=0, lease=0.1, token="s3cret"))
+    await server.start()
+    try:
+        await warmed(server)
+        dns, up = ClusterDns({FIRST: server.http_port}), observed(deployment("chat-bootstrap-0", 1))
+        assert await ask(dns, up) is None
+        assert await ask(dns, replace(up, token="s3cret")) == Listing([])
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=dns)) as session:
+            order = {"d-0": {"revision": "r2", "model": "/models/b"}}
+            await Reports(session).assign(CONTEXT, up, order)
+            assert server.registry.assignment("d-0") is None
+            await Reports(session).assign(CONTEXT, replace(up, token="s3cret"), order)
+            assert server.registry.assignment("d-0") is not None
+    finally:
+        await server.stop()
 
 
 async def test_workers_hear_at_once_what_they_are_to_serve(server: BootstrapServer) -> None:

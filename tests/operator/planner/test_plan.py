@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.fake_cluster import FakeCluster
 
-from baton_operator.planner import FINALIZER, Ref, Settings, WorkerReport
+from baton_operator.planner import FINALIZER, Observed, Plan, Ref, Service, Settings, WorkerReport, plan
 
 A = "{model: {uri: 'hf://a/a'}}"
 B = "{model: {uri: 'hf://a/b'}}"
@@ -63,7 +63,12 @@ def test_workers_that_do_not_come_up_in_time_degrade_the_service() -> None:
 
 def pod(**status: Any) -> dict[str, Any]:
     labels = {"baton.dev/service": "chat", "app.kubernetes.io/component": "decode"}
-    return {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p", "labels": labels}, "status": status}
+    metadata = {"name": "p", "labels": labels}
+    return {"kind": "Pod", "apiVersion": "v1", "metadata": metadata, "spec": {"nodeName": "n-1"}, "status": status}
+
+
+# What the node controller leaves of a pod's conditions.
+SILENT_NODE = {"PodScheduled": "True", "ContainersReady": "True", "Ready": "False"}
 
 
 def waiting(name: str, state_reason: str, note: str = "", **last: Any) -> dict[str, Any]:
@@ -93,6 +98,11 @@ def waiting(name: str, state_reason: str, note: str = "", **last: Any) -> dict[s
             {"containerStatuses": [waiting("worker", "CrashLoopBackOff", exitCode=137, reason="OOMKilled")]},
             "Crashing",
             "container worker of a decode pod keeps ending: exit status 137 (OOMKilled)",
+        ),
+        (
+            {"conditions": [{"type": kind, "status": said} for kind, said in SILENT_NODE.items()]},
+            "NodeLost",
+            "node n-1 does not answer; its decode pod will be replaced",
         ),
     ],
 )
@@ -136,6 +146,24 @@ def test_what_cannot_be_done_stalls_and_touches_nothing(spec: str, reason: str, 
     assert cluster.condition("Stalled")["reason"] == reason
     assert word in cluster.condition("Stalled")["message"]
     assert cluster.condition("Available")["status"] == "True"
+
+
+def test_without_the_right_to_secrets_certificates_stall_and_a_token_degrades() -> None:
+    cluster = FakeCluster("{model: {uri: 'hf://a/a'}, security: {mutualTls: true}}")
+    service, observed = Service.from_object(cluster.service), Observed(secrets=None)
+    made = plan(service, observed, cluster.now, cluster.settings)
+    assert (made.apply, made.delete) == ((), ())
+    assert said(made, "Stalled") == ("True", "SecretsForbidden")
+    observed = Observed(token_trouble="there is no Secret t, which security.token names")
+    made = plan(Service.from_object(FakeCluster(A).service), observed, cluster.now, cluster.settings)
+    assert made.apply
+    assert said(made, "Degraded") == ("True", "TokenUnreadable")
+
+
+def said(made: Plan, kind: str) -> tuple[str, str]:
+    assert made.status is not None
+    (found,) = [item for item in made.status.conditions if item.type == kind]
+    return found.status, found.reason
 
 
 def test_weights_are_those_that_workers_report() -> None:
