@@ -140,6 +140,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     """One heartbeat. `tick` counts turns of the scheduler loop, which turns when idle too.
 
     A worker that knows its next turn will be long says so first: `busy_seconds` from now the tick may stand still.
+    `links` are bytes a second at which KV pages come from other workers, by their ids; the operator reads them,
+    watchers do not. One that fetches its model is `STARTING` and says how far it is in `progress`.
     """
 
     state: State = State.STARTING
@@ -147,6 +149,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     tick: int = 0
     busy_seconds: float = 0.0
     progress: Progress = Progress()
+    links: dict[str, float] = {}
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,7 +46,7 @@ class _Seat:
     joined: int  # revision of the registration
     changed: int  # revision of the last change
     heard_at: float
-    tick: int
+    beat: Beat  # the last
     still_until: float  # the tick may stand still until then
 
 
@@ -112,7 +112,7 @@ class Registry:
             joined=self.revision,
             changed=self.revision,
             heard_at=now,
-            tick=beat.tick,
+            beat=beat,
             still_until=now + max(self.lease, beat.busy_seconds),
         )
         for key in _names(worker):
@@ -126,9 +126,9 @@ class Registry:
             raise LeaseLost(f"worker {lease.worker_id!r} no longer holds this lease")
         now = self._clock()
         seat.heard_at = now
-        if beat.tick != seat.tick or beat.state not in (State.READY, State.DRAINING):
+        if beat.tick != seat.beat.tick or beat.state not in (State.READY, State.DRAINING):
             seat.still_until = now + self.lease
-        seat.tick = beat.tick
+        seat.beat = beat
         seat.still_until = max(seat.still_until, now + beat.busy_seconds)
         state = State.STALLED if now >= seat.still_until else beat.state
         return self._set_status(seat, self._status(lease.worker_id, beat, state))
@@ -190,11 +190,11 @@ class Registry:
         entries = [self._seats[worker_id].entry for worker_id in self._by_key.get(key, ())]
         return tuple(sorted(entries, key=lambda entry: -entry.worker.epoch))
 
-    def entries(self) -> Iterator[tuple[Entry, int, float]]:
-        """Each entry with its scheduler's tick and the seconds since it was last heard."""
+    def entries(self) -> Iterator[tuple[Entry, Beat, float]]:
+        """Each entry with its last beat and the seconds since then."""
         now = self._clock()
         for seat in self._seats.values():
-            yield seat.entry, seat.tick, now - seat.heard_at
+            yield seat.entry, seat.beat, now - seat.heard_at
 
     def snapshot(self) -> Snapshot:
         entries = tuple(seat.entry for seat in self._seats.values())

@@ -10,13 +10,13 @@ from fastapi import FastAPI, Request, Response
 from baton_bootstrap.auth import HEADER, admits
 from baton_bootstrap.errors import Refused
 from baton_bootstrap.metrics import Metrics
-from baton_bootstrap.records import Assignment, Entry
+from baton_bootstrap.records import Assignment, Beat, Entry
 from baton_bootstrap.registry import Registry
 
 
 class WorkerRow(msgspec.Struct):
     """One line of `/workers`; `heard` is the seconds since the last heartbeat. From `revision` on: where the worker
-    stands with its assignment, as in `Progress`.
+    stands with its assignment, as in `Progress`. `links` are bytes a second by sender.
     """
 
     id: str
@@ -47,6 +47,7 @@ class WorkerRow(msgspec.Struct):
     total: int
     error: str
     gap_seconds: float
+    links: dict[str, int]
 
 
 class WorkerList(msgspec.Struct):
@@ -75,7 +76,7 @@ def create_app(
     async def workers(request: Request) -> Response:
         if not admits(token(), request.headers.get(HEADER)):
             return Response("the token is missing or wrong\n", status_code=401)
-        rows = [_row(entry, tick, heard) for entry, tick, heard in registry.entries()]
+        rows = [_row(entry, beat, heard) for entry, beat, heard in registry.entries()]
         rows.sort(key=lambda row: (row.role, row.id))
         listing = WorkerList(registry.instance, registry.revision, registry.warming, registry.waiting, rows)
         return Response(msgspec.json.encode(listing), media_type="application/json")
@@ -103,7 +104,7 @@ def create_app(
     return app
 
 
-def _row(entry: Entry, tick: int, heard: float) -> WorkerRow:
+def _row(entry: Entry, beat: Beat, heard: float) -> WorkerRow:
     worker, load, progress = entry.worker, entry.status.load, entry.status.progress
     return WorkerRow(
         id=worker.id,
@@ -125,7 +126,7 @@ def _row(entry: Entry, tick: int, heard: float) -> WorkerRow:
         prompt_seconds=round(load.prompt_seconds, 3),
         answer_tokens=load.answer_tokens,
         answer_seconds=round(load.answer_seconds, 3),
-        tick=tick,
+        tick=beat.tick,
         heard=round(heard, 3),
         revision=progress.revision,
         phase=progress.phase,
@@ -134,4 +135,5 @@ def _row(entry: Entry, tick: int, heard: float) -> WorkerRow:
         total=progress.total,
         error=progress.error,
         gap_seconds=progress.gap_seconds,
+        links={name: round(rate) for name, rate in beat.links.items()},
     )

@@ -22,6 +22,7 @@ from baton_bootstrap.records import (
 from baton_bootstrap.wire.generated import registry_pb2 as pb
 
 MAX_BUSY_SECONDS = 3600.0
+MAX_LINKS = 256
 
 _ROLES = {Role.PREFILL: pb.ROLE_PREFILL, Role.DECODE: pb.ROLE_DECODE, Role.BOTH: pb.ROLE_BOTH}
 _STATES = {
@@ -107,6 +108,7 @@ def beat_to_wire(beat: Beat) -> pb.Beat:
         tick=beat.tick,
         busy_seconds=min(beat.busy_seconds, MAX_BUSY_SECONDS),
         progress=_progress_to_wire(beat.progress),
+        links=beat.links,
     )
 
 
@@ -117,12 +119,15 @@ def beat_from_wire(message: pb.Beat) -> Beat:
         raise Refused("beat.state is stalled; that is the server's verdict, report starting, ready or draining")
     if not 0 <= message.busy_seconds <= MAX_BUSY_SECONDS:
         raise Refused(f"beat.busy_seconds is {message.busy_seconds}; it must lie between 0 and {MAX_BUSY_SECONDS}")
+    if len(message.links) > MAX_LINKS:
+        raise Refused(f"beat.links names {len(message.links)} workers; at most {MAX_LINKS} are taken")
     return Beat(
         state=state,
         load=_load_from_wire(message.load),
         tick=message.tick,
         busy_seconds=message.busy_seconds,
         progress=_progress_from_wire(message.progress),
+        links=dict(message.links),
     )
 
 

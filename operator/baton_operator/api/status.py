@@ -52,6 +52,26 @@ class WeightVersion(Part):
     """How many workers report it."""
 
 
+class DownloadStatus(Part):
+    """Pods that fetch the model before their worker starts."""
+
+    pods: Count
+    """How many of them fetch it now."""
+    percent: Annotated[int, Field(ge=0, le=100)]
+    """How much of what they need is there, by bytes."""
+
+
+class LinkStatus(Part):
+    """What moves KV pages from one worker to another."""
+
+    prefill: Annotated[str, Field(max_length=253)]
+    """Pod that sends."""
+    decode: Annotated[str, Field(max_length=253)]
+    """Pod that receives."""
+    gigabytes_per_second: Annotated[float, Field(ge=0)]
+    """Measured rate, while pages were on their way, of late; it is told anew once it differs by a fifth."""
+
+
 class WorkerStatus(Part):
     """One worker while a change is under way."""
 
@@ -120,5 +140,9 @@ class Status(Part):
     """Decode workers."""
     weights: Annotated[list[WeightVersion], Field(max_length=16)] = []
     """Weight versions that workers report, most used first."""
+    download: DownloadStatus | None = None
+    """How far the model is fetched; absent while no pod fetches it."""
+    links: Annotated[list[LinkStatus], Field(max_length=64)] = []
+    """Links between workers over which pages have gone, by decode and prefill pod; the first 64."""
     rollout: RolloutStatus | None = None
     """How the latest change comes on."""

@@ -69,7 +69,9 @@ def picture(service: Service, workers: Sequence[Object] | None) -> Group:
     head = Text(f"{manifest.metadata.name}  {status.url or 'no endpoint yet'}", style="bold")
     pairs = Text(f"{status.ready_pairs} ready pairs of version {status.version or '?'}")
     lines = [Text(f"{item.type}: {item.status}, {item.message}") for item in status.conditions]
-    return Group(head, pairs, *lines, *_rollout(status), _roles(status), _workers(workers))
+    return Group(
+        head, pairs, *lines, *_rollout(status), _roles(status), *_download(status), _workers(workers), *_links(status)
+    )
 
 
 def _rollout(status: Status) -> Iterator[Text | Table]:
@@ -91,6 +93,19 @@ def _roles(status: Status) -> Table:
         if isinstance(role, RoleStatus):
             table.add_row(name, str(role.desired), str(role.ready), str(role.old), role.revision)
     return table
+
+
+def _download(status: Status) -> Iterator[Text]:
+    if status.download is not None:
+        yield Text(f"{status.download.pods} pods fetch the model: {status.download.percent}%")
+
+
+def _links(status: Status) -> Iterator[Table]:
+    if status.links:
+        table = _table("from", "to", "GB/s")
+        for link in status.links:
+            table.add_row(link.prefill, link.decode, f"{link.gigabytes_per_second:g}")
+        yield table
 
 
 def _workers(workers: Sequence[Object] | None) -> Table | Text:

@@ -83,7 +83,8 @@ class Reconciler:
         listing = await self._reports.of(context, observed)
         if listing is None:
             return await self._rollouts.look(key, context, observed)
-        observed = replace(observed, workers=listing.workers, waiting=listing.waiting)
+        told = {"workers": listing.workers, "fetching": listing.fetching, "waiting": listing.waiting}
+        observed = replace(observed, **told)
         observed = replace(observed, scaled=self._autoscalers.ask(key, context, observed))
         return await self._rollouts.look(key, context, observed)
 

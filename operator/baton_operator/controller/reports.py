@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 
@@ -12,7 +12,7 @@ from baton_bootstrap.auth import credentials
 from baton_operator.planner import Context, Observed, WorkerReport
 from baton_operator.planner.bootstrap import COMPONENT as BOOTSTRAP
 from baton_operator.planner.context import BOOTSTRAP_HTTP_PORT, COMPONENT
-from baton_operator.planner.objects import Object, int_at, label, list_at, text_at, value_at
+from baton_operator.planner.objects import Object, int_at, label, list_at, map_at, text_at, value_at
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +27,10 @@ _SECONDS = ("prompt_seconds", "answer_seconds")
 
 @dataclass(frozen=True)
 class Listing:
-    """The workers, and how many requests gateways hold because none is ready."""
+    """The workers, pods that still fetch their model, and how many requests gateways hold as no worker is ready."""
 
     workers: Sequence[WorkerReport]
+    fetching: Sequence[WorkerReport] = field(default_factory=list)
     waiting: int = 0
 
 
@@ -73,19 +74,20 @@ class Reports:
             body = await answer.json()
         if value_at(body, "warming") is True:
             return None
-        workers = [_report(row) for row in list_at(body, "workers") if isinstance(row, Mapping)]
-        return Listing(workers, int_at(body, "waiting"))
+        rows = [_report(row) for row in list_at(body, "workers") if isinstance(row, Mapping)]
+        workers, fetching = ([row for row in rows if (row.state == "starting") is early] for early in (False, True))
+        return Listing(workers, fetching, int_at(body, "waiting"))
 
 
 def _report(row: Object) -> WorkerReport:
     texts = {key: text_at(row, key) for key in _TEXTS}
     counts = {key: int_at(row, key) for key in _COUNTS}
-    seconds = {key: _seconds(row, key) for key in _SECONDS}
-    return WorkerReport(**{**texts, **counts, **seconds})  # type: ignore[arg-type]
+    seconds = {key: _number(value_at(row, key)) for key in _SECONDS}
+    links = {name: _number(rate) for name, rate in map_at(row, "links").items()}
+    return WorkerReport(**{**texts, **counts, **seconds, "links": links})  # type: ignore[arg-type]
 
 
-def _seconds(row: Object, key: str) -> float:
-    value = value_at(row, key)
+def _number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from baton_operator.planner.context import Context
 from baton_operator.planner.objects import without_empty
-from baton_operator.planner.pods import container_security, downloads
+from baton_operator.planner.pods import certificates, container_security, downloads, identity, secret_token
 from baton_operator.planner.revision import fetches
 
 MODELS = "/models"
@@ -43,6 +43,12 @@ def model_source(context: Context, image: str) -> ModelSource:
     return ModelSource(["--model-path", rest if rest.startswith("/") else f"{IN_IMAGE}/{rest}"])
 
 
+def _reporting(context: Context) -> list[str]:
+    """Where the init container says how far it is."""
+    address = ["--host", "$(POD_IP)", "--bootstrap-addr", context.bootstrap_addresses()]
+    return [*address, *certificates(context, "workers")[2]]
+
+
 def _mounted(volume: dict[str, object], path: str) -> ModelSource:
     mount = {"name": "model", "mountPath": MODELS, "readOnly": True}
     return ModelSource(["--model-path", f"{MODELS}/{path}".rstrip("/")], [volume], [mount])
@@ -64,18 +70,22 @@ def _hub(context: Context, name: str, image: str) -> ModelSource:
     if model.token is not None:
         key = {"name": model.token.name, "key": model.token.key}
         fetch_env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": key}})
+    _, token_mounts, token_env = secret_token(context)
+    _, tls_mounts, _ = certificates(context, "workers")
     fetch = without_empty(
         {
             "name": "fetch-model",
             "image": image,
-            "command": ["hf", "download", name, *revision],
-            "env": fetch_env,
+            "args": ["fetch", name, *revision, *_reporting(context)],
+            "env": [*identity(), *fetch_env, *token_env],
             "securityContext": container_security(),
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "volumeMounts": [
                 {"name": "model", "mountPath": MODELS},
                 {"name": "tmp", "mountPath": "/tmp"},
                 *more_mounts,
+                *token_mounts,
+                *tls_mounts,
             ],
         }
     )

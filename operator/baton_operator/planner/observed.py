@@ -21,7 +21,8 @@ Key = tuple[str, str]  # role, revision
 @dataclass(frozen=True)
 class WorkerReport:
     """One worker as the bootstrap server lists it. `revision` is the assignment that it heard last, `phase` where it
-    stands with it, `staged` the digest of what it has read for it, `done` of `total` bytes. For the other figures see
+    stands with it, `staged` the digest of what it has read for it, `done` of `total` bytes. `links` are bytes a second
+    at which KV pages come from other workers, by their ids. For the other figures see
     `baton_bootstrap.records.Load`.
     """
 
@@ -44,6 +45,7 @@ class WorkerReport:
     prompt_seconds: float = 0.0
     answer_tokens: int = 0
     answer_seconds: float = 0.0
+    links: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def ready_pairs(groups: Iterable[Group]) -> dict[str, int]:
 class Observed:
     """`objects` holds every child of the service by reference, `pods` its pods, `workers` what they report.
 
-    `workers` is None when nobody could be asked for them; `waiting` are requests that gateways hold for lack of any.
+    `workers` is None when nobody could be asked for them; `fetching` are pods that fetch their model and are no workers
+    yet; `waiting` are requests that gateways hold for lack of any.
     `gateways` has for each gateway that answered the workers to which it sends requests, `counts` how those fare,
     `probes` by revision whether the probe was answered as expected. `scaled` is what the operator's own autoscaling
     asks for by role, as far as it has an opinion; `secrets` hold the certificates that the service is to have, None
@@ -97,6 +100,7 @@ class Observed:
     objects: Mapping[Ref, Object] = field(default_factory=dict)
     pods: Sequence[Object] = ()
     workers: Sequence[WorkerReport] | None = None
+    fetching: Sequence[WorkerReport] = ()
     gateways: Sequence[frozenset[str]] = ()
     counts: Mapping[str, Counts] = field(default_factory=dict)
     probes: Mapping[str, bool] = field(default_factory=dict)

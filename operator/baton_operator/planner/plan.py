@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Final
 
 from baton_operator.api.fields import cluster_problems
 from baton_operator.api.status import Status
@@ -33,6 +34,8 @@ from baton_operator.planner.shared import (
 from baton_operator.planner.status import Situation, build_status, stalled_status
 from baton_operator.planner.trouble import Trouble, troubles
 from baton_operator.planner.worker import role_of
+
+_LOOK_FETCHING: Final = 10.0  # seconds between two looks while a model is fetched
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def _reconcile(context: Context, observed: Observed, now: datetime) -> Plan:
     status = build_status(context, Situation(rollout, observed, found, overdue), now)
     pending = any(condition.type == "Ready" and condition.status == "False" for condition in status.conditions)
     wait = (deadline - now).total_seconds() if deadline is not None and pending and not overdue else None
+    waits = (wait, rollout.requeue_after, _LOOK_FETCHING if observed.fetching else None)
     return Plan(
         apply=tuple(apply),
         create=tuple(item for item in scalers if ref_of(item) not in observed.objects),
@@ -111,7 +115,7 @@ def _reconcile(context: Context, observed: Observed, now: datetime) -> Plan:
         scaler_statuses=dict(_scaler_statuses(context, rollout.current, observed)),
         events=(*_events(context, status), *_story(context, rollout)),
         finalizers=None if FINALIZER in context.service.finalizers else (*context.service.finalizers, FINALIZER),
-        requeue_after=min((each for each in (wait, rollout.requeue_after) if each is not None), default=None),
+        requeue_after=min((each for each in waits if each is not None), default=None),
         assignments=rollout.assignments,
         probe=rollout.probe,
         probed=rollout.probed,

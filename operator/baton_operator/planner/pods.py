@@ -55,6 +55,15 @@ def scratch() -> tuple[list[object], list[object]]:
     return [{"name": "tmp", "emptyDir": {}}], [{"name": "tmp", "mountPath": "/tmp"}]
 
 
+def identity() -> list[object]:
+    """Variables that tell a pod its name, by which workers are known, and its address."""
+    return [
+        {"name": "BATON_WORKER_ID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": "BATON_LOG_FORMAT", "value": "json"},
+    ]
+
+
 def secret_token(context: Context) -> tuple[list[object], list[object], list[object]]:
     """Volumes, mounts and variables with which a pod shows the service's shared token."""
     token = context.manifest.spec.security.token

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import isclose
 from typing import Literal
 
-from baton_operator.api.status import Condition, RoleStatus, Status, WeightVersion
+from baton_operator.api.status import Condition, DownloadStatus, LinkStatus, RoleStatus, Status, WeightVersion
 from baton_operator.planner.bootstrap import COMPONENT as BOOTSTRAP
 from baton_operator.planner.context import COMPONENT, Context
 from baton_operator.planner.gateway import COMPONENT as GATEWAY
@@ -21,6 +22,8 @@ from baton_operator.planner.trouble import Trouble
 from baton_operator.rollout import WHOLE
 
 MAX_MESSAGE = 1024
+MAX_LINKS = 64
+_RATE_TOLERANCE = 0.2
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def build_status(context: Context, situation: Situation, now: datetime) -> Statu
         prefill=roles.get("prefill"),
         decode=roles.get("decode"),
         weights=_weights(context, situation.observed),
+        download=_download(situation.observed),
+        links=_links(context, situation.observed),
         rollout=situation.rollout.status,
     )
 
@@ -215,6 +220,36 @@ def _weights(context: Context, observed: Observed) -> list[WeightVersion]:
     counts = Counter(report.weights for report in observed.workers if report.weights)
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return [WeightVersion(digest=digest, workers=count) for digest, count in ranked[:16]]
+
+
+def _download(observed: Observed) -> DownloadStatus | None:
+    known = [report for report in observed.fetching if report.total]
+    if not observed.fetching:
+        return None
+    percent = 100 * sum(one.done for one in known) // max(1, sum(one.total for one in known))
+    return DownloadStatus(pods=len(observed.fetching), percent=min(100, percent))
+
+
+def _links(context: Context, observed: Observed) -> list[LinkStatus]:
+    """Rates waver: one that is much like what the status says is not told again."""
+    before = {(link.decode, link.prefill): link for link in context.service.status.links}
+    if observed.workers is None:
+        return list(before.values())
+    names = {report.id for report in observed.workers}
+    found = [
+        LinkStatus(prefill=sender, decode=report.id, gigabytes_per_second=float(f"{rate / 1e9:.3g}"))
+        for report in sorted(observed.workers, key=lambda report: report.id)
+        for sender, rate in sorted(report.links.items())
+        if sender in names
+    ]
+    return [_steady(link, before.get((link.decode, link.prefill))) for link in found[:MAX_LINKS]]
+
+
+def _steady(link: LinkStatus, before: LinkStatus | None) -> LinkStatus:
+    same = before is not None and isclose(
+        before.gigabytes_per_second, link.gigabytes_per_second, rel_tol=_RATE_TOLERANCE
+    )
+    return before if before is not None and same else link
 
 
 def _cut(text: str) -> str:

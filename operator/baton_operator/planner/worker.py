@@ -23,6 +23,7 @@ from baton_operator.planner.pods import (
     certificates,
     container_security,
     environment,
+    identity,
     resources,
     scratch,
     secret_token,
@@ -131,9 +132,7 @@ def _ports(context: Context) -> list[object]:
 def _identity_env(group: str) -> list[object]:
     return [
         {"name": GROUP_VARIABLE, "value": group},
-        {"name": "BATON_WORKER_ID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-        {"name": "BATON_LOG_FORMAT", "value": "json"},
+        *identity(),
         {"name": "HOME", "value": "/tmp"},
     ]
 

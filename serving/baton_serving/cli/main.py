@@ -37,6 +37,7 @@ class Command:
 
 COMMANDS = {
     "serve": Command("baton_serving.cli.serve", "serve a model: one worker"),
+    "fetch": Command("baton_serving.cli.fetch", "bring a model from the hub into the cache folder"),
     "up": Command("baton_serving.cli.up", "run an InferenceService as local processes"),
     "rollout": Command("baton_serving.cli.rollout", "look at, and steer, how a change reaches a running service"),
     "validate": Command("baton_operator.cli.validate", "say what is wrong with a manifest"),

@@ -24,13 +24,14 @@ class Begun(HandoffEvent, frozen=True):
 
 
 class Arrived(HandoffEvent, frozen=True):
-    """Receiving: pages and snapshot are here, nothing can land any more. `pages` and `nbytes` were moved in
-    `seconds`, the time during which writes were under way."""
+    """Receiving: pages and snapshot are here, nothing can land any more. `pages` and `nbytes` came from the worker
+    `sender` in `seconds`, the time during which writes were under way."""
 
     snapshot: bytes
     pages: int
     nbytes: int
     seconds: float
+    sender: str
 
 
 class ReceiveFailed(HandoffEvent, frozen=True):

@@ -352,10 +352,10 @@ class ReceiveSide:
         self.bytes_received += snapshot.nbytes
         self.pages_received += receive.pages
         self.seconds += snapshot.seconds
-        key = receive.key
-        self._rim.emit(
-            Arrived(key.transfer, key.attempt, snapshot.payload, receive.pages, snapshot.nbytes, snapshot.seconds)
-        )
+        key, link = receive.key, receive.link
+        sender = link.theirs.worker if link is not None and link.theirs is not None else ""
+        moved = receive.pages, snapshot.nbytes, snapshot.seconds
+        self._rim.emit(Arrived(key.transfer, key.attempt, snapshot.payload, *moved, sender))
 
     def _send_abort(self, receive: Receive) -> None:
         failure = receive.failure or HandoffFailure("cancelled", "the receiver gave up")

@@ -32,6 +32,7 @@ from baton_serving.handoff.protocol import PageSpan
 from baton_serving.handoff.service import HandoffService
 from baton_serving.kv.radix import pack
 from baton_serving.runtime.control_calls import Later
+from baton_serving.runtime.link_rates import LinkRates
 from baton_serving.runtime.messages import Failure, Finish, GenerateInput, HandoffTicket, TokenOutput
 from baton_serving.sampling.params import TokenLogprobs
 from baton_serving.scheduling.events import Snapshot
@@ -107,6 +108,7 @@ class HandoffBridge:
         self._transfer_of: dict[str, str] = {}
         self._quarantined: dict[tuple[str, int], str] = {}
         self._outputs: list[TokenOutput] = []
+        self._links = LinkRates()
 
     @property
     def wake_fd(self) -> int:
@@ -121,6 +123,10 @@ class HandoffBridge:
     def quiet(self) -> bool:
         """No request is on its way here or from here."""
         return not (self._sending or self._receiving)
+
+    def links(self) -> dict[str, float]:
+        """Bytes a second at which pages come from each sender."""
+        return self._links.rates()
 
     def stats(self) -> dict[str, float]:
         """Counters and gauges of the handoff, for `/metrics`."""
@@ -328,6 +334,7 @@ class HandoffBridge:
             self._drop_reservation(receiving, event, quarantine=False)
             self._fail(receiving, complaint)
             return
+        self._links.add(event.sender, event.nbytes, event.seconds)
         timings = request.timings
         timings.transferred = time.time()
         timings.transfer_bytes, timings.transfer_pages = event.nbytes, event.pages

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from baton_serving.config import ServerConfig
 from baton_serving.errors import ConfigError
+
+PATTERNS: Final = ["*.json", "*.safetensors", "*.bin", "*.pt", "*.model", "*.txt", "*.jinja"]  # what a worker reads
 
 
 def locate(config: ServerConfig) -> ServerConfig:
@@ -36,9 +39,8 @@ def local_checkpoint(model_path: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.bin", "*.pt", "*.model", "*.txt", "*.jinja"]
     try:
-        return Path(snapshot_download(model_path, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(model_path, revision=revision, allow_patterns=PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"--model-path {model_path}: no such folder, and the hub says: {reason}") from error

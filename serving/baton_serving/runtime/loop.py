@@ -70,6 +70,10 @@ class LoopExtension(Protocol):
         """Its gauges and counters."""
         ...
 
+    def links(self) -> dict[str, float]:
+        """Bytes a second at which KV pages come from other workers, by worker."""
+        ...
+
     def admit(self, message: GenerateInput, request: Request) -> bool:
         """Take charge of a new request; False leaves it to the scheduler."""
         ...
@@ -307,10 +311,11 @@ class SchedulerLoop:
 
     def _report(self, busy_until: float = 0.0) -> None:
         self._next_state = time.monotonic() + STATE_INTERVAL
-        stats = self._figures.report(self._tick)
+        stats, links = self._figures.report(self._tick), {}
         if self._extension is not None:
             stats.update(self._extension.stats())
-        self._to_api.send(WorkerState(tick=self._tick, stats=stats, busy_until=busy_until))
+            links = self._extension.links()
+        self._to_api.send(WorkerState(tick=self._tick, stats=stats, busy_until=busy_until, links=links))
 
     def _log_step(self, plan: StepPlan) -> None:
         stats = self._scheduler.stats()

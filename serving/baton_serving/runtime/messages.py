@@ -151,11 +151,13 @@ class WorkerState(Message):
 
     `tick` counts loop turns and ticks when idle too. `stats` holds gauges and counters for `/metrics`, named in
     `runtime.metrics`. `busy_until` (seconds on the monotonic clock) declares an operation that stops the ticking.
+    `links` are bytes a second at which KV pages come from other workers, by worker id.
     """
 
     tick: int
     stats: dict[str, float]
     busy_until: float = 0.0
+    links: dict[str, float] = {}
 
 
 class CacheChanged(Message):

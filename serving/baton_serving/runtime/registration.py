@@ -131,4 +131,11 @@ class Registration:
         )
         state = State.DRAINING if self._draining else State.READY
         busy = self._manager.liveness.busy_seconds
-        return Beat(state=state, load=load, tick=int(stats.get("tick", 0)), busy_seconds=busy, progress=self._progress)
+        return Beat(
+            state=state,
+            load=load,
+            tick=int(stats.get("tick", 0)),
+            busy_seconds=busy,
+            progress=self._progress,
+            links=dict(self._manager.links),
+        )

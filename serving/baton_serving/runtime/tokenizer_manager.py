@@ -142,6 +142,7 @@ class TokenizerManager:
         self.gate = Gate(max_waiting)
         self.weights = weights or UNKNOWN_WEIGHTS  # what requests that begin now are answered with
         self.stats: Mapping[str, float] = {}
+        self.links: Mapping[str, float] = {}
 
     def start(self) -> None:
         """Begin to read replies, in the running event loop."""
@@ -338,7 +339,7 @@ class TokenizerManager:
                 self._handle_output(output, now)
         elif isinstance(message, WorkerState):
             self.liveness.observe(message)
-            self.stats = message.stats
+            self.stats, self.links = message.stats, message.links
         elif isinstance(message, CacheChanged):
             if self._cache_changed is not None:
                 self._cache_changed(message.stored, message.removed)

@@ -48,10 +48,11 @@ loads = st.builds(
 )
 statuses = st.builds(Status, state=st.sampled_from(State), load=loads)
 entries = st.builds(Entry, worker=workers, status=statuses)
+links = st.dictionaries(text, seconds, max_size=3)
 own_states = st.sampled_from([State.STARTING, State.READY, State.DRAINING])
 
 
-@given(st.builds(Beat, state=own_states, load=loads, tick=large, busy_seconds=st.floats(0, 3600)))
+@given(st.builds(Beat, state=own_states, load=loads, tick=large, busy_seconds=st.floats(0, 3600), links=links))
 def test_beat(beat: Beat) -> None:
     assert codec.beat_from_wire(pb.Beat.FromString(codec.beat_to_wire(beat).SerializeToString())) == beat
 

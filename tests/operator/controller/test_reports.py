@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from support.fake_cluster import service_of
 
 from baton_bootstrap.client import RegistrationClient, assigned, report_waiting
-from baton_bootstrap.records import Assignment, Beat, Goal, Load, Role, State, Worker
+from baton_bootstrap.records import Assignment, Beat, Goal, Load, Phase, Progress, Role, State, Worker
 from baton_bootstrap.server import BootstrapServer, ServerConfig
 from baton_operator.controller.reports import Listing, Reports
 from baton_operator.planner import Context, Observed, WorkerReport
@@ -81,7 +81,7 @@ async def test_workers_are_reported_as_they_registered(server: BootstrapServer) 
     turns = itertools.count()  # a scheduler whose turns stand still would be reported as stalled
     address = [f"127.0.0.1:{server.port}"]
     async with RegistrationClient(
-        address, worker, lambda: Beat(state=State.READY, load=load, tick=next(turns))
+        address, worker, lambda: Beat(state=State.READY, load=load, tick=next(turns), links={"p-0": 2e9})
     ) as registration:
         await registration.registered()
         dns = ClusterDns({FIRST: server.http_port})
@@ -103,8 +103,21 @@ async def test_workers_are_reported_as_they_registered(server: BootstrapServer) 
         prompt_seconds=1.5,
         answer_tokens=9,
         answer_seconds=2.0,
+        links={"p-0": 2e9},
     )
     assert found == Listing([report], waiting=4)
+
+
+async def test_a_pod_that_fetches_its_model_is_no_worker_yet(server: BootstrapServer) -> None:
+    worker = Worker(id="d-0", incarnation="1" * 32, epoch=1, role=Role.BOTH, http_url="http://a:1")
+    beat = Beat(state=State.STARTING, progress=Progress(phase=Phase.STAGING, done=1, total=4))
+    async with RegistrationClient([f"127.0.0.1:{server.port}"], worker, lambda: beat) as registration:
+        await registration.registered()
+        await warmed(server)
+        found = await ask(ClusterDns({FIRST: server.http_port}), observed(deployment("chat-bootstrap-0", 1)))
+    assert found is not None
+    assert found.workers == []
+    assert [(one.id, one.done, one.total) for one in found.fetching] == [("d-0", 1, 4)]
 
 
 async def test_the_next_replica_is_asked_when_one_does_not_answer(server: BootstrapServer) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.fake_cluster import FakeCluster
 
+from baton_operator.api.status import DownloadStatus, Status
 from baton_operator.planner import FINALIZER, Observed, Plan, Ref, Service, Settings, WorkerReport, plan
 
 A = "{model: {uri: 'hf://a/a'}}"
@@ -171,6 +172,43 @@ def test_weights_are_those_that_workers_report() -> None:
     cluster.workers = [WorkerReport("p", "prefill", "ready", "w1"), WorkerReport("d", "decode", "ready", "w1")]
     cluster.round()
     assert cluster.service["status"]["weights"] == [{"digest": "w1", "workers": 2}]
+
+
+def status_of(spec: str, **seen: Any) -> Status:
+    cluster = FakeCluster(spec)
+    made = plan(Service.from_object(cluster.service), Observed(**seen), cluster.now, cluster.settings)
+    assert made.status is not None
+    return made.status
+
+
+def test_the_status_says_how_far_the_model_is_fetched() -> None:
+    pods = [WorkerReport(f"p-{number}", "both", "starting", "", done=number, total=4) for number in (1, 2)]
+    unknown = WorkerReport("p-3", "both", "starting", "")
+    found = status_of(A, workers=[], fetching=[*pods, unknown])
+    assert found.download == DownloadStatus(pods=3, percent=37)
+    assert status_of(A, workers=[]).download is None
+
+
+def test_links_are_told_once_and_again_when_they_differ() -> None:
+    cluster = FakeCluster(A)
+
+    def after(rate: float) -> list[float]:
+        links = {"p": rate, "gone": 1e9}
+        cluster.workers = [
+            WorkerReport("d", "decode", "ready", "w", links=links),
+            WorkerReport("p", "prefill", "ready", "w"),
+        ]
+        cluster.round()
+        found = cluster.service["status"].get("links", [])
+        assert all((link["prefill"], link["decode"]) == ("p", "d") for link in found)
+        return [link["gigabytesPerSecond"] for link in found]
+
+    assert after(2.0456e9) == [2.05]
+    assert after(2.4e9) == [2.05]
+    assert after(1.0e9) == [1.0]
+    cluster.workers = None
+    cluster.round()
+    assert cluster.service["status"]["links"][0]["gigabytesPerSecond"] == 1.0
 
 
 def test_a_paused_rollout_keeps_the_workers_but_follows_replicas() -> None:

@@ -222,18 +222,27 @@ class AssignedReply(_message.Message):
     def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ...) -> None: ...
 
 class Beat(_message.Message):
-    __slots__ = ("state", "load", "tick", "busy_seconds", "progress")
+    __slots__ = ("state", "load", "tick", "busy_seconds", "progress", "links")
+    class LinksEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     STATE_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     TICK_FIELD_NUMBER: _ClassVar[int]
     BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     state: State
     load: Load
     tick: int
     busy_seconds: float
     progress: Progress
-    def __init__(self, state: _Optional[_Union[State, str]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., tick: _Optional[int] = ..., busy_seconds: _Optional[float] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    links: _containers.ScalarMap[str, float]
+    def __init__(self, state: _Optional[_Union[State, str]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., tick: _Optional[int] = ..., busy_seconds: _Optional[float] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., links: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ()
