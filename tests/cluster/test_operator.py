@@ -34,6 +34,9 @@ def service(cluster: Cluster, namespace: str, operator: OperatorProcess) -> Serv
     return ServiceUnderTest(cluster, namespace)
 
 
+READS = 'baton_operator_api_calls_total{resource="inferenceservices",verb="get"}'
+
+
 def by_role(children: dict[tuple[str, str], Item], kind: str = "Deployment") -> dict[str, Item]:
     """Workloads by role, where each has one."""
     found = {
@@ -80,9 +83,10 @@ def test_a_service_at_rest_is_left_alone(
     service.apply()
     service.wait_settled()
     before = resource_versions(service)
-    rounds = operator.rounds()
+    rounds, read = operator.rounds(), operator.metric(READS)
     eventually(lambda: operator.rounds() >= rounds + 2)
     assert resource_versions(service) == before
+    assert operator.metric(READS) == read, "a resync lists every kind once, and reads no service that rests"
 
 
 CHANGES: dict[str, tuple[dict[str, Any], set[str]]] = {

@@ -16,13 +16,14 @@ from kubernetes.aio.config import load_incluster_config, load_kube_config
 from baton_operator.controller.resources import LEASES, Resource, resource_of
 from baton_operator.errors import ApiError, Conflict, NotFound, NotLeading, Refused, Unreachable
 from baton_operator.planner.context import FIELD_MANAGER
-from baton_operator.planner.objects import Object, list_at, ref_of, text_at
+from baton_operator.planner.objects import Object, list_at, map_at, ref_of, text_at
 
 _JSON = "application/json"
 _MERGE = "application/merge-patch+json"
 _APPLY = "application/apply-patch+yaml"
 _TIMEOUT = 30.0  # seconds; a list of many pods takes a while
 _CONNECTIONS = 32
+_PAGE = 500  # objects in one answer
 
 
 @asynccontextmanager
@@ -54,13 +55,23 @@ class ApiServer:
         return await self._send("GET", resource.path(namespace, name))
 
     async def list(self, resource: Resource, namespace: str | None, labels: Mapping[str, str]) -> list[Object]:
-        """All objects with these labels; a list's items do not say what they are, so that is added."""
-        self._count("list", resource.plural)
-        selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        query = {"labelSelector": selector} if selector else {}
-        found = await self._send("GET", resource.path(namespace), query)
+        """All objects with these labels, of which "" means any value; who set which field is left out.
+
+        A list's items do not say what they are, so that is added.
+        """
+        selector = ",".join(f"{key}={value}" if value else key for key, value in labels.items())
+        query = {"limit": str(_PAGE), **({"labelSelector": selector} if selector else {})}
         kind = {"apiVersion": resource.api_version, "kind": resource.kind}
-        return [{**item, **kind} for item in list_at(found, "items") if isinstance(item, Mapping)]
+        items: list[Object] = []
+        while True:
+            self._count("list", resource.plural)
+            found = await self._send("GET", resource.path(namespace), query)
+            for item in list_at(found, "items"):
+                metadata = {key: value for key, value in map_at(item, "metadata").items() if key != "managedFields"}
+                items.append({**map_at(item), **kind, "metadata": metadata})
+            query["continue"] = text_at(found, "metadata", "continue")
+            if not query["continue"]:
+                return items
 
     async def apply(self, item: Object, subresource: str = "") -> Object:
         """Server-side apply: what we once set and no longer name goes, what others set stays."""

@@ -21,15 +21,16 @@ from baton_operator.controller.reconciler import Key, Reconciler
 from baton_operator.controller.reports import Reports
 from baton_operator.controller.resources import OPTIONAL, SCALERS, SERVICES
 from baton_operator.controller.rollouts import Rollouts
+from baton_operator.controller.survey import Sighting, survey
 from baton_operator.controller.watching import watch
 from baton_operator.controller.work_queue import WorkQueue
 from baton_operator.errors import OperatorError
 from baton_operator.planner import Settings
-from baton_operator.planner.objects import text_at
 
 log = logging.getLogger(__name__)
 
 _ROUNDS_AT_ONCE = 8
+_SPREAD = 10.0  # seconds over which a resync looks at all services
 _FIRST_RETRY, _LAST_RETRY = 0.5, 60.0  # seconds
 _LATE = 3  # a resync that is overdue by so many periods makes the process unhealthy
 
@@ -84,6 +85,7 @@ class Operator:
         self._metrics = metrics
         self._failures: dict[Key, int] = {}
         self._synced: float | None = None
+        self._sightings: dict[Key, Sighting] = {}
 
     def healthy(self) -> bool:
         """Whether the last resync is not long overdue; a candidate that waits for the Lease has none to do."""
@@ -92,7 +94,7 @@ class Operator:
     async def run(self, lease: Lease, stop: asyncio.Event) -> int:
         """Until `stop` is set or a signal comes: 0; or the Lease or the watches are lost: 1."""
         await self._find_apis()
-        watching = watch(self._queue.add, self._options.namespaces, self._reconciler.settings.apis, stop)
+        watching = watch(self._changed, self._options.namespaces, self._reconciler.settings.apis, stop)
         tasks = [asyncio.create_task(work) for work in (lease.keep(self._api), self._resync(), *self._workers())]
         watcher = asyncio.create_task(watching)
         try:
@@ -107,6 +109,11 @@ class Operator:
                 log.error("the operator ends: %s", error)
                 return 1
         return 0
+
+    def _changed(self, key: Key, delay: float) -> None:
+        """Something happened to a service: what a resync saw of it is out of date."""
+        self._sightings.pop(key, None)
+        self._queue.add(key, delay)
 
     def _workers(self) -> list[Coroutine[Any, Any, None]]:
         return [self._work() for _ in range(_ROUNDS_AT_ONCE)]
@@ -126,7 +133,7 @@ class Operator:
         outcome = "done"
         try:
             with self._metrics.round_seconds.time():
-                wait = await self._reconciler.round(key)
+                wait = await self._reconciler.round(key, self._sightings.pop(key, None))
             self._failures.pop(key, None)
         except OperatorError as error:
             outcome, wait = type(error).__name__, self._retry(key)
@@ -146,12 +153,11 @@ class Operator:
         while True:
             try:
                 await self._find_apis()
-                namespaces: Sequence[str | None] = self._options.namespaces or [None]
-                found = [item for name in namespaces for item in await self._api.list(SERVICES, name, {})]
+                found = await survey(self._api, self._options.namespaces, self._reconciler.settings.apis)
                 self._metrics.services.set(len(found))
-                pause = self._options.resync_seconds / max(1, len(found))
-                for index, item in enumerate(found):
-                    key = text_at(item, "metadata", "namespace"), text_at(item, "metadata", "name")
+                self._sightings = dict(found)
+                pause = min(self._options.resync_seconds, _SPREAD) / max(1, len(found))
+                for index, key in enumerate(found):
                     self._queue.add(key, index * pause)
                 self._synced = time.monotonic()
             except OperatorError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from baton_operator.controller.memory import Applied
 from baton_operator.controller.reports import Reports
 from baton_operator.controller.resources import EVENTS, SERVICES, resource_of, served
 from baton_operator.controller.rollouts import Rollouts
+from baton_operator.controller.survey import Sighting
 from baton_operator.errors import Conflict, NotFound, Refused
 from baton_operator.planner import FIELD_MANAGER, FINALIZER, Context, Event, Observed, Plan, Service, Settings, plan
 from baton_operator.planner.context import INSTANCE
@@ -25,6 +26,15 @@ from baton_operator.planner.objects import Object, Ref, list_at, ref_of, text_at
 log = logging.getLogger(__name__)
 
 Key = tuple[str, str]  # namespace and name of a service
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One look at a service: what there is, and what the plan makes of it."""
+
+    context: Context
+    observed: Observed
+    made: Plan
 
 
 class Reconciler:
@@ -38,55 +48,85 @@ class Reconciler:
         self._applied = Applied()
         self._autoscalers = Autoscalers()
 
-    async def round(self, key: Key) -> float | None:
+    async def round(self, key: Key, sighting: Sighting | None = None) -> float | None:
         """Bring `key` nearer to its manifest; how many seconds from now to look again, if not earlier.
 
-        Raises `Refused`, after everything else was done, when an object was not taken.
+        What a resync saw of it may tell that there is nothing to do; else everything is read anew. Raises `Refused`,
+        after everything else was done, when an object was not taken.
         """
-        namespace, name = key
+        glance = None if sighting is None else await self._look(key, sighting.item, sighting.children)
+        if glance is not None and self._rests(key, glance):
+            return await self._conclude(key, glance)
         try:
-            item = await self._api.get(SERVICES, namespace, name)
+            item = await self._api.get(SERVICES, *key)
         except NotFound:
-            self._applied.forget(key)
-            self._autoscalers.forget(key)
-            self._rollouts.forget(key)
+            self._forget(key)
             return None
+        seen = await self._look(key, item, glance=glance)
+        if seen is None:
+            return None
+        refused = await self._change_objects(key, item, seen.made, seen.observed)
+        if refused:
+            observed = replace(seen.observed, refused=refused)
+            made = plan(seen.context.service, observed, datetime.now(UTC), self.settings)
+            seen = replace(seen, observed=observed, made=made)
+        await self._report(item, seen.made)
+        wait = await self._conclude(key, seen)
+        if refused:  # soon again: some refusals pass, such as those of an API server that does not know our kinds yet
+            raise Refused(422, "; ".join(refused))
+        return wait
+
+    def _forget(self, key: Key) -> None:
+        self._applied.forget(key)
+        self._autoscalers.forget(key)
+        self._rollouts.forget(key)
+
+    async def _look(
+        self, key: Key, item: Object, children: Sequence[Object] | None = None, glance: _Seen | None = None
+    ) -> _Seen | None:
+        """The service as it is, and what to do; None for a manifest that cannot be read. What workers have told during
+        this round stands in `glance`."""
         try:
             service = Service.from_object(item)
         except ValidationError as error:
-            await self._misfit(item, error)
+            if children is None:
+                await self._misfit(item, error)
             return None
-        observed = await self._observe(service, key)
-        made = plan(service, observed, datetime.now(UTC), self.settings)
-        refused = await self._change_objects(key, item, made, observed)
-        if refused:
-            observed = replace(observed, refused=refused)
-            made = plan(service, observed, datetime.now(UTC), self.settings)
-        await self._report(item, made)
         context = Context(service, self.settings)
-        if made.assignments is not None:  # only what the status has on record: the next operator goes on from there
-            await self._reports.assign(context, observed, made.assignments)
-        self._rollouts.probe(key, context, observed, made)
-        if refused:  # soon again: some refusals pass, such as those of an API server that does not know our kinds yet
-            raise Refused(422, "; ".join(refused))
-        waits = [wait for wait in (made.requeue_after, self._autoscalers.pause(key)) if wait is not None]
-        return min(waits, default=None)
-
-    async def _observe(self, service: Service, key: Key) -> Observed:
-        namespace, name = key
-        lists = [self._api.list(resource, namespace, {INSTANCE: name}) for resource in served(self.settings.apis)]
-        items = [item for found in await asyncio.gather(*lists) for item in found]
-        observed = Observed.of(service, items)
-        context = Context(service, self.settings)
+        if children is None:
+            lists = [self._api.list(resource, key[0], {INSTANCE: key[1]}) for resource in served(self.settings.apis)]
+            children = [child for found in await asyncio.gather(*lists) for child in found]
+        observed = Observed.of(service, children)
         if service.deleted_at is None:
             observed = await with_credentials(self._api, context, observed, datetime.now(UTC))
+        observed = await self._told(key, context, observed) if glance is None else observed.hearing(glance.observed)
+        observed = await self._rollouts.look(key, context, observed)
+        return _Seen(context, observed, plan(service, observed, datetime.now(UTC), self.settings))
+
+    async def _told(self, key: Key, context: Context, observed: Observed) -> Observed:
+        """What workers report, and what the autoscaler, which decides once a round, makes of it."""
         listing = await self._reports.of(context, observed)
         if listing is None:
-            return await self._rollouts.look(key, context, observed)
-        told = {"workers": listing.workers, "fetching": listing.fetching, "waiting": listing.waiting}
-        observed = replace(observed, **told)
-        observed = replace(observed, scaled=self._autoscalers.ask(key, context, observed))
-        return await self._rollouts.look(key, context, observed)
+            return observed
+        workers, fetching, waiting = listing.workers, listing.fetching, listing.waiting
+        observed = replace(observed, workers=workers, fetching=fetching, waiting=waiting)
+        return replace(observed, scaled=self._autoscalers.ask(key, context, observed))
+
+    def _rests(self, key: Key, seen: _Seen) -> bool:
+        """Whether the plan changes nothing."""
+        made, objects = seen.made, seen.observed.objects
+        told = made.status is not None or made.scaler_statuses or made.events
+        changes = told or made.create or made.delete or made.finalizers is not None or made.probe
+        return not changes and all(self._applied.stands(key, item, objects.get(ref_of(item))) for item in made.apply)
+
+    async def _conclude(self, key: Key, seen: _Seen) -> float | None:
+        """What is not kept by the API server; when to look again."""
+        # Only what the status has on record: the next operator goes on from there.
+        if seen.made.assignments is not None:
+            await self._reports.assign(seen.context, seen.observed, seen.made.assignments)
+        self._rollouts.probe(key, seen.context, seen.observed, seen.made)
+        waits = [wait for wait in (seen.made.requeue_after, self._autoscalers.pause(key)) if wait is not None]
+        return min(waits, default=None)
 
     async def _change_objects(self, key: Key, item: Object, made: Plan, observed: Observed) -> Sequence[str]:
         """Finalizers, applies, deletions, in this order; what the API server would not take."""

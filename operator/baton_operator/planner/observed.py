@@ -123,6 +123,11 @@ class Observed:
         more = {ref_of(item): item for item in items if is_ours(item, service)}
         return replace(self, objects={**self.objects, **more})
 
+    def hearing(self, other: Observed) -> Observed:
+        """With what workers had told when `other` was seen, and what was made of it."""
+        told = replace(self, workers=other.workers, fetching=other.fetching, waiting=other.waiting)
+        return replace(told, scaled=other.scaled)
+
     def of_kind(self, *kinds: str) -> list[Object]:
         return [item for ref, item in self.objects.items() if ref.kind in kinds]
 

@@ -16,7 +16,7 @@ import httpx
 from support.baton_processes import bound_to_parent, free_port
 from support.kube.client import Cluster
 
-PATIENCE = 60.0  # seconds; bounds a failing start
+PATIENCE = 180.0  # seconds; bounds a failing start
 _CONTROLLERS = (
     *("deployment-controller", "replicaset-controller", "garbage-collector-controller", "namespace-controller"),
     *("serviceaccount-controller", "disruption-controller", "resourcequota-controller"),
