@@ -94,7 +94,8 @@ def live_through_everything(
     service.apply(**EVERYTHING, security=security)
     eventually(lambda: all(lists(cluster, namespace, plural) for plural in OPTIONAL), 60.0, service.get)
     assert service.condition("Degraded")["reason"] != "ObjectRefused"
-    eventually(lambda: cluster.find(BATON, "workerscalers", namespace, "chat-decode"))
+    scaler = partial(cluster.find, BATON, "workerscalers", namespace, "chat-decode")
+    eventually(lambda: (scaler() or {}).get("status"))
     cluster.patch(BATON, "workerscalers", namespace, "chat-decode", {"spec": {"replicas": 2}}, "scale")
     eventually(lambda: service.condition("Progressing")["status"] == "True")
     # Turning it all off deletes an object of every kind but those that a service always has.

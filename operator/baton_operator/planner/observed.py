@@ -53,7 +53,7 @@ class Group:
     """The workers of one role and revision: a workload, and what it was made from.
 
     `wanted` is what the workload was last told; `present` counts pods that exist, `ready` those that can serve.
-    `settled` says that the counts were taken after that was told; `proven` that once a worker was ready.
+    `proven` says that once a worker was ready.
     """
 
     role: str
@@ -63,7 +63,6 @@ class Group:
     wanted: int = 0
     present: int = 0
     ready: int = 0
-    settled: bool = True
     proven: bool = False
     order: int = 0
 
@@ -157,7 +156,6 @@ class Observed:
                     wanted=int_at(item, "spec", "replicas"),
                     present=int_at(item, "status", "replicas"),
                     ready=ready,
-                    settled=int_at(item, "status", "observedGeneration") >= int_at(item, "metadata", "generation"),
                     proven=ready > 0 or text_at(record, "metadata", "annotations", PROVEN) == "true",
                     order=int_at(record, "revision"),
                 )

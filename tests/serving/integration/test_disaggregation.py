@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import httpx
 import pytest
 from support.baton_processes import BATON_TINY, BatonProcess, BatonProcesses
 from support.disaggregation import (
@@ -15,6 +16,7 @@ from support.disaggregation import (
     mixed_cases,
     settled,
     start_fleet,
+    until,
 )
 
 BACKENDS = ("mooncake", "nixl")
@@ -38,6 +40,15 @@ async def compare(fleet: Fleet, whole: BatonProcess | None, count: int, seed: in
     assert gained["handoffs_arrived"] == sum(len(answer.choices) for answer in wanted)
     assert gained["cached_tokens"] > 0
     assert gained["handoff_mismatched_pages"] == 0
+    await until(lambda: measured(fleet), "the rates of links")
+
+
+def measured(fleet: Fleet) -> bool:
+    """Whether the bootstrap server knows for each decode worker how fast pages came from prefill workers."""
+    rows = httpx.get(f"{fleet.bootstrap.facts['http']}/workers", trust_env=False).json()["workers"]
+    senders = {row["id"] for row in rows if row["role"] == "prefill"}
+    links = [row["links"] for row in rows if row["role"] == "decode"]
+    return all(found and found.keys() <= senders and min(found.values()) > 0 for found in links)
 
 
 async def test_a_pair_over_mooncake_answers_like_one_worker(fleet: Fleet) -> None:

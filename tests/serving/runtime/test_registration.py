@@ -24,7 +24,7 @@ class Reporter:
     def __init__(self) -> None:
         given = config_from_values({"model_path": "m"})
         config = SimpleNamespace(bootstrap_addrs=(("127.0.0.1", 1),), given=given)
-        self._manager = SimpleNamespace(stats={}, liveness=Liveness())
+        self._manager = SimpleNamespace(stats={}, links={}, liveness=Liveness())
         manager = cast(TokenizerManager, self._manager)
         self._registration = Registration(cast(ResolvedConfig, config), WORKER, manager)
 

@@ -63,6 +63,11 @@ TOOLS = (
     ),
     Tool("etcd", {"etcd": "go.etcd.io/etcd/server/v3"}),
     Tool("helm", {"helm": "helm.sh/helm/v4/cmd/helm"}),
+    Tool(
+        "lws",
+        {"leaderworkerset": "sigs.k8s.io/lws/cmd"},
+        {"leaderworkerset-webhooks.yaml": "sigs.k8s.io/lws:config/webhook/manifests.yaml"},
+    ),
     Tool("coredns", {"coredns": "."}),
     Tool("pause", {"pause": "."}),
     Tool(

@@ -19,7 +19,7 @@ from support.kube.client import Cluster
 PATIENCE = 180.0  # seconds; bounds a failing start
 _CONTROLLERS = (
     *("deployment-controller", "replicaset-controller", "garbage-collector-controller", "namespace-controller"),
-    *("serviceaccount-controller", "disruption-controller", "resourcequota-controller"),
+    *("serviceaccount-controller", "disruption-controller", "resourcequota-controller", "statefulset-controller"),
 )
 _AUDIT_POLICY = """
 apiVersion: audit.k8s.io/v1
