@@ -1,7 +1,7 @@
 """Who goes first and who must give way: pure functions over small tuples.
 
-Every order is by class first: higher priority, then requests whose answer has begun, here before they were retracted or at
-a worker that was lost (they have waited and were served before), then the policy, then arrival.
+Every order is by class first: higher priority, then requests whose answer has begun, here before they were retracted or
+at a worker that was lost (they have waited and were served before), then the policy, then arrival.
 """
 
 from __future__ import annotations
