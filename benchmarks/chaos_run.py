@@ -21,15 +21,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import itertools
 import json
+import os
 import random
 import signal
-import statistics
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,25 +40,16 @@ from rich.progress import Progress
 from rich.table import Table
 
 from baton_serving.bench.arguments import count, positive, progress_bar
+from chaos_times import Wait, compare, quantiles, stage_table, wait_of
 from fault_run import SHOWN, Run, Worker
 from streams import Asked, Stream, asked, difference, read
 
 FAULTS = ("kill", "stop", "end")
 LIMIT_SECONDS = 150.0  # of one request
-NEAR_SECONDS = 2.5  # of what happens at about the same time
 GRACE_SECONDS = 35.0  # of a gateway that is told to end, and a little more
 VIEW_SECONDS = 60.0  # until a worker that came back must be known
 
 Facts = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Wait:
-    """How long a stream of distinct request `which` waited, from `begun` (unix time) on."""
-
-    which: int
-    begun: float
-    seconds: float
 
 
 @dataclass
@@ -83,6 +73,12 @@ class Tally:
     first: list[Wait] = field(default_factory=list)  # of undisturbed streams for their first bytes
     resumed: list[Wait] = field(default_factory=list)  # of others, from the gateway's noticing to the next bytes
     seconds: float = 0.0
+
+    @property
+    def progress(self) -> str:
+        """In a few words, while it goes on."""
+        bad = len(self.failed) + len(self.wrong) + self.duplicated + self.missing
+        return f"requests ({sum(self.faults.values())} faults, {self.computed + self.moved} went on, {bad} bad)"
 
     @property
     def good(self) -> bool:
@@ -134,13 +130,14 @@ class Chaos:
         if response.status != 200:
             tally.failed.append(f"request {number} ({wanted.kind}): {response.status} {raw[:300]!r}")
             return
-        self._judge(f"request {number} ({wanted.kind}, {response.headers['x-request-id']})", read(raw), truth)
+        ours = read(raw)
+        self._judge(f"request {number} ({wanted.kind}, {response.headers['x-request-id']})", ours, truth)
         tally.retried += int(response.headers["x-baton-attempts"]) - 1
         facts = await self._explain(gateway, response.headers["x-request-id"])
         if facts is None:
             tally.unexplained += 1
         else:
-            self._note_times(which, wanted.kind, facts)
+            self._note_times(which, wanted.kind, facts, ours)
 
     def _judge(self, name: str, ours: Stream, truth: Stream) -> None:
         self.tally.duplicated += ours.duplicated
@@ -160,13 +157,14 @@ class Chaos:
                     return facts
         return None
 
-    def _note_times(self, which: int, kind: str, facts: Facts) -> None:
-        """What the gateway says of a stream's stages: seconds since it came."""
+    def _note_times(self, which: int, kind: str, facts: Facts, stream: Stream) -> None:
+        """What the gateway says of a stream's stages, in seconds since it came, and the workers of theirs."""
         tally, noticed, came = self.tally, 0.0, facts["received"]
-        first = facts["first_byte_after"]
-        if len(facts["attempts"]) == 1:
-            sent = facts["attempts"][0]["after"]
-            tally.first.append(Wait(which, came + sent, first - sent))
+        first, sent = facts["first_byte_after"], [one["after"] for one in facts["attempts"]]
+        timings = [choice.timings for choice in stream.choices.values()]
+        if len(sent) == 1:
+            begun = came + sent[0]
+            tally.first.append(wait_of(which, begun, begun, came + first, timings))
         for stage in facts["stages"]:
             if stage["after"] < first:
                 continue
@@ -176,7 +174,9 @@ class Chaos:
             elif stage["what"] == "goes on":
                 tally.computed += 1
                 tally.by_kind[kind] += 1
-                tally.resumed.append(Wait(which, came + noticed, stage["after"] - noticed))
+                latest = max((at for at in sent if at <= stage["after"]), default=noticed)
+                ended = came + stage["after"]
+                tally.resumed.append(wait_of(which, came + noticed, came + latest, ended, timings))
                 noticed = 0.0
             elif stage["what"] == "moved":
                 tally.moved += 1
@@ -244,24 +244,33 @@ class Chaos:
                 self.tally.failed.append(f"{gateway.name} ended with {status} after SIGTERM: {gateway.tail()}")
         await gateway.start()
 
-    async def load(self, wanted: list[Asked], truths: list[Stream], requests: int, at_once: int, bar: Progress) -> None:
-        """Send all requests; gateways end and start in between."""
+    async def load(
+        self, wanted: list[Asked], truths: list[Stream], requests: int, rate: float, at_once: int, bar: Progress
+    ) -> None:
+        """Send all requests, `rate` a second at random times while fewer than `at_once` are open; gateways end and
+        start in between."""
         task = bar.add_task("requests", total=requests)
-        numbers = itertools.islice(itertools.count(), requests)
         share = requests // (len(self._gateways) + 1)
         drains = {share * turn: gateway for turn, gateway in enumerate(self._gateways, 1)}
+        slots = asyncio.Semaphore(at_once)
+
+        async def one(number: int) -> None:
+            which = number % len(wanted)
+            try:
+                await self.ask(number, which, wanted[which], truths[which])
+            finally:
+                slots.release()
+            bar.update(task, advance=1, description=self.tally.progress)
+
         async with asyncio.TaskGroup() as tasks:
-
-            async def client() -> None:
-                for number in numbers:
-                    if number in drains:
-                        tasks.create_task(self.drain(drains[number]))
-                    which = number % len(wanted)
-                    await self.ask(number, which, wanted[which], truths[which])
-                    bar.advance(task)
-
-            for _ in range(at_once):
-                tasks.create_task(client())
+            due = time.monotonic()
+            for number in range(requests):
+                due += self._draw.expovariate(rate)
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                await slots.acquire()
+                if number in drains:
+                    tasks.create_task(self.drain(drains[number]))
+                tasks.create_task(one(number))
 
 
 async def undisturbed(
@@ -304,6 +313,7 @@ async def run(args: argparse.Namespace, folder: Path, progress: Progress) -> tup
         def worker(name: str, *words: str) -> Worker:
             made = Worker(name, list(words), folder)
             stack.callback(made.kill)
+            made.yields = os.geteuid() == 0  # nobody else may take niceness back
             return made
 
         bootstrap = worker("bootstrap", "bootstrap", "--http-port", "0")
@@ -330,7 +340,7 @@ async def run(args: argparse.Namespace, folder: Path, progress: Progress) -> tup
             tally, over, begun = chaos.tally, asyncio.Event(), time.monotonic()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(chaos.havoc(args.faults, args.period, args.stopped, over))
-                await chaos.load(wanted, truths, args.requests, args.concurrency, progress)
+                await chaos.load(wanted, truths, args.requests, args.rate, args.concurrency, progress)
                 tally.seconds = time.monotonic() - begun
                 over.set()
             held = await Run(session, prefills, decodes, args.seed).leaks()
@@ -341,33 +351,8 @@ async def run(args: argparse.Namespace, folder: Path, progress: Progress) -> tup
         return tally, len(drawn) - len(wanted)
 
 
-def _quantiles(values: list[float]) -> str:
-    if not values:
-        return "nothing measured"
-    ordered = sorted(values)
-    p50, p99 = (ordered[min(len(ordered) - 1, int(len(ordered) * share))] for share in (0.5, 0.99))
-    return f"p50 {p50:.2f}, p99 {p99:.2f}, longest {ordered[-1]:.2f}, of {len(ordered)}"
-
-
-def compared(tally: Tally) -> tuple[list[float], list[float], list[float]]:
-    """Waits over the usual first token of the same request: of streams that went on, of undisturbed ones, and the first
-    over the median of those of the second that began about then."""
-    by_request: dict[int, list[float]] = defaultdict(list)
-    for wait in tally.first:
-        by_request[wait.which].append(wait.seconds)
-    usual = {which: statistics.median(seconds) for which, seconds in by_request.items() if len(seconds) >= 3}
-    ratios = [(wait.begun, wait.seconds / usual[wait.which]) for wait in tally.resumed if wait.which in usual]
-    control = [(wait.begun, wait.seconds / usual[wait.which]) for wait in tally.first if wait.which in usual]
-    fair = []
-    for begun, ratio in ratios:
-        near = [other for at, other in control if abs(at - begun) <= NEAR_SECONDS]
-        if near:
-            fair.append(ratio / statistics.median(near))
-    return [ratio for _, ratio in ratios], [ratio for _, ratio in control], fair
-
-
 def report(tally: Tally, left_out: int, args: argparse.Namespace) -> Table:
-    ratios, control, fair = compared(tally)
+    compared = compare(tally.resumed, tally.first)
     table = Table("what", "found", title=f"Chaos: {args.workers}P{args.workers}D, {args.backend}", title_justify="left")
     for what, found in (
         ("requests", f"{args.requests} in {tally.seconds:.0f} s; {left_out} of {args.prompts} distinct ones left out"),
@@ -382,10 +367,11 @@ def report(tally: Tally, left_out: int, args: argparse.Namespace) -> Table:
         ("… by kind", ", ".join(f"{number} × {kind}" for kind, number in sorted(tally.by_kind.items()))),
         ("gateways' ends after SIGTERM", ", ".join(f"{seconds:.1f} s" for seconds in tally.drains)),
         ("turned away by one that ends", ", ".join(f"{n} × {name}" for name, n in tally.turned_away.items()) or "0"),
-        ("noticed to next bytes, seconds", _quantiles([wait.seconds for wait in tally.resumed])),
-        ("… / usual first token of the request", _quantiles(ratios)),
-        ("undisturbed first token / the same", _quantiles(control)),
-        (f"the former / the latter within {NEAR_SECONDS:g} s", _quantiles(fair)),
+        ("noticed to next bytes, seconds", quantiles([wait.seconds for wait in tally.resumed])),
+        ("… / usual first token of the request", quantiles(compared.resumed)),
+        ("undisturbed first token / the same", quantiles(compared.undisturbed)),
+        ("the former / the latter at the time", quantiles(compared.at_the_time)),
+        ("noticed to next bytes / prefill of its own", quantiles(compared.own_prefill)),
     ):
         table.add_row(what, found)
     return table
@@ -397,7 +383,8 @@ def main() -> int:
     parser.add_argument("--backend", choices=["mooncake", "nixl"], default="mooncake")
     parser.add_argument("--requests", type=count, default=2000)
     parser.add_argument("--prompts", type=count, default=70, help="distinct requests among them")
-    parser.add_argument("--concurrency", type=count, default=12)
+    parser.add_argument("--rate", type=positive, default=4.0, help="requests a second, at random times")
+    parser.add_argument("--concurrency", type=count, default=12, help="requests that may be open at once")
     parser.add_argument("--workers", type=count, default=2, help="prefill workers, and as many decode workers")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS)
     parser.add_argument("--period", type=positive, default=5.0, help="seconds between two faults")
@@ -409,6 +396,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, progress_bar(console) as progress:
         tally, left_out = asyncio.run(run(args, Path(folder), progress))
     console.print(report(tally, left_out, args))
+    console.print(stage_table(tally.resumed, tally.first))
     for line in (tally.failed + tally.wrong)[:SHOWN]:
         console.print(line[:1500], markup=False)
     return 0 if tally.good else 1

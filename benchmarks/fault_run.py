@@ -37,6 +37,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.progress import Progress
@@ -46,6 +47,7 @@ from baton_serving.bench.arguments import count, progress_bar
 
 TIE = 2e-4  # greedy answers may part where the two likeliest tokens are closer than this
 SETTLE_SECONDS = 30.0
+LOWEST = 19  # niceness
 SHOWN = 10  # lines of what went wrong
 SAMPLE_SECONDS = 0.25  # as often as workers report
 QUARANTINE = ("kv_pages_quarantined", "handoff_source_pages_quarantined")
@@ -75,6 +77,7 @@ class Worker:
     killed: float = 0.0  # when it was killed or stopped, by the monotonic clock
     ready: bool = False
     restarts: list[float] = field(default_factory=list)  # seconds that each took
+    yields: bool = False  # while it starts again, it leaves the processor to those that serve, as on its own machine
 
     @property
     def url(self) -> str:
@@ -86,10 +89,15 @@ class Worker:
         announced.unlink(missing_ok=True)
         begun = time.monotonic()
         self.process = self._spawn("--port", str(self.port), "--announce-file", str(announced))
+        usual = os.getpriority(os.PRIO_PROCESS, self.process.pid)
+        if self.yields and self.killed:
+            _set_niceness(self.process.pid, LOWEST)
         while not announced.exists():
             if self.process.poll() is not None:
                 raise SystemExit(f"{self.name} did not start:\n{self.tail()}")
             await asyncio.sleep(0.05)
+        if self.yields and self.killed:
+            _set_niceness(self.process.pid, usual)
         facts: dict[str, Any] = json.loads(announced.read_text())
         self.port = int(facts.get("http_port") or urlsplit(str(facts.get("http", ""))).port or 0)
         if self.killed:
@@ -140,6 +148,16 @@ class Worker:
         await asyncio.sleep(seconds)
         self.signal(signal.SIGCONT)
         self.ready = True
+
+
+def _set_niceness(pid: int, niceness: int) -> None:
+    """Of all threads of a process and its children; those that end meanwhile do not matter."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                for thread in process.threads():
+                    os.setpriority(os.PRIO_PROCESS, thread.id, niceness)
 
 
 @dataclass

@@ -34,7 +34,15 @@ class Asked:
 
 
 def asked(number: int, draw: random.Random) -> Asked:
-    """A streamed request of the kind whose turn it is: 100 to some 1,200 prompt tokens, 24 to 64 tokens a choice."""
+    """A streamed request of the kind whose turn it is: 100 to some 1,200 prompt tokens, 24 to 64 tokens a choice.
+
+    It asks for the times at which each choice passed its stages.
+    """
+    one = _asked(number, draw)
+    return Asked(one.kind, one.path, {**one.body, "baton_timings": True})
+
+
+def _asked(number: int, draw: random.Random) -> Asked:
     kind = KINDS[number % len(KINDS)]
     most = draw.randint(24, 64)
     if kind.startswith("generate"):
@@ -87,6 +95,7 @@ class Choice:
     tokens: list[int] = field(default_factory=list)
     logprobs: Any = None
     finishes: list[Any] = field(default_factory=list)
+    timings: dict[str, Any] = field(default_factory=dict)  # of the worker that ended it; unix seconds by stage
 
 
 @dataclass
@@ -150,6 +159,7 @@ def _take_choice(choice: Choice, part: Body) -> None:
     choice.roles += "role" in delta
     choice.text += part["text"] if "text" in part else delta.get("content") or ""
     choice.logprobs = _joined(choice.logprobs, part.get("logprobs"))
+    choice.timings = part.get("baton", {}).get("timings", choice.timings)
     if part["finish_reason"] is not None:
         choice.finishes.append(part["finish_reason"])
 
@@ -163,6 +173,7 @@ def _take_native(found: Stream, data: Body) -> None:
     if data["output_ids"] != choice.tokens:
         found.complaints.append(f"output_ids are {data['output_ids']}, ids of the events {choice.tokens}")
     choice.text = data["text"]
+    choice.timings = meta.get("baton", {}).get("timings", choice.timings)
     choice.logprobs = {name: value for name, value in meta.items() if name.endswith("_logprobs")}
     choice.logprobs["tokens"] = [meta["prompt_tokens"], meta["completion_tokens"]]
     found.fingerprints.add(meta["weight_digest"])

@@ -17,6 +17,7 @@ from baton_serving.gateway.admission import Admission
 from baton_serving.gateway.app import App
 from baton_serving.gateway.core import LOOK_EVERY, Core, Patience
 from baton_serving.gateway.history import History
+from baton_serving.gateway.http.bodies import Bodies
 from baton_serving.gateway.http.downstream import ClientConnection
 from baton_serving.gateway.routing import Router, RoutingConfig
 from baton_serving.gateway.siblings import Siblings
@@ -169,15 +170,22 @@ def answer(status: int = 200, **body: object) -> Script:
 
 
 BODY_LIMIT = 1024 * 1024
+BODIES_LIMIT = 4 * BODY_LIMIT
 
 
 class Bench:
     """A gateway over workers whose view the test sets."""
 
     def __init__(
-        self, core: Core, url: str, session: aiohttp.ClientSession, connections: set[ClientConnection]
+        self,
+        core: Core,
+        url: str,
+        session: aiohttp.ClientSession,
+        connections: set[ClientConnection],
+        bodies: Bodies,
     ) -> None:
         self.core = core
+        self.bodies = bodies
         self.connections = connections  # of clients, the session's included
         self.url = url
         self.session = session
@@ -211,7 +219,8 @@ class Bench:
         """Whether no request is counted anywhere."""
         fleet = self.core.router.fleet
         endpoints = (*fleet.endpoints.values(), *fleet.absent.values())
-        return not self.core.open and not any(one.legs or one.sent_tokens for one in endpoints)
+        counted = any(one.legs or one.sent_tokens for one in endpoints)
+        return not (self.core.open or self.bodies.held or counted)
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -242,13 +251,14 @@ async def gateway_bench(
     siblings.attach(lambda: core.figures.report(core.gauges(1, 0)), history.explain)
     app = App(core, admin_app(core, siblings))
     connections: set[ClientConnection] = set()
+    bodies = Bodies(BODY_LIMIT, BODIES_LIMIT)
     server = await asyncio.get_running_loop().create_server(
-        lambda: ClientConnection(app, connections, BODY_LIMIT), "127.0.0.1", 0
+        lambda: ClientConnection(app, connections, bodies), "127.0.0.1", 0
     )
     looking = asyncio.create_task(_look(core))
     async with aiohttp.ClientSession() as session:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        bench = Bench(core, url, session, connections)
+        bench = Bench(core, url, session, connections, bodies)
         yield bench
     await eventually(bench.idle)  # a prefill leg may outlive its answer by a moment
     looking.cancel()

@@ -13,6 +13,7 @@ from baton_serving.gateway.admin import admin_app
 from baton_serving.gateway.app import App
 from baton_serving.gateway.core import Core
 from baton_serving.gateway.history import History
+from baton_serving.gateway.http.bodies import Bodies
 from baton_serving.gateway.http.downstream import ClientConnection
 from baton_serving.gateway.routing import Router, RoutingConfig
 from baton_serving.gateway.siblings import Siblings
@@ -47,8 +48,9 @@ async def gateway_before(
     core.update(View(version=1, connected=1, entries=entries))
     app = App(core, admin_app(core, siblings), access, spans)
     connections: set[ClientConnection] = set()
+    bodies = Bodies(BODY_LIMIT, 100 * BODY_LIMIT)
     server = await asyncio.get_running_loop().create_server(
-        lambda: ClientConnection(app, connections, BODY_LIMIT), "127.0.0.1", 0
+        lambda: ClientConnection(app, connections, bodies), "127.0.0.1", 0
     )
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -111,6 +111,12 @@ def _add_limits(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--max-body-bytes", type=int, default=64 * 1024 * 1024, help="largest request body taken")
     parser.add_argument(
+        "--max-buffered-bytes",
+        type=int,
+        default=1024 * 1024 * 1024,
+        help="bodies of all open requests together; what would go beyond is refused with 503",
+    )
+    parser.add_argument(
         "--grace", type=float, default=30.0, help="seconds that open requests have to end after SIGTERM"
     )
 
@@ -193,6 +199,8 @@ def _config(args: Namespace) -> GatewayConfig:
     for name in ("stall_timeout", "first_byte_timeout", "health_interval", "health_timeout", "max_body_bytes", "grace"):
         if getattr(args, name) <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} must be more than 0")
+    if args.max_buffered_bytes // args.processes < args.max_body_bytes:
+        raise ConfigError("--max-buffered-bytes must hold a body of --max-body-bytes for each of --processes")
     token_file = args.token_file or os.environ.get("BATON_TOKEN_FILE")
     try:
         return GatewayConfig(
@@ -216,6 +224,7 @@ def _config(args: Namespace) -> GatewayConfig:
             patience=Patience(stall=args.stall_timeout, first_byte=args.first_byte_timeout),
             health=HealthConfig(interval=args.health_interval, timeout=args.health_timeout),
             body_limit=args.max_body_bytes,
+            bodies_limit=args.max_buffered_bytes,
             grace=args.grace,
             access_log=args.access_log,
             api_keys=args.api_keys,

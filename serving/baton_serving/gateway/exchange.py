@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from baton_serving.errors import BatonError, QueueFull, Unavailable
@@ -28,47 +27,46 @@ if TYPE_CHECKING:
 SECOND_CHANCE = 0.1  # seconds before a worker that failed is asked again, when there is no other; then four times that
 
 _WAITING = (Phase.QUEUED, Phase.STRANDED)
+_NOBODY: frozenset[Endpoint] = frozenset()
 _STREAMING, _NOTHING = Phase.STREAMING, Action.NONE  # asked for with every event: in an enum's class that takes long
 
 
-@dataclass(slots=True, eq=False)
 class Exchange:
     """One client request; it ends once the client has its terminal reply or is gone, with every leg released."""
 
-    _core: Core
-    ask: Ask
-    _sink: Sink
-    record: Record
-    _generates: bool = True
-    phase: Phase = Phase.QUEUED
-    deadline: float = 0.0
-    prefill: Leg | None = None
-    decode: Leg | None = None
-    taker: Leg | None = None
-    offered: bool = False  # to admission, which must hear of the end
-    _outgoing: Outgoing = field(init=False)
-    _admitted: bool = False
-    _decision: Decision | None = None
-    _failure: BatonError | Reply | None = None
-    _lost: frozenset[Endpoint] = frozenset()  # not asked again, but for want of others
-    _spoke: bool = False  # decode of the latest attempt, before it was lost
-    _tries: int = 0  # attempts since the client last got something
-    _pauses: int = 0
-    _wait_until: float = 0.0
-    _timer: asyncio.TimerHandle | None = None
-    _chunks: bytes = b""  # what decode sent and the client has not
-    _transcript: Transcript | None = None
-    _progress: Progress | None = None  # what the client had when decode was lost last
-    _continuation: Continuation | None = None
-    _handover: Handover | None = None
+    __slots__ = (
+        *("_admitted", "_chunks", "_continuation", "_core", "_decision", "_failure", "_generates", "_handover"),
+        *("_lost", "_outgoing", "_pauses", "_progress", "_sink", "_spoke", "_timer", "_transcript", "_tries"),
+        *("_wait_until", "ask", "deadline", "decode", "offered", "phase", "prefill", "record", "taker"),
+    )
 
-    def __post_init__(self) -> None:
-        ask = self.ask
-        if ask.timeout is not None:
-            self.deadline = self.record.started + ask.timeout
-        self._outgoing = Outgoing(ask, self._core.names, self.deadline, self._generates)
-        if ask.stream:
-            self._transcript = Transcript()
+    def __init__(self, core: Core, ask: Ask, sink: Sink, record: Record, generates: bool = True) -> None:
+        self._core = core
+        self.ask = ask
+        self._sink = sink
+        self.record = record
+        self._generates = generates
+        self.phase = Phase.QUEUED
+        self.deadline = 0.0 if ask.timeout is None else record.started + ask.timeout
+        self.prefill: Leg | None = None
+        self.decode: Leg | None = None
+        self.taker: Leg | None = None
+        self.offered = False  # to admission, which must hear of the end
+        self._outgoing = Outgoing(ask, core.names, self.deadline, generates)
+        self._admitted = False
+        self._decision: Decision | None = None
+        self._failure: BatonError | Reply | None = None
+        self._lost: frozenset[Endpoint] = _NOBODY  # not asked again, but for want of others
+        self._spoke = False  # decode of the latest attempt, before it was lost
+        self._tries = 0  # attempts since the client last got something
+        self._pauses = 0
+        self._wait_until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._chunks = b""  # what decode sent and the client has not
+        self._transcript = Transcript() if ask.stream else None
+        self._progress: Progress | None = None  # what the client had when decode was lost last
+        self._continuation: Continuation | None = None
+        self._handover: Handover | None = None
 
     # What happens to it
 
@@ -210,7 +208,7 @@ class Exchange:
 
     def _give_second_chance(self) -> None:
         self._pauses += 1
-        self._lost = frozenset()
+        self._lost = _NOBODY
         self._look_for_workers()
 
     @property
@@ -302,7 +300,7 @@ class Exchange:
             if self._tries:
                 self._note("goes on", decode.endpoint.id)
             self._tries = self._pauses = 0
-            self._lost = frozenset()
+            self._lost = _NOBODY
             self._sink.relay(chunks)
             return
         self._tries = 0

@@ -26,11 +26,12 @@ class Endpoint:
     """One worker process as this gateway deals with it; a restarted worker is another endpoint. A policy's `Candidate`.
 
     `responsive` is what health checks say. `sent_tokens` are prompt tokens sent from here that are not computed yet.
+    `named` once it has said in an answer who it is: from then on, who does not is somebody else.
     """
 
     __slots__ = (
-        *("_reported", "id", "incarnation", "legs", "pool", "responsive", "sent_tokens", "status", "used_tokens"),
-        *("weight_digest", "worker"),
+        *("_reported", "id", "incarnation", "legs", "named", "pool", "responsive", "sent_tokens", "status"),
+        *("used_tokens", "weight_digest", "worker"),
     )
 
     def __init__(self, worker: Worker, status: Status, pool: Pool) -> None:
@@ -40,6 +41,7 @@ class Endpoint:
         self._take(worker, status)
         self.legs: set[Leg] = set()
         self.responsive = True
+        self.named = False
         self.sent_tokens = 0
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from baton_serving.gateway.fleet import Endpoint
@@ -50,7 +49,6 @@ class LegOwner(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
 class Leg:
     """Sends one request to `endpoint`; counted in `endpoint.legs` from `start` to the end.
 
@@ -58,24 +56,30 @@ class Leg:
     worker has to compute, as far as is known.
     """
 
-    endpoint: Endpoint
-    name: Name
-    owner: LegOwner
-    tokens: int
-    head: Head | None = None
-    event_stream: bool = False
-    body: bytes = b""
-    done: bool = False
-    saw_bytes: bool = False
-    failure: str = ""  # why it was lost
-    asked_to_move: bool = False
-    stale: bool = False  # lost only because an idle connection had been closed meanwhile
-    refusal: Reply | None = None
-    _reused: bool = False
-    _saw_done: bool = False
-    _paused: bool = False
-    _connection: Connection | None = None
-    _connecting: asyncio.Task[None] | None = None
+    __slots__ = (
+        *("_connecting", "_connection", "_paused", "_reused", "_saw_done", "asked_to_move", "body", "done", "endpoint"),
+        *("event_stream", "failure", "head", "name", "owner", "refusal", "saw_bytes", "stale", "tokens"),
+    )
+
+    def __init__(self, endpoint: Endpoint, name: Name, owner: LegOwner, tokens: int) -> None:
+        self.endpoint = endpoint
+        self.name: Name = name
+        self.owner = owner
+        self.tokens = tokens
+        self.head: Head | None = None
+        self.event_stream = False
+        self.body = b""
+        self.done = False
+        self.saw_bytes = False
+        self.failure = ""  # why it was lost
+        self.asked_to_move = False
+        self.stale = False  # lost only because an idle connection had been closed meanwhile
+        self.refusal: Reply | None = None
+        self._reused = False
+        self._saw_done = False
+        self._paused = False
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[None] | None = None
 
     def start(self, request: Sequence[bytes | memoryview]) -> None:
         """Send now on an idle connection, or as soon as a new one stands."""
@@ -131,12 +135,21 @@ class Leg:
     def on_head(self, head: Head) -> bool:
         self.head = head
         status = head.status
-        if head.incarnation and head.incarnation != self.endpoint.worker.incarnation:
-            self.fail(f"{head.incarnation} answers at the address of {self.endpoint.worker.incarnation}")
+        stranger = self._stranger(head)
+        if stranger:
+            self.fail(f"{stranger} answers at the address of {self.endpoint.worker.incarnation}")
         elif not 200 <= status < 300 and status < 400:
             self.fail(f"answered {status}, which no worker should")
         self.event_stream = head.event_stream and status < 400 and self.name != "prefill"
         return self.event_stream
+
+    def _stranger(self, head: Head) -> str:
+        """Who answers in the worker's place; "" when it is the worker, or one of those that never say who they are."""
+        endpoint, name = self.endpoint, head.incarnation
+        if name == endpoint.incarnation:
+            endpoint.named = True
+            return ""
+        return name or ("somebody" if endpoint.named else "")
 
     def on_events(self, chunks: bytes) -> None:
         if self.done:

@@ -26,6 +26,7 @@ from baton_serving.gateway.cache_follower import CacheFollower, Source
 from baton_serving.gateway.core import LOOK_EVERY, Core, Patience
 from baton_serving.gateway.health import HealthChecks, HealthConfig
 from baton_serving.gateway.history import AccessLog, History
+from baton_serving.gateway.http.bodies import Bodies
 from baton_serving.gateway.http.downstream import ClientConnection
 from baton_serving.gateway.policies.memory import Memory
 from baton_serving.gateway.record import Record
@@ -48,7 +49,8 @@ class GatewayConfig:
     """`port` may be 0. `bootstrap` holds the host:port of every replica of the bootstrap server. Times in seconds.
 
     `tls` is for clients, `worker_tls` for workers and bootstrap servers. `api_keys`: see `access.KeyFile`; `worker_key`
-    is the API key of all workers, `token` that of the bootstrap servers. `traces` is the address of an OTLP collector,
+    is the API key of all workers, `token` that of the bootstrap servers. `body_limit` bytes are taken in one body,
+    `bodies_limit` held of all that are open. `traces` is the address of an OTLP collector,
     None for no traces.
     """
 
@@ -60,6 +62,7 @@ class GatewayConfig:
     patience: Patience = field(default_factory=Patience)
     health: HealthConfig = field(default_factory=HealthConfig)
     body_limit: int = 64 * 1024 * 1024
+    bodies_limit: int = 1024 * 1024 * 1024
     grace: float = 30.0
     access_log: Path | None = None
     api_keys: Path | None = None
@@ -123,8 +126,9 @@ class GatewayProcess:
         self._siblings.attach(self._report, self.history.explain)
         await self._siblings.start()
         app = App(self.core, admin_app(self.core, self._siblings), self._keys, self._spans())
+        bodies = Bodies(config.body_limit, config.bodies_limit)
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(app, self.connections, config.body_limit),
+            lambda: ClientConnection(app, self.connections, bodies),
             sock=listener,
             backlog=BACKLOG,
             ssl=None if self._tls is None else self._tls.server,

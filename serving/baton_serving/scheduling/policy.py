@@ -1,7 +1,7 @@
 """Who goes first and who must give way: pure functions over small tuples.
 
-Every order is by class first: higher priority, then requests that were retracted (they have waited and were served
-before), then the policy, then arrival.
+Every order is by class first: higher priority, then requests whose answer has begun, here before they were retracted or
+at a worker that was lost (they have waited and were served before), then the policy, then arrival.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Waiting(NamedTuple):
     """What a policy may know of a waiting request."""
 
     priority: int
-    retracted: bool
+    begun: bool
     arrival: int
     max_new_tokens: int
 
@@ -32,14 +32,14 @@ def static_key(policy: str, seed: int) -> StaticKey:
     """The sort key under which a queue is kept. Policies that look at the tree keep it in order of arrival."""
 
     def arrival(waiting: Waiting) -> tuple[float, ...]:
-        return (-waiting.priority, not waiting.retracted, waiting.arrival)
+        return (-waiting.priority, not waiting.begun, waiting.arrival)
 
     def longest_output(waiting: Waiting) -> tuple[float, ...]:
-        return (-waiting.priority, not waiting.retracted, -waiting.max_new_tokens, waiting.arrival)
+        return (-waiting.priority, not waiting.begun, -waiting.max_new_tokens, waiting.arrival)
 
     def shuffled(waiting: Waiting) -> tuple[float, ...]:
         draw = zlib.crc32(f"{seed} {waiting.arrival}".encode())
-        return (-waiting.priority, not waiting.retracted, draw, waiting.arrival)
+        return (-waiting.priority, not waiting.begun, draw, waiting.arrival)
 
     return {"lof": longest_output, "random": shuffled}.get(policy, arrival)
 
@@ -48,7 +48,7 @@ def longest_prefix_order(waiting: Sequence[Waiting], hit_pages: Sequence[int]) -
     """Indices of `waiting`, the one with the most pages in the tree first."""
     return sorted(
         range(len(waiting)),
-        key=lambda i: (-waiting[i].priority, not waiting[i].retracted, -hit_pages[i], waiting[i].arrival),
+        key=lambda i: (-waiting[i].priority, not waiting[i].begun, -hit_pages[i], waiting[i].arrival),
     )
 
 
@@ -65,7 +65,7 @@ def dfs_weight_order(waiting: Sequence[Waiting], paths: Sequence[Sequence[int]])
     def key(i: int) -> tuple[int, bool, tuple[tuple[int, int], ...], int]:
         # The closing (1, 0) sorts after every (-weight, node): children come before their parent's own requests.
         descent = (*((-weight[node], node) for node in paths[i]), (1, 0))
-        return (-waiting[i].priority, not waiting[i].retracted, descent, waiting[i].arrival)
+        return (-waiting[i].priority, not waiting[i].begun, descent, waiting[i].arrival)
 
     return sorted(range(len(waiting)), key=key)
 

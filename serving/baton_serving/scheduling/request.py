@@ -259,7 +259,7 @@ class Request:
         return taken
 
     def waiting_view(self) -> Waiting:
-        return Waiting(self.priority, self.retracted, self.arrival, self.params.max_new_tokens)
+        return Waiting(self.priority, self.retracted or bool(self.output), self.arrival, self.params.max_new_tokens)
 
     def running_view(self) -> Running:
         return Running(self.priority, len(self.output), len(self.prompt), self.arrival)

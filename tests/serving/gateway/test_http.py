@@ -118,6 +118,24 @@ async def test_a_worker_that_answers_for_another_is_not_believed(bench: Bench) -
             assert response.headers["x-baton-route"] == "b2"
 
 
+async def test_a_worker_that_has_said_who_it_is_must_go_on_saying_so(bench: Bench) -> None:
+    """Somebody else may have got its port."""
+    named = True
+
+    async def forgetful(call: Call) -> None:
+        name = b"x-baton-incarnation: %b\r\n" % worker.entry.worker.incarnation.encode() if named else b""
+        call.writer.write(b"HTTP/1.1 200 X\r\n%bcontent-length: 2\r\n\r\n{}" % name)
+
+    worker = await bench.worker("b1", forgetful)
+    async with bench.post() as response:
+        assert response.headers["x-baton-route"] == "b1"
+    named = False
+    await bench.worker("b2", answer(text="x"))
+    for _ in range(2):
+        async with bench.post() as response:
+            assert response.headers["x-baton-route"] == "b2"
+
+
 async def test_many_idle_connections_cost_nobody_anything(bench: Bench) -> None:
     await bench.worker("b", answer(text="x"))
     host, port = bench.url.removeprefix("http://").split(":")

@@ -12,8 +12,8 @@ from baton_serving.scheduling.policy import (
 )
 
 
-def waiting(arrival: int, priority: int = 0, retracted: bool = False, max_new_tokens: int = 1) -> Waiting:
-    return Waiting(priority, retracted, arrival, max_new_tokens)
+def waiting(arrival: int, priority: int = 0, begun: bool = False, max_new_tokens: int = 1) -> Waiting:
+    return Waiting(priority, begun, arrival, max_new_tokens)
 
 
 def arrivals(policy: str, requests: list[Waiting], seed: int = 0) -> list[int]:
@@ -22,7 +22,7 @@ def arrivals(policy: str, requests: list[Waiting], seed: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("policy", ["fcfs", "lof", "random", "lpm", "dfs-weight"])
 def test_every_policy_orders_by_class_first(policy: str) -> None:
-    requests = [waiting(1), waiting(2, retracted=True), waiting(3, priority=1), waiting(4, priority=1, retracted=True)]
+    requests = [waiting(1), waiting(2, begun=True), waiting(3, priority=1), waiting(4, priority=1, begun=True)]
     assert arrivals(policy, requests) == [4, 3, 2, 1]
 
 

@@ -51,6 +51,16 @@ def test_a_retracted_request_passes_those_of_its_class() -> None:
     assert [request.rid for request in queue] == ["r2", "r1"]
 
 
+def test_an_answer_begun_elsewhere_passes_those_that_begin() -> None:
+    queue = WaitingQueue("fcfs", None, 0)
+    queue.push(make(1, [1]))
+    moved = Request("moved", [1], SamplingParams(), output=[5, 6])
+    moved.arrival = 2
+    queue.push(moved)
+    assert [request.rid for request in queue] == ["moved", "r1"]
+    queue.remove(moved)
+
+
 @pytest.mark.parametrize(("policy", "expected"), [("lpm", ["r3", "r2", "r1"]), ("dfs-weight", ["r2", "r3", "r1"])])
 def test_policies_that_look_at_the_tree(policy: str, expected: list[str]) -> None:
     kv = make_kv([1, 2, 3, 4, 5, 6])

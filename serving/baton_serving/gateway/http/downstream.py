@@ -15,6 +15,7 @@ from typing import Protocol, cast
 import httptools
 
 from baton_serving.errors import BatonError, InvalidRequest, TooLarge
+from baton_serving.gateway.http.bodies import Bodies
 from baton_serving.gateway.http.framing import LAST_CHUNK, unframe
 from baton_serving.gateway.replies import error_reply
 
@@ -33,7 +34,7 @@ _HOSTS = "there must be one host header"
 class Incoming:
     """One request as it came in. Header names are in lower case; of repeated ones the last counts."""
 
-    __slots__ = ("body", "headers", "keep_alive", "method", "path", "query", "version")
+    __slots__ = ("body", "headers", "held", "keep_alive", "method", "path", "query", "version")
 
     def __init__(
         self, method: bytes, target: bytes, version: str, headers: dict[bytes, bytes], keep_alive: bool
@@ -45,6 +46,7 @@ class Incoming:
         self.headers = headers
         self.keep_alive = keep_alive
         self.body: bytes | bytearray = b""
+        self.held = 0  # bytes that it takes up among all bodies, until it is answered
 
 
 class Session(Protocol):
@@ -70,12 +72,12 @@ class ClientConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        *("_answering", "_body", "_body_limit", "_connections", "_dispatch", "_head_size", "_incoming", "_lines"),
+        *("_answering", "_bodies", "_body", "_connections", "_dispatch", "_head_size", "_incoming", "_lines"),
         *("_lagging", "_parser", "_reading_paused", "_refusal", "_target", "_transport"),
         *("_waiting", "begun", "closing", "idle_ticks", "session"),
     )
 
-    def __init__(self, dispatch: Dispatch, connections: set[ClientConnection], body_limit: int) -> None:
+    def __init__(self, dispatch: Dispatch, connections: set[ClientConnection], bodies: Bodies) -> None:
         self.session: Session | None = None
         self.closing = False  # after the current answer, when there is one
         self.idle_ticks = 0  # looks since something happened; whoever looks counts up
@@ -84,7 +86,7 @@ class ClientConnection(asyncio.Protocol):
         self._answering: Incoming | None = None
         self._dispatch = dispatch
         self._connections = connections
-        self._body_limit = body_limit
+        self._bodies = bodies
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
         self._waiting: list[Incoming] = []  # at most `AHEAD_LIMIT`
@@ -146,10 +148,15 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
-        self._waiting.clear()
         session, self.session = self.session, None
         if session is not None:
             session.client_gone()
+        answering, self._answering = self._answering, None
+        for unanswered in (answering, *self._waiting):
+            if unanswered is not None:
+                self._bodies.release(unanswered.held)
+        self._waiting.clear()
+        self._drop_body()
 
     def pause_writing(self) -> None:
         self._lagging = True
@@ -197,8 +204,10 @@ class ClientConnection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         begun = self._body
-        if len(begun) + len(body) > self._body_limit:
-            self._stop(TooLarge(f"the body is larger than {self._body_limit} bytes"))
+        try:
+            self._bodies.take(len(body), len(begun))
+        except BatonError as error:
+            self._stop(error)
         if not begun:
             self._body = body
         elif isinstance(begun, bytearray):
@@ -211,6 +220,7 @@ class ClientConnection(asyncio.Protocol):
         incoming, self._incoming = self._incoming, None
         assert incoming is not None
         incoming.body, self._body = self._body, b""
+        incoming.held = len(incoming.body)
         if self._answering is None:
             self._answer(incoming)
             return
@@ -228,8 +238,16 @@ class ClientConnection(asyncio.Protocol):
         if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
             self._stop(InvalidRequest("the only transfer-encoding taken is chunked, of HTTP/1.1"))
         declared = headers.get(b"content-length")
-        if declared is not None and int(declared) > self._body_limit:
-            self._stop(TooLarge(f"the body has {int(declared)} bytes, at most {self._body_limit} are taken"))
+        if declared is not None:
+            try:
+                self._bodies.announced(int(declared))
+            except BatonError as error:
+                self._stop(error)
+
+    def _drop_body(self) -> None:
+        """Let go what came of a body that will never be whole."""
+        self._bodies.release(len(self._body))
+        self._body = b""
 
     def _stop(self, error: BatonError) -> None:
         """End parsing from within a callback; llhttp reports whatever is raised as an error of its own."""
@@ -289,7 +307,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _end_answer(self, close: bool) -> None:
         self.session = None
-        self._answering = None
+        answered, self._answering = self._answering, None
+        if answered is not None:
+            self._bodies.release(answered.held)
         self.idle_ticks = 0
         if self._refusal is not None:
             self._say_refusal()
@@ -320,6 +340,7 @@ class ClientConnection(asyncio.Protocol):
         """The request cannot be read, and nothing after it either: say so once earlier ones are answered."""
         self._refusal = error
         self.closing = True
+        self._drop_body()
         if self._answering is None:
             self._say_refusal()
 

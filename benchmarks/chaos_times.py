@@ -1,0 +1,103 @@
+"""What a stream's wait for its next token is made of, and what it is compared with."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+NEAR_SECONDS = 2.5  # of what happens at about the same time
+STAGES = (
+    "another pair found",
+    "sent, taken in",
+    "tokenised",
+    "prefill waited",
+    "prefilled",
+    "pages moved",
+    "first step of decode",
+    "back to the client",
+)
+_MARKS = ("received", "queued", "scheduled", "prefilled", "transferred", "first_token")  # of a worker, for all but two
+
+Timings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """How long a stream of distinct request `which` waited, from `begun` (unix time) on, and at each stage, or ()."""
+
+    which: int
+    begun: float
+    seconds: float
+    stages: tuple[float, ...] = ()
+
+    @property
+    def prefill(self) -> float:
+        """Seconds of its own prefill; 0 where unknown."""
+        return self.stages[STAGES.index("prefilled")] if self.stages else 0.0
+
+
+def wait_of(which: int, begun: float, sent: float, ended: float, timings: Sequence[Timings]) -> Wait:
+    """All unix times. `timings` are those of the stream's choices, of which the first to speak since `sent` counts."""
+    ours = [one for one in timings if one.get("received", 0.0) > sent - 0.01 and one.get("first_token")]
+    if not ours:
+        return Wait(which, begun, ended - begun)
+    first = min(ours, key=lambda one: float(one["first_token"]))
+    at, stages = begun, []
+    for mark in (sent, *(first.get(name, 0.0) for name in _MARKS), ended):
+        stages.append(max(0.0, mark - at))
+        at = max(at, mark)
+    return Wait(which, begun, ended - begun, tuple(stages))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Ratios: of streams that went on and of undisturbed ones to the usual first token of the same request, of the
+    former to the median of those of the latter that began about then, and to the prefill of their own."""
+
+    resumed: list[float]
+    undisturbed: list[float]
+    at_the_time: list[float]
+    own_prefill: list[float]
+
+
+def compare(resumed: Sequence[Wait], undisturbed: Sequence[Wait]) -> Compared:
+    by_request: dict[int, list[float]] = defaultdict(list)
+    for wait in undisturbed:
+        by_request[wait.which].append(wait.seconds)
+    usual = {which: statistics.median(seconds) for which, seconds in by_request.items() if len(seconds) >= 3}
+    ratios = [(wait.begun, wait.seconds / usual[wait.which]) for wait in resumed if wait.which in usual]
+    control = [(wait.begun, wait.seconds / usual[wait.which]) for wait in undisturbed if wait.which in usual]
+    fair = []
+    for begun, ratio in ratios:
+        near = [other for at, other in control if abs(at - begun) <= NEAR_SECONDS]
+        if near:
+            fair.append(ratio / statistics.median(near))
+    own = [wait.seconds / wait.prefill for wait in resumed if wait.prefill]
+    return Compared([ratio for _, ratio in ratios], [ratio for _, ratio in control], fair, own)
+
+
+def quantiles(values: Sequence[float], unit: float = 1.0) -> str:
+    if not values:
+        return "nothing measured"
+    ordered = [value / unit for value in sorted(values)]
+    p50, p99 = (ordered[min(len(ordered) - 1, int(len(ordered) * share))] for share in (0.5, 0.99))
+    return f"p50 {p50:.2f}, p99 {p99:.2f}, longest {ordered[-1]:.2f}, of {len(ordered)}"
+
+
+def stage_table(resumed: Sequence[Wait], undisturbed: Sequence[Wait]) -> Table:
+    """Where the time goes, in milliseconds."""
+    title = "From noticing a loss to the next bytes; from sending an undisturbed request to its first (ms)"
+    table = Table("stage", "went on: p50, p90, p99", "undisturbed: p50, p90, p99", title=title, title_justify="left")
+    for index, name in enumerate(STAGES):
+        cells = []
+        for waits in (resumed, undisturbed):
+            seconds = sorted(wait.stages[index] for wait in waits if wait.stages)
+            at = [seconds[min(len(seconds) - 1, int(len(seconds) * share))] for share in (0.5, 0.9, 0.99) if seconds]
+            cells.append(", ".join(f"{one * 1e3:.0f}" for one in at))
+        table.add_row(name, *cells)
+    return table
