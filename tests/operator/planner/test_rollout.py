@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import hypothesis
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.rolling_cluster import RollingCluster, digest_of
+
+from baton_operator.rollout import Memory
 
 
 def spec(model: str, strategy: str = "Surge", prefill: int = 1, decode: int = 1, **more: object) -> str:
@@ -157,6 +162,30 @@ def test_whatever_happens_in_very_many_orders(data: st.DataObject) -> None:
     everything_in_any_order(data)
 
 
+PLANTS: dict[str, dict[str, Callable[..., object]]] = {
+    "the_status_is_not_read_back": {"planner.rollout.recall": lambda status: Memory()},
+    "nobody_need_report": {"planner.rollout._Planning._unseen": lambda planning, desired: planning._asleep(desired)},
+    "new_ones_need_not_stand": {
+        "rollout.surge._share": lambda *_: 1.0,
+        "rollout.surge._as_far_as_safe": lambda stops, seen: frozenset(one.id for one in stops),
+    },
+    "all_change_at_once": {
+        "rollout.in_place._candidates": lambda old, everyone: old,
+        "rollout.in_place.serving": lambda *_, **__: True,
+    },
+}
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("plant", list(PLANTS))
+def test_a_planted_fault_is_found(plant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, wrong in PLANTS[plant].items():
+        monkeypatch.setattr(f"baton_operator.{name}", wrong)
+    once = settings(max_examples=200, deadline=None, database=None, phases=[hypothesis.Phase.generate])
+    with pytest.raises(AssertionError):
+        once(given(st.data())(everything_in_any_order))()
+
+
 def everything_in_any_order(data: st.DataObject) -> None:
     """Kills of operator and workers, edits, scaling, silence of the bootstrap server."""
     strategies = st.sampled_from(["Surge", "InPlace"])
@@ -174,7 +203,7 @@ def everything_in_any_order(data: st.DataObject) -> None:
                 cluster.reachable = not cluster.reachable
             case "worker":
                 name = data.draw(st.sampled_from(sorted(cluster.weights)))
-                if cluster.serving().get(cluster.weights[name], 0) > 1:
+                if cluster.spares(name):
                     cluster.kill(name)
             case _:
                 model = data.draw(st.sampled_from("abc"))
