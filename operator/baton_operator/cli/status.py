@@ -69,10 +69,10 @@ def picture(service: Service, workers: Sequence[Object] | None) -> Group:
     head = Text(f"{manifest.metadata.name}  {status.url or 'no endpoint yet'}", style="bold")
     pairs = Text(f"{status.ready_pairs} ready pairs of version {status.version or '?'}")
     lines = [Text(f"{item.type}: {item.status}, {item.message}") for item in status.conditions]
-    return Group(head, pairs, *lines, *_rollout(status), _roles(status), _workers(workers))
+    return Group(head, pairs, *lines, *change_under_way(status), _roles(status), _workers(workers))
 
 
-def _rollout(status: Status) -> Iterator[Text | Table]:
+def change_under_way(status: Status) -> Iterator[Text | Table]:
     """The change that is under way, or was taken back: its step, what it waits for, and what each worker serves."""
     change = status.rollout
     if change is None or change.phase == "Done":

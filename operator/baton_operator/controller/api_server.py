@@ -27,12 +27,12 @@ _CONNECTIONS = 32
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[ApiClient]:
-    """A client with the rights of `$KUBECONFIG` or, in a pod, of its ServiceAccount."""
+    """A client with the rights of `$KUBECONFIG`, else in a pod of its ServiceAccount, else of `~/.kube/config`."""
     configuration = Configuration()
-    if os.environ.get("KUBECONFIG"):
-        await load_kube_config(config_file=os.environ["KUBECONFIG"], client_configuration=configuration)
-    else:
+    if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
         load_incluster_config(client_configuration=configuration)
+    else:
+        await load_kube_config(config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration)
     configuration.connection_pool_maxsize = _CONNECTIONS
     async with ApiClient(configuration) as client:
         yield client
@@ -41,11 +41,18 @@ async def connected() -> AsyncIterator[ApiClient]:
 class ApiServer:
     """Reads whenever asked, writes only while `may_write` says so. Raises `ApiError`, `Unreachable`, `NotLeading`.
 
-    `count` is told the verb and the plural of each request.
+    `count` is told the verb and the plural of each request. What is patched belongs to the field manager `manager`.
     """
 
-    def __init__(self, client: ApiClient, may_write: Callable[[], bool], count: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        client: ApiClient,
+        may_write: Callable[[], bool],
+        count: Callable[[str, str], None],
+        manager: str = FIELD_MANAGER,
+    ) -> None:
         self._client = client
+        self._manager = manager
         self._may_write = may_write
         self._count = count
 
@@ -53,11 +60,18 @@ class ApiServer:
         self._count("get", resource.plural)
         return await self._send("GET", resource.path(namespace, name))
 
-    async def list(self, resource: Resource, namespace: str | None, labels: Mapping[str, str]) -> list[Object]:
-        """All objects with these labels; a list's items do not say what they are, so that is added."""
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        labels: Mapping[str, str],
+        fields: Mapping[str, str] | None = None,
+    ) -> list[Object]:
+        """All objects with these labels and fields; a list's items do not say what they are, so that is added."""
         self._count("list", resource.plural)
-        selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        query = {"labelSelector": selector} if selector else {}
+        chosen = {"labelSelector": labels, "fieldSelector": fields or {}}
+        chosen = {name: wanted for name, wanted in chosen.items() if wanted}
+        query = {name: ",".join(f"{key}={value}" for key, value in one.items()) for name, one in chosen.items()}
         found = await self._send("GET", resource.path(namespace), query)
         kind = {"apiVersion": resource.api_version, "kind": resource.kind}
         return [{**item, **kind} for item in list_at(found, "items") if isinstance(item, Mapping)]
@@ -87,11 +101,18 @@ class ApiServer:
 
     async def patch_metadata(self, resource: Resource, item: Object, changes: Mapping[str, object]) -> Object:
         """Change `item`'s metadata, provided that it is still as it was read."""
+        return await self._patch(resource, item, {"metadata": changes})
+
+    async def patch_spec(self, resource: Resource, item: Object, changes: Mapping[str, object]) -> Object:
+        """Change `item`'s spec, provided that it is still as it was read."""
+        return await self._patch(resource, item, {"spec": changes})
+
+    async def _patch(self, resource: Resource, item: Object, changes: Mapping[str, Mapping[str, object]]) -> Object:
         self._write("patch", resource.plural)
         namespace, name = text_at(item, "metadata", "namespace"), text_at(item, "metadata", "name")
         version = text_at(item, "metadata", "resourceVersion")
-        body = {"metadata": {**changes, "resourceVersion": version}}
-        query = {"fieldManager": FIELD_MANAGER}
+        body = {**changes, "metadata": {**changes.get("metadata", {}), "resourceVersion": version}}
+        query = {"fieldManager": self._manager}
         return await self._send("PATCH", resource.path(namespace, name), query, body, _MERGE)
 
     async def delete(self, resource: Resource, item: Object) -> None:

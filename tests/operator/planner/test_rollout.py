@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.rolling_cluster import RollingCluster, digest_of
 
+from baton_operator.planner.context import PROMOTED, UNDONE
 from baton_operator.rollout import Memory
 
 
@@ -115,6 +116,46 @@ def test_broken_weights_are_rolled_back_and_stay_so_until_the_manifest_changes(s
     cluster.until("Done")
     settle(cluster)
     assert set(cluster.weights.values()) == {digest_of(path("c"))}
+
+
+def say(cluster: RollingCluster, annotation: str, generation: int) -> None:
+    """What `baton rollout` does for a person."""
+    cluster.service["metadata"]["annotations"] = {annotation: str(generation)}
+
+
+@pytest.mark.parametrize("strategy", ["Surge", "InPlace"])
+def test_a_canary_waits_until_somebody_promotes_this_very_change(strategy: str) -> None:
+    cluster = running(strategy, 2, 2)
+    cluster.edit(spec("b", strategy, 2, 2, canaryPercent=50))
+    cluster.until("Paused")
+    say(cluster, PROMOTED, cluster.generation - 1)
+    for _ in range(10):
+        cluster.round()
+        cluster.live()
+    assert cluster.rollout["phase"] == "Paused"
+    assert set(cluster.weights.values()) == {digest_of(path("a")), digest_of(path("b"))}
+    say(cluster, PROMOTED, cluster.generation)
+    cluster.until("Done")
+    settle(cluster)
+    assert set(cluster.weights.values()) == {digest_of(path("b"))}
+
+
+@pytest.mark.parametrize("strategy", ["Surge", "InPlace"])
+def test_a_change_that_somebody_undoes_is_rolled_back_and_may_come_again(strategy: str) -> None:
+    cluster = running(strategy, 2, 2)
+    cluster.edit(spec("b", strategy, 2, 2, canaryPercent=50))
+    cluster.until("Paused")
+    say(cluster, UNDONE, cluster.generation)
+    cluster.until("Failed")
+    settle(cluster)
+    assert set(cluster.weights.values()) == {digest_of(path("a"))}
+    assert "undone by hand" in cluster.condition("Degraded")["message"]
+    cluster.edit(spec("a", strategy, 2, 2))
+    settle(cluster)
+    cluster.edit(spec("b", strategy, 2, 2))
+    cluster.until("Done")
+    settle(cluster)
+    assert set(cluster.weights.values()) == {digest_of(path("b"))}
 
 
 def test_nothing_changes_in_place_while_nobody_says_what_workers_do() -> None:
