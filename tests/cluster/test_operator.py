@@ -252,21 +252,63 @@ def test_nothing_is_left_of_a_deleted_service(service: ServiceUnderTest, kubelet
     eventually(lambda: service.leftovers() == [], why=service.leftovers)
 
 
+def baton(plane: ControlPlane, *words: str) -> subprocess.CompletedProcess[str]:
+    """`baton` as the administrator runs it."""
+    rights = {"KUBECONFIG": str(plane.admin_kubeconfig()), "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "160"}
+    command = [sys.executable, "-m", "baton_serving.cli.main", *words]
+    return subprocess.run(
+        command, env={**os.environ, **rights}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
 def test_baton_status_shows_it(service: ServiceUnderTest, kubelet: Kubelet, plane: ControlPlane) -> None:
     service.apply()
     service.wait_ready()
-    command = [sys.executable, "-m", "baton_serving.cli.main", "status", "chat", "--namespace", service.namespace]
-    rights = {"KUBECONFIG": str(plane.admin_kubeconfig()), "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment = {**os.environ, **rights, "COLUMNS": "160"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = baton(plane, "status", "chat", "--namespace", service.namespace)
     assert done.returncode == 0, done.stderr
     assert "1 ready pairs" in done.stdout
     assert "Ready: True, all is as the manifest says" in done.stdout
-    missing = subprocess.run(
-        [*command[:4], "other"], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    missing = baton(plane, "status", "other")
     assert missing.returncode == 2
     assert 'inferenceservices.baton.dev "other" not found' in missing.stderr
+
+
+def test_a_change_is_undone_paused_and_promoted_by_hand(
+    service: ServiceUnderTest, kubelet: Kubelet, plane: ControlPlane
+) -> None:
+    """`baton rollout`, with the rights of whoever may edit the service."""
+
+    def rollout(command: str, status: int = 0) -> str:
+        done = baton(plane, "rollout", command, "chat", "-n", service.namespace)
+        assert done.returncode == status, done.stderr
+        return done.stdout + done.stderr
+
+    def phase() -> str:
+        status = (service.get() or {}).get("status", {})
+        return str(status.get("rollout", {}).get("phase", ""))
+
+    def change(model: str) -> None:
+        pairs = {role: {"replicas": 2} for role in ("prefill", "decode")}
+        service.apply(model={"uri": f"hf://owner/{model}"}, rollout={"canaryPercent": 50}, **pairs)
+
+    change("model")
+    service.wait_settled()
+    assert "nothing to undo" in rollout("undo", 2)
+    change("other")
+    eventually(lambda: phase() == "Paused", 30.0, phase)
+    assert "promote it, or undo" in rollout("status")
+    rollout("undo")
+    eventually(lambda: phase() == "Failed", 30.0, phase)
+    assert "undone by hand" in service.condition("Degraded")["message"]
+    assert "RollingBack: " in rollout("status")
+    change("third")
+    eventually(lambda: phase() == "Paused", 30.0, phase)
+    rollout("pause")
+    assert (service.get() or {})["spec"]["rollout"]["paused"] is True
+    rollout("resume")
+    eventually(lambda: phase() == "Done", 30.0, phase)
+    assert (service.get() or {})["spec"]["rollout"]["paused"] is False
+    service.wait_settled()
 
 
 CONTAINER = {"name": "worker", "image": "i", "imageID": "", "ready": False, "restartCount": 3}

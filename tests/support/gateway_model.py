@@ -88,7 +88,6 @@ class Model:
         source = self.moves.get(ticket.get("transfer_id", ""))
         if source is not None:
             if self.refuse_takers:
-                source.given_up.set()
                 await call.reply(503, error={"message": "no room", "code": "unavailable"})
                 return
             assert running.tokens == source.tokens
@@ -141,6 +140,10 @@ class Model:
 
     async def _move(self, call: Call) -> None:
         running = self.running.get(str(call.body["rid"]))
+        if call.body.get("withdraw"):
+            self.moves[str(call.body["transfer_id"])].given_up.set()
+            await call.reply(known=True)
+            return
         if running is None:
             await call.reply(404, error={"message": "no such request", "code": "not_found"})
             return

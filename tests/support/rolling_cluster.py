@@ -85,6 +85,29 @@ class RollingCluster(FakeCluster):
         """The worker's container is started again."""
         self._reports.pop(name, None)
 
+    def spares(self, name: str) -> bool:
+        """Whether something serves without this worker, also when everybody has done what they were told by now."""
+        leaving = {name} | {pod for ref in self.workloads() for pod in self._surplus(ref)}
+        left = []
+        for pod in self.pods:
+            one, told = self._reports.get(pod["metadata"]["name"]), self.told.get(pod["metadata"]["name"])
+            if one is None or one.id in leaving or one.state != "ready":
+                continue
+            if told is not None and told["goal"] == "switch" and digest_of(told["model"]) != one.weights:
+                continue
+            role = str(pod["metadata"]["labels"]["app.kubernetes.io/component"])
+            whole = one.role == self._role(pod, told) == "both"
+            left.append(Worker(one.id, role, one.weights, ready=True, whole=whole))
+        return bool(serving_sets(left))
+
+    def _surplus(self, ref: Ref) -> list[str]:
+        """Pods that may be taken away from a workload as it is told to be."""
+        item = self.objects[ref]
+        revision = item["spec"].get("template", {}).get("metadata", {}).get("labels", {}).get("baton.dev/revision")
+        mine = [one["metadata"] for one in self.pods if one["metadata"]["labels"]["baton.dev/revision"] == revision]
+        names = [one["name"] for one in mine if one["name"] in self._reports]
+        return names[: max(0, len(mine) - int(item["spec"]["replicas"]))]
+
     def advance(self, ref: Ref) -> None:
         item = self.objects.get(ref)
         if item is None or ref.kind != "Deployment" or "template" not in item["spec"]:

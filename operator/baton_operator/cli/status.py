@@ -70,11 +70,12 @@ def picture(service: Service, workers: Sequence[Object] | None) -> Group:
     pairs = Text(f"{status.ready_pairs} ready pairs of version {status.version or '?'}")
     lines = [Text(f"{item.type}: {item.status}, {item.message}") for item in status.conditions]
     return Group(
-        head, pairs, *lines, *_rollout(status), _roles(status), *_download(status), _workers(workers), *_links(status)
+        *(head, pairs, *lines, *change_under_way(status)),
+        *(_roles(status), *_download(status), _workers(workers), *_links(status)),
     )
 
 
-def _rollout(status: Status) -> Iterator[Text | Table]:
+def change_under_way(status: Status) -> Iterator[Text | Table]:
     """The change that is under way, or was taken back: its step, what it waits for, and what each worker serves."""
     change = status.rollout
     if change is None or change.phase == "Done":

@@ -28,12 +28,12 @@ _PAGE = 500  # objects in one answer
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[ApiClient]:
-    """A client with the rights of `$KUBECONFIG` or, in a pod, of its ServiceAccount."""
+    """A client with the rights of `$KUBECONFIG`, else in a pod of its ServiceAccount, else of `~/.kube/config`."""
     configuration = Configuration()
-    if os.environ.get("KUBECONFIG"):
-        await load_kube_config(config_file=os.environ["KUBECONFIG"], client_configuration=configuration)
-    else:
+    if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
         load_incluster_config(client_configuration=configuration)
+    else:
+        await load_kube_config(config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration)
     configuration.connection_pool_maxsize = _CONNECTIONS
     async with ApiClient(configuration) as client:
         yield client
@@ -42,11 +42,18 @@ async def connected() -> AsyncIterator[ApiClient]:
 class ApiServer:
     """Reads whenever asked, writes only while `may_write` says so. Raises `ApiError`, `Unreachable`, `NotLeading`.
 
-    `count` is told the verb and the plural of each request.
+    `count` is told the verb and the plural of each request. What is patched belongs to the field manager `manager`.
     """
 
-    def __init__(self, client: ApiClient, may_write: Callable[[], bool], count: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        client: ApiClient,
+        may_write: Callable[[], bool],
+        count: Callable[[str, str], None],
+        manager: str = FIELD_MANAGER,
+    ) -> None:
         self._client = client
+        self._manager = manager
         self._may_write = may_write
         self._count = count
 
@@ -54,13 +61,21 @@ class ApiServer:
         self._count("get", resource.plural)
         return await self._send("GET", resource.path(namespace, name))
 
-    async def list(self, resource: Resource, namespace: str | None, labels: Mapping[str, str]) -> list[Object]:
-        """All objects with these labels, of which "" means any value; who set which field is left out.
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        labels: Mapping[str, str],
+        fields: Mapping[str, str] | None = None,
+    ) -> list[Object]:
+        """All objects with these labels, of which "" means any value, and fields; who set which field is left out.
 
         A list's items do not say what they are, so that is added.
         """
-        selector = ",".join(f"{key}={value}" if value else key for key, value in labels.items())
-        query = {"limit": str(_PAGE), **({"labelSelector": selector} if selector else {})}
+        query = {"limit": str(_PAGE)}
+        for name, wanted in (("labelSelector", labels), ("fieldSelector", fields or {})):
+            if wanted:
+                query[name] = ",".join(f"{key}={value}" if value else key for key, value in wanted.items())
         kind = {"apiVersion": resource.api_version, "kind": resource.kind}
         items: list[Object] = []
         while True:
@@ -98,11 +113,18 @@ class ApiServer:
 
     async def patch_metadata(self, resource: Resource, item: Object, changes: Mapping[str, object]) -> Object:
         """Change `item`'s metadata, provided that it is still as it was read."""
+        return await self._patch(resource, item, {"metadata": changes})
+
+    async def patch_spec(self, resource: Resource, item: Object, changes: Mapping[str, object]) -> Object:
+        """Change `item`'s spec, provided that it is still as it was read."""
+        return await self._patch(resource, item, {"spec": changes})
+
+    async def _patch(self, resource: Resource, item: Object, changes: Mapping[str, Mapping[str, object]]) -> Object:
         self._write("patch", resource.plural)
         namespace, name = text_at(item, "metadata", "namespace"), text_at(item, "metadata", "name")
         version = text_at(item, "metadata", "resourceVersion")
-        body = {"metadata": {**changes, "resourceVersion": version}}
-        query = {"fieldManager": FIELD_MANAGER}
+        body = {**changes, "metadata": {**changes.get("metadata", {}), "resourceVersion": version}}
+        query = {"fieldManager": self._manager}
         return await self._send("PATCH", resource.path(namespace, name), query, body, _MERGE)
 
     async def delete(self, resource: Resource, item: Object) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import kopf
 
 from baton_operator.controller.resources import CHILDREN, OPTIONAL, SERVICES
-from baton_operator.planner.context import INSTANCE
+from baton_operator.planner.context import INSTANCE, PROMOTED, UNDONE
 
 _BURST = 0.2  # seconds for which the changes of children are gathered into one round
 _WATCH_SECONDS = 300
@@ -37,7 +37,9 @@ async def watch(
     @kopf.on.event(SERVICES.group, "v1alpha1", SERVICES.plural, registry=registry)
     async def service_changed(*, namespace: str | None, name: str, meta: kopf.Meta, type: str, **_: Any) -> None:  # noqa: A002
         key = namespace or "", name
-        mark = (meta.get("uid"), meta.get("generation"), meta.get("deletionTimestamp"), str(meta.get("finalizers")))
+        steered = [meta.get("annotations", {}).get(name) for name in (PROMOTED, UNDONE)]
+        kept = [meta.get(one) for one in ("uid", "generation", "deletionTimestamp")]
+        mark = (*kept, *steered, str(meta.get("finalizers")))
         if type == "DELETED":
             seen.pop(key, None)
         elif seen.get(key) == mark:

@@ -23,6 +23,10 @@ COMPONENT: Final = "app.kubernetes.io/component"
 REVISION: Final = f"{GROUP}/revision"
 VERSION: Final = f"{GROUP}/version"
 
+# Of a service, by whoever steers a rollout: the generation of the manifest that is meant.
+PROMOTED: Final = f"{GROUP}/promoted"  # its canary may become the whole
+UNDONE: Final = f"{GROUP}/undone"  # it is to be rolled back
+
 WORKER_PORT: Final = 30000
 PROBE_PORT: Final = 30001  # of workers whose other port asks for a certificate
 BOOTSTRAP_PORT: Final = 8998
@@ -76,6 +80,10 @@ class Service:
     @property
     def status(self) -> Status:
         return self.manifest.status or Status()
+
+    def says(self, annotation: str) -> bool:
+        """Whether an annotation names the present generation."""
+        return self.manifest.metadata.annotations.get(annotation) == str(self.generation)
 
 
 @dataclass(frozen=True)

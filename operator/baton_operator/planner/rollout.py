@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from baton_operator.api.status import RolloutStatus
-from baton_operator.planner.context import Context
+from baton_operator.planner.context import PROMOTED, UNDONE, Context
 from baton_operator.planner.fleet import Fleet, Member
 from baton_operator.planner.memory import recall, record
 from baton_operator.planner.observed import Group, Key, Observed, key_of
@@ -88,7 +88,7 @@ class _Planning:
         self._members = [member for member in self._fleet.members if member.key in kept]
 
     def rollout(self) -> Rollout:
-        policy = policy_of(self._context.manifest)
+        policy = replace(policy_of(self._context.manifest), undone=self._context.service.says(UNDONE))
         desired = desired_replicas(self._context, self._goal.roles, self._observed)
         if not any(desired.values()):
             return self._asleep(desired)
@@ -153,6 +153,8 @@ class _Planning:
     def _recall(self) -> Memory:
         """What the status says; nothing, where the revision to go back to never served."""
         memory = recall(self._before)
+        if memory.version == self._wanted and self._context.service.says(PROMOTED):
+            memory = replace(memory, promoted=True)
         stable = self._records.version(memory.stable)
         proven = stable is not None and (stable.proven or key_of(stable.roles[-1]) in self._proven)
         return memory if proven or memory.version == self._wanted == memory.stable else Memory()

@@ -63,7 +63,8 @@ class Policy:
     """`surge` and `unavailable` bound workers beside and below the wanted number, by role. At `canary` percent of the
     serving sets the rollout waits to be promoted; 100: it never does. Gates: the share of failed requests, the 95th
     percentile of the time to first token, and a probe, each of the new version; the first two count from `min_requests`
-    on. `soak` is how many seconds a step is watched before the next, `deadline` how many the whole may take.
+    on. `soak` is how many seconds a step is watched before the next, `deadline` how many the whole may take. `undone`:
+    somebody wants the new version to be taken back.
     """
 
     strategy: Strategy = Strategy.SURGE
@@ -77,6 +78,7 @@ class Policy:
     min_requests: int = 20
     probe: bool = False
     paused: bool = False
+    undone: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ def _remember(target: Target, policy: Policy, seen: Seen, memory: Memory) -> Mem
 
 def _failure(policy: Policy, seen: Seen, memory: Memory) -> str:
     """Why the new version must not go on, or ""."""
+    if policy.undone:
+        return "undone by hand"
     if found := in_place.trouble(memory.goal, seen):
         return found
     health = seen.health.get(memory.goal, Health())

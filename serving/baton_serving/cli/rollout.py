@@ -1,4 +1,7 @@
-"""`baton rollout status|pause|resume|undo`: look at, and steer, how a change reaches the workers of `baton up`."""
+"""`baton rollout status|pause|resume|undo`: look at, and steer, how a change reaches a service's workers.
+
+The service runs here, with `baton up`, or with `--namespace` in a cluster.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,19 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=["status", "pause", "resume", "undo"],
         help="status: show it; pause: change no further worker; resume: go on, also past a canary; undo: go back",
     )
-    parser.add_argument("name", nargs="?", help="the service's name; may be left out when only one is running")
+    parser.add_argument("name", nargs="?", help="the service's name; may be left out when only one is running here")
+    parser.add_argument("-n", "--namespace", help="that of the InferenceService NAME, for a service in a cluster")
     parser.add_argument("--json", action="store_true", help="print the status as JSON")
 
 
 def run(args: Namespace) -> int:
-    """Print what the service answers."""
+    """Print what the service answers, or what the cluster has of it."""
+    if args.namespace:
+        if not args.name:
+            raise ConfigError("name the InferenceService: baton rollout COMMAND NAME -n NAMESPACE")
+        from baton_operator.cli import rollout as in_cluster  # the Kubernetes client takes long to import
+
+        return in_cluster.run(args.command, args.namespace, args.name, as_json=args.json)
     status = ask(args.name or _only_service(), args.command)
     if args.json:
         print(json.dumps(plain(status)))
@@ -41,7 +51,7 @@ def _only_service() -> str:
         return names[0]
     if names:
         raise ConfigError(f"name a service; {', '.join(names)} are running")
-    raise ConfigError("no service is running here; start one with baton up")
+    raise ConfigError("no service is running here; start one with baton up, or say -n for one in a cluster")
 
 
 def _show(status: RolloutStatus, console: Console) -> None:

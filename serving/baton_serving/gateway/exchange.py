@@ -416,6 +416,9 @@ class Exchange:
             self._blame()
             self.taker.release()
             self.taker = None
+        if handover is not None and handover.told is not None and self.decode is not None and not self.decode.done:
+            withdrawal = handover.request(self._outgoing.rid, withdraw=True)
+            self._core.spawn(MoveCall(self.decode.endpoint, lambda _: None).send(withdrawal))
         if handover is not None and handover.holds_end:
             self._chunks = handover.give_back()
             self._forward()

@@ -54,10 +54,10 @@ class Handover:
         held, self._held = self._held, []
         return frame(b"".join(held))
 
-    def request(self, rid: str) -> bytes:
-        """The body of `POST /baton/move`."""
+    def request(self, rid: str, *, withdraw: bool = False) -> bytes:
+        """The body of `POST /baton/move`; with `withdraw` the request is to go on where it is."""
         ticket = {"transfer_id": self.transfer_id, "attempt": self.attempt - 1}
-        return orjson.dumps({"rid": rid, "choice": 0, **ticket})
+        return orjson.dumps({"rid": rid, "choice": 0, **ticket, "withdraw": withdraw})
 
 
 class MoveCall:

@@ -16,7 +16,7 @@ from baton_operator.api import InferenceService, load_manifest
 from baton_operator.errors import ManifestError
 from baton_serving.errors import BatonError, ConfigError, DeadlineExceeded
 from baton_serving.local.manifest_file import ManifestFile
-from baton_serving.local.plan import Machine, Plan, make_plan
+from baton_serving.local.plan import Kind, Machine, Plan, make_plan
 from baton_serving.local.rollout import LocalRollout, RolloutStatus
 from baton_serving.local.supervisor import Supervisor
 
@@ -93,6 +93,12 @@ class LocalService:
     def view(self) -> View:
         """The workers as the bootstrap server sees them now."""
         return self._supervisor.view
+
+    @property
+    def bootstrap(self) -> list[str]:
+        """Where the bootstrap servers listen: `host:port` each."""
+        slots = self._supervisor.slots.values()
+        return [str(slot.facts["grpc"]) for slot in slots if slot.spec.kind is Kind.BOOTSTRAP]
 
     def pid(self, name: str) -> int:
         """Process id of a process of the plan, such as "decode-0", in its present run."""

@@ -31,7 +31,7 @@ from baton_serving.handoff.events import (
 from baton_serving.handoff.protocol import PageSpan
 from baton_serving.handoff.service import HandoffService
 from baton_serving.kv.radix import pack
-from baton_serving.runtime.control_calls import Later
+from baton_serving.runtime.control_calls import ControlHandler, Later
 from baton_serving.runtime.link_rates import LinkRates
 from baton_serving.runtime.messages import Failure, Finish, GenerateInput, HandoffTicket, TokenOutput
 from baton_serving.sampling.params import TokenLogprobs
@@ -115,6 +115,10 @@ class HandoffBridge:
         return self._wake_fd
 
     @property
+    def controls(self) -> dict[str, ControlHandler]:
+        return {"move": self.move, "withdraw": self.withdraw}
+
+    @property
     def waiting(self) -> int:
         """Requests that wait for their sender or for pages here."""
         return sum(not receiving.reserved for receiving in self._receiving.values())
@@ -191,6 +195,15 @@ class HandoffBridge:
         self._transfer_of[rid] = transfer_id
         assert sending.move is not None
         return sending.move
+
+    def withdraw(self, transfer_id: str) -> dict[str, bool]:
+        """Control call: nobody will take over what was offered with `move`, so it goes on here at once.
+
+        Without effect where a worker has asked for it by now. `known` tells whether it is on offer.
+        """
+        if known := transfer_id in self._sending:
+            self._service.forsake(transfer_id, "the worker that was to take the request over was lost")
+        return {"known": known}
 
     def aborted(self, rid: str, reason: str) -> None:
         """End the transfer of `rid`, or all (""). A request that the scheduler never saw gets its last output here."""

@@ -158,7 +158,7 @@ def _lead(
         log_interval=config.given.logging.decode_log_interval,
         extension=lone if handoff is None else handoff.bridge,
         cache_log=cache_log,
-        controls={**updates.controls, **({} if handoff is None else {"move": handoff.bridge.move})},
+        controls={**updates.controls, **({} if handoff is None else handoff.bridge.controls)},
         updates=updates,
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())

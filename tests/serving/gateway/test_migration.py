@@ -172,13 +172,17 @@ async def test_what_pages_do_not_hold_ends_where_it_is(bench: Bench, model: Mode
     assert not model.moves
 
 
-async def test_a_move_that_nobody_takes_changes_nothing(bench: Bench, model: Model) -> None:
-    model.refuse_takers = True
+@pytest.mark.parametrize("fate", ["refuses", "die"])
+async def test_a_move_that_nobody_takes_changes_nothing(bench: Bench, model: Model, fate: str) -> None:
+    """The worker that stands still is told that the other was lost: it does not wait for it."""
+    model.refuse_takers = fate == "refuses"
     asking, _ = await slow_stream(bench, model)
+    if fate != "refuses":
+        bench.workers[2].script = model.script(Behaviour(fate), "decode")
     drain(bench, 1)
     heard, _, _ = await asking
     assert heard.done
-    assert len(model.moves) == 1
+    assert [move.given_up.is_set() for move in model.moves.values()] == [True]
 
 
 async def test_a_stream_is_not_asked_to_move_where_nobody_can_take_it(bench: Bench, model: Model) -> None:

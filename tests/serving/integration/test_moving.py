@@ -108,6 +108,22 @@ async def test_a_request_that_nobody_can_take_goes_on_where_it_was(client: httpx
     await settled(source, target)
 
 
+async def test_an_offer_that_is_withdrawn_goes_on_where_it_was(client: httpx.AsyncClient, fleet: Fleet) -> None:
+    """At once: a worker that nobody told would wait for the other much longer than this test may take."""
+    source, transfer_id = fleet.decodes[0], "withdrawn"
+    body = body_of("greedy")
+    async with streaming(client, source, body) as stream, asyncio.timeout(20):
+        await stream.read(20)
+        assert (await move(client, source, body["rid"], transfer_id)).status_code == 200
+        for known in (True, False):
+            again = {"rid": body["rid"], "transfer_id": transfer_id, "withdraw": True}
+            answer = await client.post(f"{source.url}/baton/move", json=again)
+            assert answer.json()["known"] is known
+            await stream.read(40 if known else TOKENS)
+    assert (stream.finish, len(stream.tokens)) == ("length", TOKENS)
+    await settled(source)
+
+
 async def test_a_moving_request_whose_client_leaves(client: httpx.AsyncClient, fleet: Fleet) -> None:
     source = fleet.decodes[0]
     body = body_of("greedy")

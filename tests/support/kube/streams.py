@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import threading
 import time
@@ -12,8 +11,7 @@ from types import TracebackType
 import aiohttp
 from support.kube.node import Node
 
-from baton_bootstrap.client import WatchClient
-from rollout_run import Tally, Watch, ask, judge
+from versions import Recorder, Tally, ask, judge
 
 _BASES = itertools.count(step=1000)  # nobody asks what others have asked: workers remember it
 
@@ -31,7 +29,6 @@ class Streams:
         self._count = count
         self._prompts = prompts
         self._base = next(_BASES)
-        self._watch = Watch(self.tally)
         self._over = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="streams", daemon=True)
 
@@ -61,11 +58,12 @@ class Streams:
 
     async def _run(self) -> None:
         numbers = itertools.count()
-        watch = WatchClient([self._bootstrap])
-        await watch.start()
-        following = asyncio.create_task(self._follow(watch))
         timeout = aiohttp.ClientTimeout(total=120)
-        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with (
+            Recorder([self._bootstrap], self.tally),
+            aiohttp.ClientSession(timeout=timeout, connector=connector) as session,
+        ):
 
             async def client() -> None:
                 while not self._over.is_set():
@@ -78,15 +76,3 @@ class Streams:
                     self.tally.answers.append(await ask(session, url, self._base + number % self._prompts))
 
             await asyncio.gather(*(client() for _ in range(self._count)))
-        following.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await following
-        await watch.aclose()
-
-    async def _follow(self, watch: WatchClient) -> None:
-        version = -1
-        while True:
-            view = await watch.changed(version)
-            version = view.version
-            if view.entries:
-                self._watch(view)

@@ -32,11 +32,14 @@ async def move(request: Request) -> Response:
     """Stop a running choice and offer it to another worker; answers with the tokens it has once it stands still.
 
     The caller sends the request to that worker with `baton_resume` (those tokens) and `baton_handoff` (this transfer,
-    this worker as peer). The stream here ends with finish "handoff", or goes on when nobody takes the choice over.
+    this worker as peer). The stream here ends with finish "handoff", or goes on when nobody takes the choice over: at
+    once when the caller says so with `withdraw`, unless the other worker has asked for the pages by then.
     """
     service = service_of(request)
     body = typed(await read_json(request, service.options.max_body_bytes), MoveBody)
     rid = service.manager.choice_rid(body.rid, body.choice)
+    if body.withdraw:
+        return _json(await service.manager.control("withdraw", {"transfer_id": body.transfer_id}))
     call = {"rid": rid, "transfer_id": body.transfer_id, "attempt": body.attempt}
     return _json(await service.manager.control("move", call))
 

@@ -29,12 +29,16 @@ class AbortBody(msgspec.Struct):
 
 
 class MoveBody(msgspec.Struct):
-    """`transfer_id` and `attempt` name the transfer by which another worker takes choice `choice` of `rid` over."""
+    """`transfer_id` and `attempt` name the transfer by which another worker takes choice `choice` of `rid` over.
+
+    `withdraw`: nobody will, after all.
+    """
 
     rid: str
     transfer_id: str
     choice: int = 0
     attempt: int = 0
+    withdraw: bool = False
 
 
 class TokenizeBody(msgspec.Struct):
