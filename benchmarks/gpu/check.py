@@ -43,7 +43,7 @@ from baton_kernels.quantize import GATE_ROWS8, NORM_ROWS8, QUANTIZE_ROWS, Rows8,
 from baton_kernels.registry import KernelUnavailable
 from baton_kernels.rms_norm import ADD_RMS_NORM, RMS_NORM, rms_norm_torch
 from baton_kernels.rope import rope_table
-from baton_kernels.rope_kv_write import ROPE_KV_WRITE, HeadNorm, rope_kv_write_torch
+from baton_kernels.rope_kv_write import ROPE_KV_WRITE, HeadNorm, keys_and_values, rope_kv_write_torch
 from baton_serving.kv.layout import KVGroup, PageShape
 from baton_serving.kv.pool import KVPool
 from baton_serving.model.loading import load_model
@@ -112,8 +112,12 @@ def check_rope_kv_write() -> Iterator[Finding]:
             exact = rope_kv_write_torch(
                 qkv.double(), wide_norm, positions, table.double(), wide_k, wide_v, pages, positions % size
             )
-            out = ROPE_KV_WRITE.select(GPU, dtype)(qkv, norm, positions, table, k, v, pages, positions % size)
+            places = (pages, positions % size)
+            out = ROPE_KV_WRITE.select(GPU, dtype)(qkv, norm, positions, table, k, v, *places, keep_keys=True)
             label = f"rope_kv_write {name} {q_heads}/{kv_heads} heads of {dim}"
+            kept = [side[pages, :, positions % size] for side in (wide_k, wide_v)]
+            for what, found, wanted in zip(("keys", "values"), keys_and_values(qkv, k, v), kept, strict=True):
+                yield Finding(f"{label}, {what} kept", error_of(found, wanted), BARS[dtype])
             yield Finding(f"{label}, queries", error_of(out, exact), BARS[dtype])
             yield Finding(f"{label}, pages", error_of(pools[0], pools[1]), BARS[dtype])
 
@@ -213,7 +217,7 @@ def check_attention(
 ) -> Iterator[Finding]:
     cases = {
         DECODE_ATTENTION: [((1,) * 7, (5, 1, 700, 64, 65, 2047, 128)), ((1,), (1500,)), ((1,) * 40, (90,) * 40)],
-        EXTEND_ATTENTION: [((3, 130, 1, 17), (20, 130, 1, 900)), ((257,), (600,))],
+        EXTEND_ATTENTION: [((3, 130, 1, 17), (20, 130, 1, 900)), ((257,), (600,)), ((70, 5, 300), (70, 5, 300))],
     }
     layer = pool.shape.layers - 1
     k_pages, v_pages = pool.layer_kv(layer)
@@ -229,10 +233,22 @@ def check_attention(
                     rows = random_rows(pool, q_lens, kv_lens, first_page)
                     q = torch.randn(sum(q_lens), spec.q_heads, spec.k_dim, device=GPU).to(spec.dtype)
                     exact = paged_attention_reference(q.double(), wide(k_pages), wide(v_pages), rows, spec, scale)
-                    found = error_of(backend.plan(rows).run(q, k_pages, v_pages, scale), exact)
+                    plan = backend.plan(rows)
+                    sides = [new_tokens(side, rows) if plan.reads_new else side for side in (k_pages, v_pages)]
+                    found = error_of(plan.run(q, *sides, scale), exact)
                     worst = found if math.isnan(found) else max(worst, found)
                 kind = "window" if spec.window else "softcap" if spec.softcap else "plain"
                 yield Finding(f"{op.name} {implementation.name} {kind} {note}", worst, BARS[spec.dtype])
+
+
+def new_tokens(pages: torch.Tensor, rows: PagedRows) -> torch.Tensor:
+    """What the pages hold of rows that begin with their new tokens: `[tokens, kv_heads, dim]`."""
+    size = pages.shape[2]
+    held = [
+        pages[table.long()].transpose(1, 2).flatten(0, 1)
+        for table in rows.page_table[:, : -(-max(rows.q_lens) // size)]
+    ]
+    return torch.cat([row[:length] for row, length in zip(held, rows.q_lens, strict=True)])
 
 
 def wide(pages: torch.Tensor) -> torch.Tensor:

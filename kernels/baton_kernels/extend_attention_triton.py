@@ -8,6 +8,7 @@ So a token's result depends on its own row alone: not on the other rows, nor on 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import triton
@@ -258,6 +259,7 @@ def _upload(values: tuple[int, ...], device: torch.device) -> torch.Tensor:
 class _ExtendPlan:
     """`partial` float32 `[items * kv_heads * lines, v_dim]` and `sums` `[2, the same]` hold split blocks' stretches."""
 
+    reads_new: ClassVar[bool] = False
     spec: AttentionSpec
     queries: int
     table: torch.Tensor

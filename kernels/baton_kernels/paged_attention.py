@@ -13,6 +13,9 @@ with `kv_len` tokens and `q_len` new ones stands at position `p = kv_len - q_len
 `max(0, p - window + 1) .. p`. Scores are `scale * q·k`, then `softcap * tanh(score / softcap)` if a softcap is set.
 Keys and values are the pages' numbers times `scale`.
 Values at positions outside a row never reach the result, not even NaN left behind by an earlier owner of a page.
+
+A plan may read the new tokens' keys and values where the model has just computed them rather than from their pages,
+when its rows hold no other tokens (`reads_new`): then `run` is given those, `[tokens, kv_heads, dim]`, for the pages.
 """
 
 from __future__ import annotations
@@ -72,6 +75,10 @@ class PagedRows:
 
 
 class PlannedAttention(Protocol):
+    @property
+    def reads_new(self) -> bool:
+        """Whether `run` takes keys and values of the new tokens in the place of pages."""
+
     def run(
         self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, scale: KVScale = UNSCALED
     ) -> torch.Tensor: ...

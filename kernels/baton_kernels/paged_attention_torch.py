@@ -113,6 +113,8 @@ class TorchExtendAttention:
 
 
 class _ExtendPlan:
+    reads_new = False
+
     def __init__(self, spec: AttentionSpec, rows: list[_ExtendRow]) -> None:
         self._spec = spec
         self._rows = rows
@@ -207,6 +209,8 @@ class TorchDecodeAttention:
 
 
 class _DecodePlan:
+    reads_new = False
+
     def __init__(self, spec: AttentionSpec, batches: list[_DecodeBatch], workspace: torch.Tensor) -> None:
         self._spec = spec
         self._batches = batches

@@ -9,6 +9,7 @@ split: Dao et al. 2023, "Flash-Decoding for long-context inference".
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import triton
@@ -256,6 +257,7 @@ def _stages(q: torch.Tensor, pages: torch.Tensor) -> int:
 class _TritonPlan:
     """`starts` and `items` as `_plan_kernel` wrote them; `partial` and `lse` are per stretch and query head."""
 
+    reads_new: ClassVar[bool] = False
     spec: AttentionSpec
     table: torch.Tensor
     lens: torch.Tensor

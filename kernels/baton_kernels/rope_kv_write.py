@@ -2,8 +2,9 @@
 
 Contract: `qkv` is `[tokens, (q_heads + kv_heads) * k_dim + kv_heads * v_dim]`, contiguous rows, queries first, then
 keys, then values; it may be overwritten. The result is the queries `[tokens, q_heads, k_dim]` in qkv's dtype, possibly
-a view of `qkv`. `q_norm` and `k_norm` are RMSNorm weights `[k_dim]` over each head, or both None. `positions` and
-`table` are as in `rope`, pages and `scale` as in `kv_write`; `kv_heads`, `k_dim` and `v_dim` come from the pages.
+a view of `qkv`; with `keep_keys`, `qkv` holds the rotated keys as well, for `keys_and_values`. `q_norm` and `k_norm`
+are RMSNorm weights `[k_dim]` over each head, or both None. `positions` and `table` are as in `rope`, pages and `scale`
+as in `kv_write`; `kv_heads`, `k_dim` and `v_dim` come from the pages.
 """
 
 from __future__ import annotations
@@ -42,7 +43,18 @@ class RopeKVWrite(Protocol):
         pages: torch.Tensor,
         offsets: torch.Tensor,
         scale: KVScale = UNSCALED,
+        keep_keys: bool = False,
     ) -> torch.Tensor: ...
+
+
+def keys_and_values(
+    qkv: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values in `qkv`, views `[tokens, kv_heads, dim]`."""
+    kv_heads, k_dim, v_dim = k_pages.shape[1], k_pages.shape[3], v_pages.shape[3]
+    v_from = qkv.shape[1] - kv_heads * v_dim
+    k_from = v_from - kv_heads * k_dim
+    return qkv[:, k_from:v_from].unflatten(1, (kv_heads, k_dim)), qkv[:, v_from:].unflatten(1, (kv_heads, v_dim))
 
 
 def rope_kv_write_torch(
@@ -55,6 +67,7 @@ def rope_kv_write_torch(
     pages: torch.Tensor,
     offsets: torch.Tensor,
     scale: KVScale = UNSCALED,
+    keep_keys: bool = False,
 ) -> torch.Tensor:
     kv_heads, k_dim, v_dim = k_pages.shape[1], k_pages.shape[3], v_pages.shape[3]
     v_width = kv_heads * v_dim

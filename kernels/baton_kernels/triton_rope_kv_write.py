@@ -1,6 +1,7 @@
 """q/k norm, RoPE and KV write in one Triton kernel: every value of the projection is read once and written once.
 
-A program handles up to eight heads of one token, all queries, all keys or all values. Queries are rotated in place.
+A program handles up to eight heads of one token, all queries, all keys or all values. Queries are rotated in place, and
+keys where they are kept.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def _rope_kv_write_kernel(
     HALF: tl.constexpr,
     NORM: tl.constexpr,
     LIMIT: tl.constexpr,
+    KEEP_KEYS: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
@@ -117,11 +119,11 @@ def _rope_kv_write_kernel(
                 tl.store(
                     target + rest_dims, _saturate(rest, k_inverse, LIMIT).to(k_ptr.dtype.element_ty), mask=rest_inside
                 )
-        else:
-            tl.store(source + dims, turned_low.to(qkv_ptr.dtype.element_ty), mask=inside)
-            tl.store(source + HALF + dims, turned_high.to(qkv_ptr.dtype.element_ty), mask=inside)
-            if NORM and 2 * HALF < K_DIM:
-                tl.store(source + rest_dims, rest.to(qkv_ptr.dtype.element_ty), mask=rest_inside)
+        kept = (part < q_parts) | KEEP_KEYS
+        tl.store(source + dims, turned_low.to(qkv_ptr.dtype.element_ty), mask=inside & kept)
+        tl.store(source + HALF + dims, turned_high.to(qkv_ptr.dtype.element_ty), mask=inside & kept)
+        if NORM and 2 * HALF < K_DIM:
+            tl.store(source + rest_dims, rest.to(qkv_ptr.dtype.element_ty), mask=rest_inside & kept)
 
 
 def rope_kv_write_triton(
@@ -134,10 +136,11 @@ def rope_kv_write_triton(
     pages: torch.Tensor,
     offsets: torch.Tensor,
     scale: KVScale = UNSCALED,
+    keep_keys: bool = False,
 ) -> torch.Tensor:
     narrow = k_pages.dtype.itemsize == 1
     if narrow and not holds_8_bit_floats(qkv.device):
-        return rope_kv_write_torch(qkv, norm, positions, table, k_pages, v_pages, pages, offsets, scale)
+        return rope_kv_write_torch(qkv, norm, positions, table, k_pages, v_pages, pages, offsets, scale, keep_keys)
     tokens, width = qkv.shape
     kv_heads, k_dim, v_dim = k_pages.shape[1], k_pages.shape[3], v_pages.shape[3]
     q_heads = (width - kv_heads * (k_dim + v_dim)) // k_dim
@@ -168,6 +171,7 @@ def rope_kv_write_triton(
             HALF=half,
             NORM=norm is not None,
             LIMIT=torch.finfo(k_pages.dtype).max if narrow else 0.0,
+            KEEP_KEYS=keep_keys,
             HEADS=_HEADS,
             BLOCK_HALF=triton.next_power_of_2(half),
             BLOCK_REST=triton.next_power_of_2(max(1, k_dim - 2 * half)),

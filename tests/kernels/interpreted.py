@@ -57,19 +57,26 @@ def test_linear(rows: int, outputs: int) -> None:
 
 @pytest.mark.parametrize("rotary", [8, 6])
 @pytest.mark.parametrize("normed", [False, True])
-def test_rope_kv_write(rotary: int, normed: bool) -> None:
+@pytest.mark.parametrize("keep_keys", [False, True])
+def test_rope_kv_write(rotary: int, normed: bool, keep_keys: bool) -> None:
     tokens, q_heads, kv_heads, dim = 5, 12, 3, 8
     norm = HeadNorm(torch.randn(dim), torch.randn(dim), 1e-6, 1.0) if normed else None
     qkv = torch.randn(tokens, (q_heads + 2 * kv_heads) * dim)
     positions, pages = torch.tensor([3, 4, 5, 0, 30]), torch.tensor([1, 1, 1, 2, 3])
     table = rope_table(torch.tensor([1.0, 0.3, 0.1, 0.01])[: rotary // 2], 32)
     ours, plain = (torch.zeros(4, kv_heads, 2, 2, 16, dim) for _ in range(2))
+    projected, whole = qkv.clone(), qkv.clone()
+    arguments = (norm, positions, table)
     expected = rope_kv_write_torch(
-        qkv.clone(), norm, positions, table, plain[:, :, 0, 0], plain[:, :, 0, 1], pages, positions % 16
+        whole, *arguments, plain[:, :, 0, 0], plain[:, :, 0, 1], pages, positions % 16, keep_keys=keep_keys
     )
-    out = rope_kv_write_triton(qkv, norm, positions, table, ours[:, :, 0, 0], ours[:, :, 0, 1], pages, positions % 16)
+    out = rope_kv_write_triton(
+        qkv, *arguments, ours[:, :, 0, 0], ours[:, :, 0, 1], pages, positions % 16, keep_keys=keep_keys
+    )
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(ours, plain)
+    rest = q_heads * dim
+    torch.testing.assert_close(qkv[:, rest:], (whole if keep_keys else projected)[:, rest:])
 
 
 SPECS = {

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from baton_kernels.rope import rope_table
-from baton_kernels.rope_kv_write import HeadNorm, rope_kv_write_torch
+from baton_kernels.rope_kv_write import HeadNorm, keys_and_values, rope_kv_write_torch
 
 
 def rotate(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
@@ -38,3 +38,15 @@ def test_queries_come_back_rotated_and_keys_and_values_land_in_pages(normed: boo
     torch.testing.assert_close(pool[pages, :, 0, 0, offsets].double(), exact_k, rtol=0, atol=1e-5)
     torch.testing.assert_close(pool[pages, :, 0, 1, offsets].double(), exact_v, rtol=0, atol=1e-5)
     assert not pool[:, :, 1].any()
+
+
+def test_kept_keys_are_those_in_the_pages() -> None:
+    tokens, kv_heads, dim = 5, 2, 8
+    qkv = torch.randn(tokens, (4 + 2 * kv_heads) * dim)
+    pool = torch.zeros(4, kv_heads, 2, 2, 16, dim)
+    sides = (pool[:, :, 0, 0], pool[:, :, 0, 1])
+    positions, pages = torch.tensor([3, 4, 5, 0, 30]), torch.tensor([1, 1, 1, 2, 3])
+    table = rope_table(torch.tensor([1.0, 0.3, 0.1, 0.01]), 32)
+    rope_kv_write_torch(qkv, None, positions, table, *sides, pages, positions % 16, keep_keys=True)
+    for found, side in zip(keys_and_values(qkv, *sides), sides, strict=True):
+        assert torch.equal(found, side[pages, :, positions % 16])

@@ -44,8 +44,8 @@ def empty_runs() -> Runs:
 
 def join_runs(parts: list[Runs]) -> Runs:
     """One list of runs after the other, merged where they touch."""
-    if not parts:
-        return empty_runs()
+    if len(parts) < 2:
+        return parts[0] if parts else empty_runs()
     return merge(
         Runs(
             np.concatenate([part.src for part in parts]),

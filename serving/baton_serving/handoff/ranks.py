@@ -30,8 +30,9 @@ from baton_serving.handoff.writes import Batch, WriteEngine
 
 logger = logging.getLogger(__name__)
 
-_IDLE_POLL = 0.02  # seconds between looks at a write that is stuck
-_BUSY_POLL = 0.0002
+_BUSY_POLL = 0.0001  # seconds between looks at writes that were just posted
+_SLOWER = 1.02  # from look to look: an end is seen late by at most 2% of the time it took
+_IDLE_POLL = 0.02
 
 
 class PageCopy(msgspec.Struct, frozen=True, array_like=True):
@@ -339,7 +340,7 @@ class RankTransfer:
             try:
                 command = self._commands.get(timeout=pause) if self._executor.busy else self._commands.get()
             except queue.Empty:
-                pause = _BUSY_POLL if self._executor.poll() else min(pause * 1.2, _IDLE_POLL)
+                pause = _BUSY_POLL if self._executor.poll() else min(pause * _SLOWER, _IDLE_POLL)
                 continue
             if command is None:
                 return

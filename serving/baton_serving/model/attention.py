@@ -22,7 +22,7 @@ from baton_kernels.paged_attention import (
     PlannedAttention,
 )
 from baton_kernels.registry import AUTO, KernelUnavailable
-from baton_serving.errors import ConfigError
+from baton_serving.errors import ConfigError, InternalError
 from baton_serving.kv.pool import TORCH_DTYPES, KVPool
 from baton_serving.kv.staging import to_device, upload
 from baton_serving.model.batch import ForwardBatch
@@ -168,13 +168,35 @@ class StepAttention:
         """Page and offset, int64 `[tokens]` each, where the layer's new K and V go."""
         return self._batch.write_pages[self._group_of[layer]], self._batch.write_offsets
 
-    def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
-        """Attention of queries `[tokens, q_heads, k_dim]` over their rows' pages: `[tokens, q_heads, v_dim]`."""
-        k_pages, v_pages = self._layer_kv[layer]
-        group, scale = self._group_of[layer], self.scale(layer)
-        if len(self._parts) == 1:
-            return self._parts[0].plans[group].run(q, k_pages, v_pages, scale)
-        out = q.new_empty(q.shape[0], q.shape[1], v_pages.shape[-1])
-        for part in self._parts:
-            out[part.tokens] = part.plans[group].run(q[part.tokens], k_pages, v_pages, scale)
+    def reads_new(self, layer: int) -> bool:
+        """Whether `attend` takes the new tokens' keys and values, rather than their pages alone."""
+        group = self._group_of[layer]
+        return any(part.plans[group].reads_new for part in self._parts)
+
+    def attend(self, layer: int, q: torch.Tensor, new: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+        """Attention of queries `[tokens, q_heads, k_dim]` over their rows' pages: `[tokens, q_heads, v_dim]`.
+
+        `new`, needed with `reads_new`, are keys and values of the same tokens, `[tokens, kv_heads, dim]` each.
+        """
+        pages, scale = self._layer_kv[layer], self.scale(layer)
+        plans = [part.plans[self._group_of[layer]] for part in self._parts]
+        if len(plans) == 1:
+            return plans[0].run(q, *self._source(plans[0], pages, new, None), scale)
+        out = q.new_empty(q.shape[0], q.shape[1], pages[1].shape[-1])
+        for part, plan in zip(self._parts, plans, strict=True):
+            out[part.tokens] = plan.run(q[part.tokens], *self._source(plan, pages, new, part.tokens), scale)
         return out
+
+    def _source(
+        self,
+        plan: PlannedAttention,
+        pages: tuple[torch.Tensor, torch.Tensor],
+        new: tuple[torch.Tensor, torch.Tensor] | None,
+        tokens: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where `plan` reads keys and values for the step's `tokens` (None: all)."""
+        if not plan.reads_new:
+            return pages
+        if new is None:
+            raise InternalError("this step's attention reads the new tokens' keys and values, and was given none")
+        return new if tokens is None else (new[0][tokens], new[1][tokens])

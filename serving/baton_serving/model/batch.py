@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from baton_serving.kv.staging import to_device
@@ -69,12 +70,13 @@ class ForwardBatch:
         token gets logits, in row order.
         """
         device = input_ids.device
-        counts = torch.tensor(lengths, dtype=torch.int64)
-        ends = counts.cumsum(0)
-        host_rows = torch.repeat_interleave(torch.arange(len(lengths)), counts)
-        shift = torch.tensor(starts, dtype=torch.int64) - (ends - counts)
-        places = to_device(torch.stack((torch.arange(host_rows.numel()) + shift[host_rows], host_rows)), device)
-        positions, rows = places[0], places[1]
+        counts = np.array(lengths, dtype=np.int64)
+        ends = counts.cumsum()
+        shift = np.array(starts, dtype=np.int64) - (ends - counts)
+        host = np.empty((2, counts.sum()), dtype=np.int64)
+        host[0] = np.arange(host.shape[1]) + np.repeat(shift, counts)
+        host[1] = np.repeat(np.arange(len(counts)), counts)
+        positions, rows = to_device(torch.from_numpy(host), device)
         columns = positions // page_size
         return ForwardBatch(
             q_lens=tuple(lengths),
@@ -84,7 +86,7 @@ class ForwardBatch:
             page_tables=tuple(page_tables),
             write_pages=tuple(table[rows, columns].long() for table in page_tables),
             write_offsets=positions % page_size,
-            logits_rows=to_device(ends - 1, device) if logits_rows is None else logits_rows,
+            logits_rows=to_device(torch.from_numpy(ends - 1), device) if logits_rows is None else logits_rows,
         )
 
     @staticmethod

@@ -20,7 +20,7 @@ from baton_kernels.quantize import FP8, GATE_ROWS8, NORM_ROWS8, Rows8
 from baton_kernels.registry import AUTO
 from baton_kernels.rms_norm import ADD_RMS_NORM, RMS_NORM
 from baton_kernels.rope import rope_table
-from baton_kernels.rope_kv_write import ROPE_KV_WRITE, HeadNorm
+from baton_kernels.rope_kv_write import ROPE_KV_WRITE, HeadNorm, keys_and_values
 from baton_serving.model.attention import StepAttention
 from baton_serving.model.batch import ForwardBatch
 from baton_serving.model.config import DecoderConfig
@@ -154,16 +154,20 @@ class Attention(nn.Module):
         norm = None
         if self.q_norm is not None and self.k_norm is not None:
             norm = HeadNorm(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps, self.q_norm.offset)
+        qkv, pages = self.qkv_proj(x), attention.pages(self.layer)
+        reads_new = attention.reads_new(self.layer)
         q = self.kernels.rope_kv_write(
-            self.qkv_proj(x),
+            qkv,
             norm,
             positions,
             table,
-            *attention.pages(self.layer),
+            *pages,
             *attention.write_places(self.layer),
             attention.scale(self.layer),
+            keep_keys=reads_new,
         )
-        out: torch.Tensor = self.o_proj(attention.attend(self.layer, q).flatten(1))
+        new = keys_and_values(qkv, *pages) if reads_new else None
+        out: torch.Tensor = self.o_proj(attention.attend(self.layer, q, new).flatten(1))
         return out
 
 

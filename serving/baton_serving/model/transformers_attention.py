@@ -111,4 +111,4 @@ class PagedStep:
         self._kv_write(k, v, *self._step.pages(layer), *self._step.write_places(layer))
         if call.scale != self._scale:
             q = q * (call.scale / self._scale)
-        return self._step.attend(layer, q)
+        return self._step.attend(layer, q, (k, v))

@@ -13,7 +13,7 @@ from itertools import accumulate
 import torch
 
 from baton_serving.kv.pool import KVPool
-from baton_serving.kv.staging import to_device, upload
+from baton_serving.kv.staging import to_device, upload, upload_parts
 from baton_serving.model.attention import AttentionPlanner
 from baton_serving.model.batch import ForwardBatch
 from baton_serving.model.decoder import CausalModel
@@ -185,18 +185,25 @@ class Executor:
         """Queue one step: page copies and tables first, then the forward pass, then sampling."""
         self._pool.copy_pages(plan.copies)
         self._tables.write(plan.page_writes)
-        self._state.set_up(plan.setups)
+        # Without decode rows, the forward pass needs nothing of the sampling state: the device need not wait for it.
+        late = all(plan.extend)
+        if not late:
+            self._state.set_up(plan.setups)
         outcome: _Outcome | None = None
         if self._graphs is not None and plan.rows <= self._graphs.largest and all(plan.sample) and not any(plan.extend):
             outcome = self._graphed(plan, self._graphs.launch(plan.slots, plan.starts))
             return PendingStep(plan, outcome, None, self._device)
         if self._short is not None and self._short.takes(plan):
-            return PendingStep(plan, self._graphed(plan, self._short.launch(plan)), None, self._device)
-        slots = _upload(plan.slots, self._device)
+            step = self._short.launch(plan)
+            if late:
+                self._state.set_up(plan.setups)
+            return PendingStep(plan, self._graphed(plan, step), None, self._device)
         rows = tuple(row for row in range(plan.rows) if plan.sample[row])
         spans = _prompt_spans(plan)
         wanted = [index for span in spans for index in span.indices]
-        hidden = self._forward(plan, slots, _row_ends(plan, rows) + wanted + _row_ends(plan, plan.embed))
+        hidden = self._forward(plan, _row_ends(plan, rows) + wanted + _row_ends(plan, plan.embed))
+        if late:
+            self._state.set_up(plan.setups)
         prompts = None
         if spans:
             asked = [span.asked for span in spans for _ in span.indices]
@@ -223,25 +230,25 @@ class Executor:
             return self._sample(plan, rows, step.logits, step.slots, sampling)
         return self._outcome(plan, rows, step.logits, Sampled(tokens))
 
-    def _forward(self, plan: StepPlan, slots: torch.Tensor, wanted: list[int]) -> torch.Tensor:
+    def _forward(self, plan: StepPlan, wanted: list[int]) -> torch.Tensor:
         """Hidden states of the step's tokens at the indices `wanted`, in that order."""
+        slots, places, given = upload_parts((plan.slots, wanted, plan.tokens), self._device)
         longest = max(start + length for start, length in zip(plan.starts, plan.lengths, strict=True))
         batch = ForwardBatch.build(
             plan.starts,
             plan.lengths,
-            self._input_ids(plan, slots),
+            self._input_ids(plan, slots, given),
             self._tables.rows(slots, -(-longest // self._pool.shape.page_size)),
             self._pool.shape.page_size,
-            _upload(wanted, self._device),
+            places,
         )
         return self._model.hidden_states(batch, self._attention.plan(batch))
 
-    def _input_ids(self, plan: StepPlan, slots: torch.Tensor) -> torch.Tensor:
-        """int64 `[tokens]`: the plan's tokens for extend rows, the last sampled ones for decode rows."""
+    def _input_ids(self, plan: StepPlan, slots: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        """int64 `[tokens]`: the plan's tokens, `given`, for extend rows, the last sampled ones for decode rows."""
         last = self._state.last_tokens
         if not plan.tokens:
             return last[slots]
-        given = _upload(plan.tokens, self._device)
         decode = [row for row in range(plan.rows) if not plan.extend[row]]
         if not decode:
             return given

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from baton_serving.kv.layout import NULL_PAGE
-from baton_serving.kv.staging import upload
+from baton_serving.kv.staging import upload_parts
 from baton_serving.scheduling.step import PageWrite
 
 
@@ -22,18 +22,16 @@ class PageTables:
     def write(self, writes: list[PageWrite]) -> None:
         """Apply a step's changes: one scatter per group, whatever the number of requests."""
         for group, table in enumerate(self._tables):
-            rows: list[int] = []
-            columns: list[int] = []
-            values: list[int] = []
+            places: list[int] = []
+            pages: list[int] = []
             for write in writes:
                 if write.group == group:
-                    rows.extend([write.slot] * len(write.pages))
-                    columns.extend(range(write.start, write.start + len(write.pages)))
-                    values.extend(write.pages)
-            if rows:
-                index = upload([rows, columns], torch.int64, self._device)
-                value = upload(values, torch.int32, self._device)
-                table[index[0], index[1]] = value
+                    first = write.slot * self.max_pages + write.start
+                    places.extend(range(first, first + len(write.pages)))
+                    pages.extend(write.pages)
+            if places:
+                place, page = upload_parts((places, pages), self._device)
+                table.view(-1).index_copy_(0, place, page.int())
 
     def rows(self, slots: torch.Tensor, pages: int) -> list[torch.Tensor]:
         """The tables' lines for `slots`, first `pages` entries: int32 `[len(slots), pages]` per group."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baton_serving.kv.staging import upload
+from baton_serving.kv.staging import upload, upload_parts
 from baton_serving.sampling.params import SamplingParams, SlotSetup
 from baton_serving.sampling.seeds import stream_key
 from baton_serving.sampling.tables import TokenCounts, TokenRows
@@ -113,12 +113,14 @@ class SamplingState:
             return
         ints = [[*self._number_columns(setup.params), *self._table_rows(setup)] for setup in setups]
         floats = [_float_columns(setup.params) for setup in setups]
-        slots = upload([setup.slot for setup in setups], torch.int64, self.device)
-        self.floats[slots] = upload(floats, torch.float32, self.device)
-        self.ints[slots] = upload(ints, torch.int64, self.device)
-        self.positions[slots] = upload([len(setup.output) for setup in setups], torch.int64, self.device)
+        lists = ([setup.slot for setup in setups], [len(setup.output) for setup in setups])
         last = [setup.output[-1] if setup.output else 0 for setup in setups]
-        self.last_tokens[slots] = upload(last, torch.int64, self.device)
+        flat = [column for row in ints for column in row]
+        slots, positions, tokens, columns = upload_parts((*lists, last, flat), self.device)
+        self.positions.index_copy_(0, slots, positions)
+        self.last_tokens.index_copy_(0, slots, tokens)
+        self.ints.index_copy_(0, slots, columns.view(len(setups), -1))
+        self.floats.index_copy_(0, slots, upload(floats, torch.float32, self.device))
         for setup in setups:
             self._features[setup.slot] = _features_of(setup)
             self._processors.pop(setup.slot, None)

@@ -19,6 +19,8 @@ from support.handoff_workers import Pool, content
 from baton_serving.handoff.backends.base import BackendError, DeviceMemory, HostMemory, Outcome, TransferBackend
 from baton_serving.handoff.backends.devices import rdma_devices
 from baton_serving.handoff.backends.fake import FakeFabric, Script
+from baton_serving.handoff.backends.mooncake import MooncakeBackend
+from baton_serving.handoff.backends.mooncake_writes import BatchWrites
 from baton_serving.handoff.backends.registry import BackendOptions, backend_factory
 from baton_serving.handoff.plan import Runs
 
@@ -34,7 +36,7 @@ def runs(source: Pool, target: Pool, pairs: list[tuple[int, int]], nbytes: int =
     return Runs(*(np.array(column, dtype=np.int64) for column in columns))
 
 
-def finish(engine: TransferBackend, ticket: int, timeout: float = 20.0) -> Outcome:
+def finish(engine: TransferBackend | BatchWrites, ticket: int, timeout: float = 20.0) -> Outcome:
     deadline = time.monotonic() + timeout
     while (outcome := engine.poll(ticket)) is Outcome.PENDING:
         assert time.monotonic() < deadline, "the write never ended"
@@ -132,6 +134,40 @@ def test_an_unreachable_peer_is_an_error_not_a_hang(bench: Bench) -> None:
         assert attempt() is Outcome.BROKEN
     assert time.monotonic() - began < 10
     assert not bench.target.bytes.any()
+
+
+@pytest.fixture
+def batches() -> Iterator[tuple[Bench, BatchWrites, TransferBackend, str]]:
+    """Batches, as they go over NVLink, over this machine's tcp; their engine's peer."""
+    bench = Bench("mooncake")
+    writer, reader = bench.engine("a", bench.source), bench.engine("b", bench.target)
+    assert isinstance(writer, MooncakeBackend)
+    peer = connect(writer, reader, bench.target.memory.region.address)
+    writes = BatchWrites(writer._engine, bench.source.memory.region, write_timeout=10.0)
+    yield bench, writes, reader, peer
+    writes.close()
+    bench.close_all()
+
+
+def test_batches_of_blocks_are_done_when_every_block_is_there(
+    batches: tuple[Bench, BatchWrites, TransferBackend, str],
+) -> None:
+    bench, writes, _, peer = batches
+    pairs = [(1 + n, 1000 - n) for n in range(900)]
+    tickets = [writes.post(peer, runs(bench.source, bench.target, pairs[n : n + 300])) for n in range(0, 900, 300)]
+    for ticket in tickets:
+        assert finish(writes, ticket) is Outcome.DONE
+    for a, b in pairs:
+        assert (bench.target.pages[b] == bench.source.pages[a]).all()
+
+
+def test_a_batch_to_an_engine_that_is_gone_is_broken(
+    batches: tuple[Bench, BatchWrites, TransferBackend, str],
+) -> None:
+    bench, writes, reader, peer = batches
+    bench.close(reader)
+    assert finish(writes, writes.post(peer, runs(bench.source, bench.target, [(1, 1), (2, 2)]))) is Outcome.BROKEN
+    assert not bench.target.pages[1:].any()
 
 
 def test_what_is_in_use_is_told_and_a_slower_one_than_asked_for_shows(monkeypatch: pytest.MonkeyPatch) -> None:

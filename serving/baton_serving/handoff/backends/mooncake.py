@@ -1,8 +1,7 @@
 """Mooncake's transfer engine as a backend.
 
-Two habits of the library shape this module. `transfer_check_status` looks at the first block of a batch only, so a
-batch would be called done while its other blocks are on their way: every block is submitted as a transfer of its own.
-And the protocol string is not checked: rdma without an adapter quietly becomes tcp, so the one in use is found here.
+The library does not check the protocol string: rdma without an adapter quietly becomes tcp, so the one in use is found
+here. How blocks are submitted and polled is in `mooncake_writes`.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import psutil
 
 from baton_serving.handoff.backends.base import BackendError, MemoryRegion, Outcome, Transport
 from baton_serving.handoff.backends.devices import rdma_devices
+from baton_serving.handoff.backends.mooncake_writes import DONE, NO_TICKET, RUNNING, BatchWrites, BlockWrites, Writes
 from baton_serving.handoff.plan import Runs
 
 if TYPE_CHECKING:
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_RUNNING, _DONE = 0, 1
-_NO_TICKET = (0, -1, 2**64 - 1)
 _PORT_ATTEMPTS = 8
-_FAST_BYTES = 1 << 28
+_FAST_BYTES = 1 << 27
 _FAST_POSTS = 8  # some milliseconds' worth, so that the link never waits for somebody to see what ended
 _HANDSHAKE_TIMEOUT = 2.0  # seconds
 _HANDSHAKE_POLL = 0.001
@@ -78,12 +76,12 @@ class Handshake:
 
     def _run(self, engine: TransferEngine, source: int, target: int) -> None:
         block = engine.transfer_submit_write(self._session, source, target, _WARM_UP_BYTES)
-        status = _RUNNING if block not in _NO_TICKET else -1
-        while status == _RUNNING and self._timer.is_alive():
+        status = RUNNING if block not in NO_TICKET else -1
+        while status == RUNNING and self._timer.is_alive():
             time.sleep(_HANDSHAKE_POLL)
             status = engine.transfer_check_status(block)
         self._timer.cancel()
-        self.state = Outcome.DONE if status == _DONE else Outcome.BROKEN
+        self.state = Outcome.DONE if status == DONE else Outcome.BROKEN
 
     def _cut(self) -> None:
         """End the wait for a hung peer: shut down what this process has open towards its handshake port."""
@@ -114,9 +112,6 @@ class MooncakeBackend:
         self._asked = protocol
         self._host = host
         self._retired = retired
-        self._tickets: dict[int, list[int]] = {}
-        self._failed: set[int] = set()
-        self._next = 1
         self._handshakes: dict[str, Handshake] = {}
         self._region: MemoryRegion | None = None
         devices = devices or ",".join(rdma_devices())
@@ -128,6 +123,8 @@ class MooncakeBackend:
         if self._used != "tcp":
             self.max_bytes = _FAST_BYTES
             self.max_posts = _FAST_POSTS
+        self._write_timeout = write_timeout
+        self._writes: Writes = BlockWrites(self._engine)
 
     def _start(self, protocol: str, devices: str) -> tuple[TransferEngine, set[int]]:
         """An engine whose ports no closed engine of this process ever had."""
@@ -152,6 +149,8 @@ class MooncakeBackend:
         if code != 0:
             raise BackendError(f"mooncake cannot register {region.nbytes} bytes: code {code}")
         self._region = region
+        if self._used == "nvlink_intra":
+            self._writes = BatchWrites(self._engine, region, self._write_timeout)
 
     def endpoint(self) -> bytes:
         return f"{self._host}:{self._engine.get_rpc_port()}".encode()
@@ -180,54 +179,22 @@ class MooncakeBackend:
             handshake.stop()
 
     def post(self, peer: str, runs: Runs) -> int:
-        blocks: list[int] = []
-        failed = False
-        for src, dst, nbytes in zip(runs.src.tolist(), runs.dst.tolist(), runs.nbytes.tolist(), strict=True):
-            block = self._engine.transfer_submit_write(peer, src, dst, nbytes)
-            if block in _NO_TICKET:
-                failed = True
-                break
-            blocks.append(block)
-        if failed and not blocks:
-            raise BackendError(f"mooncake cannot reach {peer}")
-        ticket = self._next
-        self._next += 1
-        self._tickets[ticket] = blocks
-        if failed:
-            self._failed.add(ticket)
-        return ticket
+        return self._writes.post(peer, runs)
 
     def poll(self, ticket: int) -> Outcome:
-        """Blocks end in about the order they were posted, so looking stops at the first that runs."""
-        blocks = self._tickets[ticket]
-        ended = 0
-        for block in blocks:
-            status = self._engine.transfer_check_status(block)
-            if status == _RUNNING or status == -2:  # -2: past the library's timeout, the block is still under way
-                break
-            if status != _DONE:
-                self._failed.add(ticket)
-            ended += 1
-        del blocks[:ended]
-        if blocks:
-            return Outcome.PENDING
-        del self._tickets[ticket]
-        if ticket in self._failed:
-            self._failed.discard(ticket)
-            return Outcome.BROKEN
-        return Outcome.DONE
+        return self._writes.poll(ticket)
 
     def close(self) -> None:
         """Ends every connection. The library's destructor takes 0.1 to 1 s and holds the interpreter lock."""
         for handshake in self._handshakes.values():
             handshake.stop()
         self._handshakes.clear()
+        self._writes.close()
         if self._region is not None:
             self._engine.unregister_memory(self._region.address)
             self._region = None
         self._retired.add(self._ports)
-        self._tickets.clear()
-        del self._engine
+        del self._writes, self._engine
 
 
 def _listening() -> set[int]:
