@@ -62,7 +62,7 @@ class ServiceUnderTest:
         )
 
     def wait_ready(self, within: float = 30.0) -> None:
-        eventually(self.is_ready, within, lambda: (self.get() or {}).get("status"))
+        eventually(self.is_ready, within, lambda: (self.get() or {}).get("status"), 0.2)
 
     def wait_settled(self, within: float = 30.0) -> None:
         """Ready, and the workers of earlier revisions gone."""
@@ -70,6 +70,7 @@ class ServiceUnderTest:
             lambda: self.is_ready() and self.condition("Progressing")["status"] == "False",
             within,
             lambda: (self.get() or {}).get("status"),
+            0.2,
         )
 
     def leftovers(self) -> list[str]:

@@ -15,6 +15,8 @@ WORKLOAD_KINDS = ("Deployment", "LeaderWorkerSet")
 PROVEN = "baton.dev/proven"
 WEIGHTS = "baton.dev/weights"
 
+_ENDED = ("Failed", "Succeeded")
+
 Key = tuple[str, str]  # role, revision
 
 
@@ -112,8 +114,13 @@ class Observed:
 
     @classmethod
     def of(cls, service: Service, items: Sequence[Object], workers: Sequence[WorkerReport] | None = None) -> Observed:
-        """From all objects with the service's label; pods are owned by workloads, everything else by the service."""
-        pods = [item for item in items if text_at(item, "kind") == "Pod"]
+        """From all objects with the service's label; pods are owned by workloads, everything else by the service.
+
+        An evicted pod stays as a record, Failed, for as long as the cluster cares to keep it; it is nobody's worker.
+        """
+        pods = [
+            item for item in items if text_at(item, "kind") == "Pod" and text_at(item, "status", "phase") not in _ENDED
+        ]
         others = [item for item in items if text_at(item, "kind") != "Pod" and is_ours(item, service)]
         return cls({ref_of(item): item for item in others}, pods, workers)
 

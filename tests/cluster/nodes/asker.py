@@ -29,8 +29,11 @@ def verdict(text: str, answer: str) -> str:
 
 
 async def ask_again(session: aiohttp.ClientSession, url: str, model: str, question: str) -> str:
-    """Like OpenAI's own client: a connection that cannot be made is tried again, since nothing was sent yet."""
-    for _ in range(4):
+    """Like OpenAI's own client: a connection that cannot be made is tried again, since nothing was sent yet.
+
+    For longer than that client does: each try may lead to a gateway that lies behind a broken cable.
+    """
+    for _ in range(9):
         try:
             return await ask(session, url, model, question)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
@@ -82,7 +85,7 @@ async def main() -> None:
     parser.add_argument("--until", type=pathlib.Path)
     arguments = parser.parse_args()
     numbers = itertools.count()
-    timeout = aiohttp.ClientTimeout(total=120, sock_connect=2)
+    timeout = aiohttp.ClientTimeout(total=180, sock_connect=2)
     connector = aiohttp.TCPConnector(force_close=True)  # a new connection each: as many clients would
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         await asyncio.gather(*(stream(session, arguments, numbers) for _ in range(arguments.streams)))

@@ -19,11 +19,15 @@ from cluster.nodes.deployment import COMPONENT, Deployment
 from support.devcluster import cluster as devcluster
 from support.devcluster.layout import Layout
 from support.kube import binaries
-from support.kube.client import Cluster, Item
+from support.kube.client import Cluster, Item, eventually
 from support.kube.person import Person
 
 # One service is made, changed, disturbed and removed; the last one starts from nothing.
-_ORDER = ("test_first_token", "test_security", "test_rollout", "test_faults", "test_removal", "test_documents")
+PAIRS = 7  # pods of the service below
+_ORDER = (
+    *("test_first_token", "test_security", "test_rollout", "test_scaling", "test_faults"),
+    *("test_removal", "test_documents"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -114,7 +118,7 @@ def pairs(quickstart: Deployment) -> Deployment:
     model = {"uri": "file://models/baton-tiny", "servedName": "baton-tiny"}
     roles = {role: {"replicas": 2, "placement": {"affinity": apart(role)}} for role in ("prefill", "decode")}
     quickstart.apply(model=model, gateway={"replicas": 2}, **roles)
-    quickstart.wait_settled(240.0)
+    eventually(lambda: quickstart.whole(PAIRS), 300.0, lambda: (quickstart.get() or {}).get("status"), 0.5)
     return quickstart
 
 
@@ -139,6 +143,13 @@ class Figures:
         began = time.monotonic()
         yield
         self.add(what, time.monotonic() - began)
+
+    def healed(self, what: str, since: float, over: float) -> None:
+        """A fault that began and was over at these times, and of which nothing is left now."""
+        now = time.monotonic()
+        self._lines.append(
+            f"{now - since:7.1f} s  {what}, until all is whole again; {now - over:.1f} s after it was over"
+        )
 
     def note(self, line: str) -> None:
         self._lines.append(f"           {line}")

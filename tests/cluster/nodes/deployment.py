@@ -22,6 +22,7 @@ ASKER = "asker"
 COMPONENT = "app.kubernetes.io/component"
 _SCRIPT = Path(__file__).with_name("asker.py")
 _PLACE = "/asker"
+_LOOK = 1.0  # seconds between two looks that start a process each
 _ANSWERS, _STOP, _ENDED = "/tmp/answers", "/tmp/stop", "/tmp/ended"
 
 
@@ -36,8 +37,16 @@ class Deployment(ServiceUnderTest):
         return str((self.get() or {})["status"]["url"])
 
     def pods(self, component: str = "") -> list[Item]:
+        """Without what is left of evicted ones."""
         labels = f"baton.dev/service={self.name}" + (f",{COMPONENT}={component}" if component else "")
-        return self.cluster.list("v1", "pods", self.namespace, labels)
+        found = self.cluster.list("v1", "pods", self.namespace, labels)
+        return [pod for pod in found if pod["status"].get("phase") != "Failed"]
+
+    def whole(self, count: int) -> bool:
+        """Whether nothing is under way, and there are `count` pods, all of them ready."""
+        pods = [pod for pod in self.pods() if "deletionTimestamp" not in pod["metadata"]]
+        quiet = self.is_ready() and self.condition("Progressing")["status"] == "False"
+        return quiet and len(pods) == count and all(map(is_ready, pods))
 
     def image(self, kind: str) -> str:
         """What the operator was told to take for services that name none."""
@@ -62,10 +71,10 @@ class Deployment(ServiceUnderTest):
             "wait", "--namespace", self.namespace, f"pod/{ASKER}", "--for=condition=Ready", "--timeout=60s"
         )
 
-    def answers(self, count: int = 4) -> list[str]:
+    def answers(self, count: int = 4, within: float = 120.0) -> list[str]:
         """What the pod beside the service thinks of `count` answers; see `asker.py`."""
         words = ["python", f"{_PLACE}/asker.py", self.url, "--requests", str(count)]
-        return [str(json.loads(line)["verdict"]) for line in self.inside(*words).splitlines()]
+        return [str(json.loads(line)["verdict"]) for line in self.inside(*words, within=within).splitlines()]
 
     def inside(self, *words: str, within: float = 120.0) -> str:
         return self.person.inside(self.namespace, ASKER, *words, within=within)
@@ -82,7 +91,7 @@ class Deployment(ServiceUnderTest):
             yield load
         finally:
             self.inside("touch", _STOP)
-        eventually(lambda: not self.attempt_inside("test", "-e", _ENDED).returncode, 150.0)
+        eventually(lambda: not self.attempt_inside("test", "-e", _ENDED).returncode, 210.0, pause=_LOOK)
 
     def attempt_inside(self, *words: str) -> subprocess.CompletedProcess[str]:
         return self.person.attempt("kubectl", "exec", "--namespace", self.namespace, ASKER, "--", *words)
@@ -91,7 +100,11 @@ class Deployment(ServiceUnderTest):
         self.person.kubectl(
             "delete", "inferenceservice", self.name, "--namespace", self.namespace, "--wait=false", "--ignore-not-found"
         )
-        eventually(lambda: self.get() is None, 180.0)
+        eventually(lambda: self.get() is None, 180.0, lambda: self.get(), _LOOK)
+
+
+def is_ready(pod: Item) -> bool:
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", []))
 
 
 class Load:
@@ -114,7 +127,13 @@ class Load:
     def wait_for(self, more: int, within: float = 60.0) -> None:
         """Until there are `more` right answers than now; a time to see that the service goes on."""
         known = len(self.records())
-        eventually(lambda: len(self.records()) >= known + more, within, self.count)
+        eventually(lambda: len(self.records()) >= known + more, within, self.count, _LOOK)
+
+    def summary(self) -> str:
+        """Answers by verdict, and how long the slowest took: who asks may have noticed that."""
+        records = self.records()
+        slowest = max((record["seconds"] for record in records), default=0.0)
+        return f"{dict(self.count())}, the slowest in {slowest:.1f} s"
 
 
 def questions(count: int = 40) -> list[dict[str, str]]:
@@ -142,7 +161,11 @@ def small_pod(name: str, image: str, command: list[str]) -> Item:
             "affinity": _first_node(),
             "terminationGracePeriodSeconds": 0,
             "automountServiceAccountToken": False,
-            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": {
+                "runAsNonRoot": True,
+                "seccompProfile": {"type": "RuntimeDefault"},
+                "sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "80"}],
+            },
             "containers": [container],
             "volumes": [{"name": name, "configMap": {"name": name}}],
         },

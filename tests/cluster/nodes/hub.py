@@ -64,4 +64,4 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
-http.server.ThreadingHTTPServer(("", 8080), Hub).serve_forever()
+http.server.ThreadingHTTPServer(("", 80), Hub).serve_forever()

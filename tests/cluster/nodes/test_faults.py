@@ -11,13 +11,14 @@ from collections.abc import Iterator
 
 import pytest
 from cluster.conftest import SYSTEM
-from cluster.nodes.conftest import Figures
+from cluster.nodes.conftest import PAIRS, Figures
 from cluster.nodes.deployment import Deployment
 from support.devcluster import faults
 from support.devcluster.layout import Layout
-from support.kube.client import eventually
+from support.kube.client import Item, eventually
 
 HEALED_WITHIN = 240.0
+WORKERS = ("prefill", "decode")
 
 
 @pytest.fixture
@@ -28,30 +29,29 @@ def own(layout: Layout | None) -> Layout:
     return layout
 
 
+@pytest.fixture
+def spread(pairs: Deployment, own: Layout) -> Deployment:
+    """The pairs, with a worker of each role and a gateway on either node, whatever an earlier fault did to them."""
+    for component in (*WORKERS, "gateway"):
+        while len({pod["spec"]["nodeName"] for pod in pairs.pods(component)}) < len(own.nodes):
+            name = pairs.pods(component)[0]["metadata"]["name"]
+            pairs.person.kubectl("delete", "pod", name, "--namespace", pairs.namespace, within=120.0)
+            eventually(lambda: pairs.whole(PAIRS), HEALED_WITHIN, pause=0.5)
+    return pairs
+
+
 @contextlib.contextmanager
 def nobody_notices(pairs: Deployment, figures: Figures, what: str) -> Iterator[None]:
     """Load before, during and after, until the service is whole again; not one answer fails or is wrong."""
     with pairs.load() as load:
         began = time.monotonic()
         yield
-        eventually(lambda: whole(pairs), HEALED_WITHIN, lambda: (pairs.get() or {}).get("status"))
-        figures.add(what, time.monotonic() - began)
+        over = time.monotonic()
+        eventually(lambda: pairs.whole(PAIRS), HEALED_WITHIN, lambda: (pairs.get() or {}).get("status"), 0.2)
+        figures.healed(what, began, over)
         load.wait_for(4)
+    figures.note(f"{what}: {load.summary()}")
     assert load.bad() == []
-    figures.note(f"{what}: {dict(load.count())}")
-
-
-def whole(pairs: Deployment) -> bool:
-    """Nothing is under way, and every pod there should be is ready."""
-    pods = [pod for pod in pairs.pods() if "deletionTimestamp" not in pod["metadata"]]
-    ready = [is_ready(pod) for pod in pods]
-    return pairs.is_ready() and pairs.condition("Progressing")["status"] == "False" and all(ready) and len(ready) == 7
-
-
-def is_ready(pod: dict[str, object]) -> bool:
-    status = pod["status"]
-    assert isinstance(status, dict)
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions", []))
 
 
 @pytest.mark.parametrize("component", ["prefill", "decode", "gateway", "bootstrap"])
@@ -59,10 +59,10 @@ def test_any_pod_may_be_deleted(pairs: Deployment, figures: Figures, component: 
     name = pairs.pods(component)[0]["metadata"]["name"]
     with nobody_notices(pairs, figures, f"delete a {component} pod"):
         pairs.person.kubectl("delete", "pod", name, "--namespace", pairs.namespace, "--wait=false")
-        eventually(lambda: name not in names(pairs), 120.0)
+        eventually(lambda: name not in names(pairs), 120.0, pause=0.2)
 
 
-@pytest.mark.parametrize("component", ["prefill", "decode"])
+@pytest.mark.parametrize("component", WORKERS)
 def test_any_worker_may_be_killed(pairs: Deployment, figures: Figures, component: str) -> None:
     """Without time to drain."""
     name = pairs.pods(component)[0]["metadata"]["name"]
@@ -86,34 +86,56 @@ def test_the_operator_may_be_killed(pairs: Deployment, figures: Figures) -> None
 def test_the_api_server_may_be_away(pairs: Deployment, figures: Figures, own: Layout) -> None:
     with nobody_notices(pairs, figures, "API server away for 20 s"):
         with faults.held(own, "kube-apiserver", 20.0):
-            eventually(lambda: not answers(pairs), 20.0)
-        eventually(lambda: answers(pairs), 60.0)
+            eventually(lambda: not answers(pairs), 20.0, pause=0.5)
+        eventually(lambda: answers(pairs), 60.0, pause=0.5)
 
 
 def answers(pairs: Deployment) -> bool:
     return pairs.person.attempt("kubectl", "get", "--raw", "/readyz").returncode == 0
 
 
-def test_a_kubelet_may_be_away_for_a_minute(pairs: Deployment, figures: Figures, own: Layout) -> None:
-    with nobody_notices(pairs, figures, "kubelet of node-2 away for 60 s"), faults.held(own, "kubelet-node-2", 60.0):
-        eventually(lambda: not ready_node(pairs, "node-2"), 60.0)
+def test_the_nodes_may_lose_sight_of_each_other(spread: Deployment, figures: Figures, own: Layout) -> None:
+    with (
+        nobody_notices(spread, figures, "nothing between the nodes for 30 s"),
+        faults.cut(own, own.nodes[0], own.nodes[1], 30.0),
+    ):
+        pass
+
+
+def test_a_worker_may_be_evicted_for_memory(spread: Deployment, figures: Figures, own: Layout) -> None:
+    with nobody_notices(spread, figures, "evict for memory on node-2"):
+        with faults.short_of_memory(own, own.nodes[1]):
+            eventually(lambda: evicted(spread), 120.0, pause=0.2)
+        figures.note(f"evicted: {', '.join(sorted(evicted(spread)))}")
+        eventually(lambda: not taints(spread, "node-2"), 120.0, pause=0.5)
+
+
+def evicted(pairs: Deployment) -> list[str]:
+    """Names of workers of which only the record that they were evicted is left."""
+    found: list[str] = []
+    for role in WORKERS:
+        selector = f"baton.dev/service={pairs.name},app.kubernetes.io/component={role}"
+        pods = pairs.cluster.list("v1", "pods", pairs.namespace, selector)
+        found += [pod["metadata"]["name"] for pod in pods if pod["status"].get("reason") == "Evicted"]
+    return found
+
+
+def taints(pairs: Deployment, name: str) -> list[Item]:
+    return list(pairs.cluster.get("v1", "nodes", "", name)["spec"].get("taints", []))
+
+
+def test_a_node_may_be_drained(spread: Deployment, figures: Figures, own: Layout) -> None:
+    with nobody_notices(spread, figures, "drain node-2"):
+        words = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=200s")
+        spread.person.kubectl("drain", "node-2", *words, within=220.0)
+        spread.person.kubectl("uncordon", "node-2")
+
+
+def test_a_kubelet_may_be_away_for_a_minute(spread: Deployment, figures: Figures, own: Layout) -> None:
+    with nobody_notices(spread, figures, "kubelet of node-2 away for 60 s"), faults.held(own, "kubelet-node-2", 60.0):
+        eventually(lambda: not ready_node(spread, "node-2"), 60.0, pause=0.5)
 
 
 def ready_node(pairs: Deployment, name: str) -> bool:
     conditions = pairs.cluster.get("v1", "nodes", "", name)["status"]["conditions"]
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
-
-
-def test_a_node_may_be_drained(pairs: Deployment, figures: Figures, own: Layout) -> None:
-    with nobody_notices(pairs, figures, "drain node-2"):
-        words = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=200s")
-        pairs.person.kubectl("drain", "node-2", *words, within=220.0)
-        pairs.person.kubectl("uncordon", "node-2")
-
-
-def test_the_nodes_may_lose_sight_of_each_other(pairs: Deployment, figures: Figures, own: Layout) -> None:
-    with (
-        nobody_notices(pairs, figures, "nothing between the nodes for 30 s"),
-        faults.cut(own, own.nodes[0], own.nodes[1], 30.0),
-    ):
-        pass

@@ -1,4 +1,4 @@
-"""Workers on two nodes, and a change of `spec.model.revision` under load from a pod: no answer fails or is mixed."""
+"""Workers on two nodes, and changes of `spec.model.revision` under load from a pod: no answer fails or is mixed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def hub(quickstart: Deployment) -> Iterator[str]:
     place = {"name": HUB, "namespace": quickstart.namespace}
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": place, "data": {"hub.py": script}}
     service = {"apiVersion": "v1", "kind": "Service", "metadata": place}
-    spec = {"selector": {"app": HUB}, "ports": [{"port": 80, "targetPort": 8080}]}
+    spec = {"selector": {"app": HUB}, "ports": [{"port": 80}]}
     pod = small_pod(HUB, quickstart.image("worker"), ["python", f"/{HUB}/hub.py"])
     quickstart.person.apply(config, {**service, "spec": spec}, {**pod, "metadata": {**place, "labels": {"app": HUB}}})
     words = ("--namespace", quickstart.namespace, "--for=condition=Ready", "--timeout=60s")
@@ -30,42 +30,48 @@ def hub(quickstart: Deployment) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def spread(quickstart: Deployment, hub: str) -> dict[str, str]:
-    """The service with the first revision, and the node of each role: different ones where there are two."""
+def places(quickstart: Deployment) -> dict[str, str]:
+    """The node of each role: different ones where there are two."""
     nodes = [item["metadata"]["name"] for item in quickstart.cluster.list("v1", "nodes")]
-    places = {"prefill": nodes[0], "decode": nodes[min(1, len(nodes) - 1)]}
-    quickstart.apply(**spec(hub, "v1", places))
-    quickstart.wait_settled(240.0)
-    return places
+    return {"prefill": nodes[0], "decode": nodes[min(1, len(nodes) - 1)]}
 
 
-def test_the_kv_cache_travels_from_node_to_node(quickstart: Deployment, spread: dict[str, str]) -> None:
-    found = {role: [pod["spec"]["nodeName"] for pod in quickstart.pods(role)] for role in spread}
-    assert found == {role: [node] for role, node in spread.items()}
-    assert quickstart.answers(4) == ["first"] * 4
-
-
+@pytest.mark.parametrize("strategy", ["Surge", "InPlace"])
 def test_a_change_of_the_revision_fails_and_mixes_nothing(
-    quickstart: Deployment, hub: str, spread: dict[str, str], figures: Figures
+    quickstart: Deployment, hub: str, places: dict[str, str], figures: Figures, strategy: str
 ) -> None:
-    with quickstart.load() as load, figures.timed("spec.model.revision v1 to v2, Surge"):
-        quickstart.apply(**spec(hub, "v2", spread))
+    quickstart.apply(**spec(hub, "v1", places, strategy))
+    quickstart.wait_settled(240.0)
+    assert nodes_of(quickstart, places) == {role: [node] for role, node in places.items()}
+    assert quickstart.answers(4) == ["first"] * 4
+    before = names(quickstart)
+    with quickstart.load() as load, figures.timed(f"spec.model.revision v1 to v2, {strategy}"):
+        quickstart.apply(**spec(hub, "v2", places, strategy))
         quickstart.wait_settled(240.0)
         load.wait_for(4)
-    figures.note(f"answers: {dict(load.count())}")
+    figures.note(f"{strategy}: {load.summary()}")
     assert load.bad() == []
     verdicts = [record["verdict"] for record in sorted(load.records(), key=lambda record: record["began"])]
     assert verdicts[0] == "first"
     assert verdicts[-1] == "second"
+    assert (names(quickstart) == before) is (strategy == "InPlace")
 
 
-def spec(hub: str, revision: str, places: dict[str, str]) -> dict[str, Any]:
+def nodes_of(quickstart: Deployment, roles: dict[str, str]) -> dict[str, list[str]]:
+    return {role: [pod["spec"]["nodeName"] for pod in quickstart.pods(role)] for role in roles}
+
+
+def names(quickstart: Deployment) -> set[str]:
+    return {pod["metadata"]["name"] for role in ("prefill", "decode") for pod in quickstart.pods(role)}
+
+
+def spec(hub: str, revision: str, places: dict[str, str], strategy: str) -> dict[str, Any]:
     """One worker of each role. Where a hub is, is nothing that a manifest has a field for."""
-    variables = {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
-    fetch = {"name": "fetch-model", "env": [{"name": name, "value": value} for name, value in variables.items()]}
-    overrides = {"spec": {"initContainers": [fetch]}}
+    env = [{"name": "HF_ENDPOINT", "value": hub}, {"name": "HF_HUB_DISABLE_XET", "value": "1"}]
+    overrides = {"spec": {"initContainers": [{"name": "fetch-model", "env": env}]}}
     roles = {
-        role: {"overrides": overrides, "placement": {"nodeSelector": {"kubernetes.io/hostname": node}}}
+        role: {"env": env, "overrides": overrides, "placement": {"nodeSelector": {"kubernetes.io/hostname": node}}}
         for role, node in places.items()
     }
-    return {"model": {"uri": "hf://baton/tiny", "revision": revision, "servedName": "baton-tiny"}, **roles}
+    model = {"uri": "hf://baton/tiny", "revision": revision, "servedName": "baton-tiny"}
+    return {"model": model, "rollout": {"strategy": strategy}, **roles}

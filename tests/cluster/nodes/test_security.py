@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 import yaml
 from cluster.conftest import ROOT, SYSTEM
-from cluster.nodes.deployment import Deployment
-from support.kube.client import Item
+from cluster.nodes.conftest import restricted
+from cluster.nodes.deployment import ASKER, Deployment, small_pod
+from support.devcluster.layout import Layout
+from support.kube.client import Item, eventually
 
 # What every authenticated identity may do: ask what it may do, and look around the API's root.
 EVERYBODYS = {"selfsubjectreviews.authentication.k8s.io", "selfsubjectaccessreviews.authorization.k8s.io"}
@@ -68,6 +71,93 @@ def test_the_operators_rules_are_the_charts(quickstart: Deployment) -> None:
     rules = rules_of(quickstart, quickstart.namespace, "baton", SYSTEM)
     found = {(name, verb) for rule in rules for name in named(rule) for verb in rule["verbs"]}
     assert {right for right in found if right[0] not in EVERYBODYS} == wanted
+
+
+CONNECT = """
+import concurrent.futures, json, socket, sys
+
+def reaches(place):
+    host, _, port = place.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), 3).close()
+    except TimeoutError:
+        return False
+    except ConnectionRefusedError:
+        pass  # it came there and back
+    return True
+
+with concurrent.futures.ThreadPoolExecutor() as pool:
+    print(json.dumps(list(pool.map(reaches, sys.argv[1:]))))
+"""
+STRANGER = "stranger"
+API = "10.96.0.1:443"
+
+
+@pytest.fixture
+def stranger(quickstart: Deployment) -> Iterator[str]:
+    """A namespace with a pod of its name."""
+    person = quickstart.person
+    quickstart.cluster.create("v1", "namespaces", "", restricted(STRANGER))
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": STRANGER, "namespace": STRANGER}}
+    pod = small_pod(STRANGER, quickstart.image("gateway"), ["sleep", "infinity"])
+    person.apply(config, {**pod, "metadata": {"name": STRANGER, "namespace": STRANGER}})
+    words = ("--namespace", STRANGER, "--for=condition=Ready", "--timeout=60s")
+    person.kubectl("wait", f"pod/{STRANGER}", *words, within=70.0)
+    yield STRANGER
+    person.kubectl("delete", "namespace", STRANGER, "--wait=false")
+
+
+def test_the_network_policies_close_what_nobody_needs(
+    quickstart: Deployment, stranger: str, layout: Layout | None
+) -> None:
+    """Everything is open without them; with them what the service lives on is, and nothing else that is tried."""
+    if layout is None:
+        pytest.skip("nobody knows whether another one's cluster keeps network policies")
+    prefill, decode, gateway, bootstrap = (
+        quickstart.pods(component)[0] for component in ("prefill", "decode", "gateway", "bootstrap")
+    )
+    worker_api, worker_other = at(decode, 30000), at(decode, 20000)
+    register, listing, endpoint = at(bootstrap, 8998), at(bootstrap, 8999), at(gateway, 8000)
+    opened = {
+        (quickstart.namespace, ASKER): [endpoint, worker_api, listing],  # its namespace may read metrics
+        (stranger, STRANGER): [endpoint],
+        (quickstart.namespace, name(prefill)): [worker_api, worker_other, register],
+        (quickstart.namespace, name(gateway)): [worker_api, register],
+    }
+    closed = {
+        (quickstart.namespace, ASKER): [register, worker_other],
+        (stranger, STRANGER): [worker_api, worker_other, register, listing],
+        (quickstart.namespace, name(prefill)): [endpoint, listing, API],
+        (quickstart.namespace, name(gateway)): [worker_other, listing, API],
+        (quickstart.namespace, name(bootstrap)): [worker_api, endpoint, API],
+    }
+    for source, places in opened.items():
+        assert reached(quickstart, source, places) == [True] * len(places), (source, places)
+    for source, places in closed.items():
+        assert reached(quickstart, source, places) == [False] * len(places), (source, places)
+    quickstart.apply(**QUICKSTART, security={"networkPolicies": False})
+    eventually(lambda: all(all(reached(quickstart, *one)) for one in closed.items()), 60.0, pause=1.0)
+    quickstart.apply(**QUICKSTART)
+    eventually(lambda: not any(any(reached(quickstart, *one)) for one in closed.items()), 60.0, pause=1.0)
+    assert quickstart.answers(2) == ["first"] * 2
+
+
+QUICKSTART = {"model": {"uri": "file://models/baton-tiny", "servedName": "baton-tiny"}}
+
+
+def reached(deployment: Deployment, source: tuple[str, str], places: list[str]) -> list[bool]:
+    """For each place whether a connection from that pod, named with its namespace, gets there."""
+    printed = deployment.person.inside(*source, "python3", "-c", CONNECT, *places)
+    found: list[bool] = json.loads(printed)
+    return found
+
+
+def at(pod: Item, port: int) -> str:
+    return f"{pod['status']['podIP']}:{port}"
+
+
+def name(pod: Item) -> str:
+    return str(pod["metadata"]["name"])
 
 
 def rules_of(deployment: Deployment, namespace: str, account: str, home: str = "") -> list[Item]:

@@ -116,6 +116,25 @@ def test_the_status_says_in_a_sentence_what_is_in_the_way(status: dict[str, Any]
     assert any(event.warning and event.reason == reason for event in made.events)
 
 
+def test_what_is_left_of_an_evicted_pod_is_in_nobodys_way() -> None:
+    """Kubernetes keeps it until somebody looks at it."""
+    cluster = FakeCluster(A)
+    cluster.settle()
+    evicted = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "TerminationByKubelet",
+        "message": "low on memory",
+    }
+    cluster.pods = [pod(conditions=[evicted])]
+    cluster.round()
+    assert cluster.condition("Degraded")["reason"] == "NodeLost"
+    cluster.pods = [pod(phase="Failed", reason="Evicted", conditions=[evicted])]
+    cluster.round()
+    assert conditions(cluster)["Degraded"] == "False"
+    assert conditions(cluster)["Ready"] == "True"
+
+
 def test_an_exhausted_quota_is_named() -> None:
     cluster = FakeCluster(A)
     cluster.round()

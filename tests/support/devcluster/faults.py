@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -37,6 +38,25 @@ def cut(layout: Layout, one: Node, other: Node, seconds: float) -> Iterator[None
         time.sleep(max(0.0, began + seconds - time.monotonic()))
     finally:
         _nft(layout, "delete", "table", "bridge", "cut")
+
+
+@contextlib.contextmanager
+def short_of_memory(layout: Layout, node: Node) -> Iterator[None]:
+    """The node's kubelet is told to keep nearly all memory free, and so evicts one pod after another."""
+    file = layout.of(node, "kubelet.json")
+    before = file.read_text()
+    settings = json.loads(before)
+    settings["evictionHard"]["memory.available"] = "99%"
+    try:
+        _restart_kubelet(layout, node, json.dumps(settings))
+        yield
+    finally:
+        _restart_kubelet(layout, node, before)
+
+
+def _restart_kubelet(layout: Layout, node: Node, settings: str) -> None:
+    with held(layout, f"kubelet-{node.name}", 1.0):
+        layout.of(node, "kubelet.json").write_text(settings)
 
 
 def _nft(layout: Layout, *words: str) -> None:

@@ -8,16 +8,15 @@ LISTENER is the descriptor of a socket that listens outside; who connects there 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import socket
-import ssl
 import sys
 import threading
 from pathlib import Path
 
 from support.devcluster import cgroups, control
+from support.devcluster.api import Api
 from support.devcluster.debian import Runtime
 from support.devcluster.isolation import guard_settings, own_file_system, run, set_network
 from support.devcluster.layout import BRIDGE, MACHINE_ADDRESS, Layout
@@ -51,7 +50,7 @@ def _start(layout: Layout, supervisor: Supervisor, listener: socket.socket) -> N
     for node in layout.nodes:
         apart = ["unshare", "--mount", "--net", "--propagation", "private", sys.executable, "-m"]
         supervisor.start(node.name, *apart, "support.devcluster.node", layout.state, node.index)
-    api = _Api(layout)
+    api = Api(layout)
     supervisor.wait("the API server", lambda: api.get("/readyz") is not None)
     for name, command in control.controllers(layout):
         supervisor.start(name, *command)
@@ -75,40 +74,7 @@ def _network(layout: Layout) -> None:
     set_network("ipv4/ip_forward", "1")
 
 
-class _Api:
-    """A few requests with all rights."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._context: ssl.SSLContext | None = None
-
-    def get(self, path: str) -> bytes | None:
-        """The body of a good answer."""
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            status, body = self._ask("GET", path, None)
-            return body if status == 200 else None
-        return None
-
-    def post(self, path: str, item: object) -> bool:
-        """Whether it is there now."""
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            return self._ask("POST", path, json.dumps(item).encode())[0] in (201, 409)
-        return False
-
-    def _ask(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        if self._context is None:
-            self._context = ssl.create_default_context(cafile=str(self._layout.pki("ca.crt")))
-            self._context.load_cert_chain(self._layout.pki("admin.crt"), self._layout.pki("admin.key"))
-        connection = http.client.HTTPSConnection("127.0.0.1", 6443, context=self._context, timeout=5)
-        try:
-            connection.request(method, path, body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-        finally:
-            connection.close()
-
-
-def _is_ready(api: _Api, node: str) -> bool:
+def _is_ready(api: Api, node: str) -> bool:
     body = api.get(f"/api/v1/nodes/{node}")
     conditions = json.loads(body)["status"].get("conditions", []) if body else []
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)

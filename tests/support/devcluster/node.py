@@ -1,4 +1,4 @@
-"""One node: containerd, kubelet and kube-proxy in mount and network namespaces of their own.
+"""One node: containerd, kubelet, kube-proxy and what keeps NetworkPolicies, in namespaces of their own.
 
 unshare --mount --net --propagation private python -m support.devcluster.node STATE INDEX
 """
@@ -46,6 +46,8 @@ def main() -> None:
     supervisor.start(
         f"kube-proxy-{node.name}", layout.programs["kube-proxy"], f"--config={layout.of(node, 'proxy.json')}"
     )
+    policies = [sys.executable, "-m", "support.devcluster.policies", layout.state, node.index]
+    supervisor.start(f"policies-{node.name}", *policies)
     supervisor.run()
 
 
@@ -163,6 +165,7 @@ def _kubelet(layout: Layout, node: Node) -> dict[str, object]:
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+        "evictionPressureTransitionPeriod": "5s",
         "nodeStatusUpdateFrequency": "4s",
         "syncFrequency": "10s",
     }

@@ -91,15 +91,20 @@ class Cluster:
         return body
 
 
-def eventually(look: Callable[[], T], within: float = 30.0, why: Callable[[], object] = lambda: "") -> T:
-    """The first true value that `look` gives; an AssertionError with `why` when there is none in time."""
+def eventually(
+    look: Callable[[], T], within: float = 30.0, why: Callable[[], object] = lambda: "", pause: float = 0.05
+) -> T:
+    """The first true value that `look` gives; an AssertionError with `why` when there is none in time.
+
+    `pause` seconds lie between two looks: more than a moment where looking is work for the cluster.
+    """
     end = time.monotonic() + within
     while True:
         value = look()
         if value:
             return value
         assert time.monotonic() < end, f"not within {within} s: {why()}"
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def labels_of(item: Mapping[str, Any]) -> Mapping[str, str]:
