@@ -107,10 +107,11 @@ class ControlPlane:
         """Have the API server know every definition: the plugin that looks at owner references learns of new kinds
         twice a minute, or when it starts. One that is killed before a definition is established never establishes it.
         """
-        admin, names = self.admin(), ("apiextensions.k8s.io/v1", "customresourcedefinitions")
-        eventually(lambda: all(map(_established, admin.list(*names))), PATIENCE)
+        names = "apiextensions.k8s.io/v1", "customresourcedefinitions"
+        eventually(lambda: all(map(_established, self.admin().list(*names))), PATIENCE)
         self.stop_api_server()
         self.start_api_server()
+        admin = self.admin()
         for item in admin.list(*names):
             version = f"{item['spec']['group']}/{item['spec']['versions'][0]['name']}"
             eventually(partial(admin.serves, version, item["spec"]["names"]["plural"]), PATIENCE)
