@@ -65,10 +65,8 @@ def installed(plane: ControlPlane) -> Cluster:
     done = plane.run("helm", "install", "baton", str(CHART), "--namespace", SYSTEM, "--create-namespace")
     if done.returncode:
         raise SystemExit(done.stderr)
-    plane.stop_api_server()  # it starts again with the new kinds in its mind
-    plane.start_api_server()
+    plane.adopt_definitions()
     cluster = plane.admin()
-    eventually(lambda: cluster.serves(BATON, "inferenceservices"))
     cluster.create("v1", "namespaces", "", {"metadata": {"name": PLACE}})
     return cluster
 

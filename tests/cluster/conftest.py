@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,12 +48,7 @@ def installed(plane: ControlPlane) -> ControlPlane:
     words += ["--set", "secrets=true"]
     done = plane.run("helm", *words)
     assert done.returncode == 0, done.stderr
-    # The plugin that looks at owner references learns of new kinds twice a minute, or when it starts.
-    plane.stop_api_server()
-    plane.start_api_server()
-    admin = plane.admin()
-    for name in ("inferenceservices", "workerscalers"):
-        eventually(partial(admin.serves, BATON, name))
+    plane.adopt_definitions()
     return plane
 
 

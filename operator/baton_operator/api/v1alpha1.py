@@ -239,10 +239,14 @@ class Security(Part):
     mutual_tls: bool = False
     """Let workers, gateway and bootstrap server prove themselves to each other with certificates, and encrypt.
 
-    The operator makes them and renews them without a restart. Clients' connections and KV pages stay as they are.
+    The operator makes them and renews them without a restart; it may where its chart has `secrets: true`. Clients'
+    connections and KV pages stay as they are.
     """
     token: SecretKey | None = None
-    """Secret entry with a token that workers and gateway must show at the bootstrap server."""
+    """Secret entry with a token that workers and gateway must show at the bootstrap server.
+
+    So must the operator, which may read it where its chart has `secrets: true`.
+    """
     ca: ConfigMapKey | None = None
     """ConfigMap entry with the certificates, in PEM, that downloads trust; it takes the place of the public ones."""
     proxy: Proxy | None = None
@@ -343,14 +347,6 @@ class Spec(Part):
             "decode.autoscaling.minReplicas is 0, so requests must be held while workers start; write "
             "gateway.workerWaitSeconds, as many seconds as that takes, or decode.autoscaling.minReplicas: 1",
             ".gateway.workerWaitSeconds",
-            cluster=True,
-        ),
-        Rule(
-            "!self.security.mutualTls || !has(self.rollout.gates.probe)",
-            lambda spec: not spec.security.mutual_tls or spec.rollout.gates.probe is None,
-            "rollout.gates.probe is asked by the operator, which has no certificate to show; leave it out, or write "
-            "security.mutualTls: false",
-            ".rollout.gates",
             cluster=True,
         ),
         _rdma_rule("prefill"),

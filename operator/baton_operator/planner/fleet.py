@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,8 @@ _STAGES: Final = {
 }
 _HOPELESS = 2  # restarts after which a worker that never served counts as refused
 _WORKER_INDEX = "leaderworkerset.sigs.k8s.io/worker-index"
+_GROUP = "leaderworkerset.sigs.k8s.io/group-key"  # label of all pods of one worker
+_SIZE = "leaderworkerset.sigs.k8s.io/size"  # annotation with their number
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,10 @@ class Fleet:
         self._versions = versions
         self._reports = {report.id: report for report in observed.workers or ()}
         self._pods: dict[Key, list[Object]] = {}
-        for pod in observed.pods:
-            if not text_at(pod, "metadata", "deletionTimestamp") and label(pod, _WORKER_INDEX) in ("", "0"):
+        staying = [pod for pod in observed.pods if not text_at(pod, "metadata", "deletionTimestamp")]
+        self._ready_in = Counter(label(pod, _GROUP) for pod in staying if _says_ready(pod))
+        for pod in staying:
+            if label(pod, _WORKER_INDEX) in ("", "0"):
                 self._pods.setdefault((label(pod, COMPONENT), label(pod, REVISION)), []).append(pod)
         self.members = [member for group in observed.groups() for member in self._of(group)]
 
@@ -91,7 +96,7 @@ class Fleet:
     def _of(self, group: Group) -> Iterator[Member]:
         key, starts = key_of(group), self._starts(group)
         role = WHOLE if group.whole else group.role
-        pods = sorted(self._pods.get(key, []), key=lambda pod: (_is_ready(pod), text_at(pod, "metadata", "name")))
+        pods = sorted(self._pods.get(key, []), key=lambda pod: (self._is_ready(pod), text_at(pod, "metadata", "name")))
         # Of more pods than wanted any may be on its way out: count on the ready ones least.
         for order, pod in enumerate(pods[: group.wanted]):
             yield Member(self._worker(pod, role, starts, order, group), key, starts)
@@ -118,7 +123,7 @@ class Fleet:
         name = text_at(pod, "metadata", "name")
         report = self._reports.get(name)
         if report is None:
-            ready = _is_ready(pod) and self._observed.workers is None
+            ready = self._is_ready(pod) and self._observed.workers is None
             error = "" if ready else _hopeless(pod)
             stage = Stage.FAILED if error else Stage.SERVING
             serves = self._silent(group, starts)
@@ -127,7 +132,7 @@ class Fleet:
             id=name,
             role=role,
             version=self._serves(report, starts, key_of(group)),
-            ready=_is_ready(pod) and report.state == "ready",
+            ready=self._is_ready(pod) and report.state == "ready",
             whole=role != WHOLE and report.role == "both",
             stage=_STAGES.get(report.phase, Stage.SERVING),
             heard=report.revision,
@@ -135,6 +140,11 @@ class Fleet:
             error=report.error,
             order=order,
         )
+
+    def _is_ready(self, pod: Object) -> bool:
+        """Whether a worker can serve, of which this is the only or the leading pod: none of its pods may be missing."""
+        size = text_at(pod, "metadata", "annotations", _SIZE)
+        return _says_ready(pod) and (not size.isdigit() or self._ready_in[label(pod, _GROUP)] >= int(size))
 
     def _serves(self, report: WorkerReport, starts: str, key: Key) -> str:
         """The version of a worker: by what it was told, where its weights bear that out, or by its weights alone."""
@@ -149,7 +159,7 @@ class Fleet:
         return starts if starts in names or not names else names[0]
 
 
-def _is_ready(pod: Object) -> bool:
+def _says_ready(pod: Object) -> bool:
     conditions = list_at(pod, "status", "conditions")
     return any(text_at(one, "type") == "Ready" and text_at(one, "status") == "True" for one in conditions)
 

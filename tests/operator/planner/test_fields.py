@@ -347,3 +347,49 @@ def test_another_release_of_the_operator_restarts_no_worker() -> None:
     workers = {name: item for name, item in cluster.of_kind("Deployment").items() if name in before}
     images = {item["spec"]["template"]["spec"]["containers"][0]["image"] for item in workers.values()}
     assert images == {"baton-worker:0.1.0"}
+
+
+def test_with_mutual_tls_the_operator_reaches_workers_for_a_probe_alone() -> None:
+    """Figures are on the port for probes, which asks for no certificate."""
+
+    def open_to_the_operator(rollout: str) -> set[int]:
+        cluster = FakeCluster(f"{{model: {{uri: 'hf://a/b'}}, security: {{mutualTls: true}}, rollout: {rollout}}}")
+        cluster.round()
+        rules = cluster.of_kind("NetworkPolicy")["chat-workers"]["spec"]["ingress"]
+        return {
+            port["port"]
+            for rule in rules
+            for peer in rule["from"]
+            if "baton-operator" in str(peer)
+            for port in rule["ports"]
+        }
+
+    assert open_to_the_operator("{}") == {30001}
+    assert open_to_the_operator("{gates: {probe: {prompt: hi, expect: there}}}") == {30000, 30001}
+
+
+def test_the_bootstrap_servers_http_port_asks_for_a_token_with_mutual_tls() -> None:
+    cluster = FakeCluster("{model: {uri: 'hf://a/b'}, security: {mutualTls: true}}")
+    cluster.round()
+    pod = cluster.of_kind("Deployment")["chat-bootstrap-0"]["spec"]["template"]["spec"]
+    words = pod["containers"][0]["args"]
+    assert words[words.index("--http-token-file") + 1] == "/var/run/baton-tls/operator.token"
+
+
+def test_a_pod_that_fetches_its_model_says_so_where_its_worker_will() -> None:
+    cluster = FakeCluster("{model: {uri: 'hf://a/b', revision: r}, security: {mutualTls: true}}")
+    cluster.round()
+    (pod, *_) = (
+        item["spec"]["template"]["spec"]
+        for name, item in cluster.of_kind("Deployment").items()
+        if name.startswith("chat-prefill")
+    )
+    (fetch,), (worker,) = pod["initContainers"], pod["containers"]
+    assert fetch["args"][:4] == ["fetch", "a/b", "--revision", "r"]
+    address = "--disaggregation-bootstrap-addr"
+    assert (
+        fetch["args"][fetch["args"].index("--bootstrap-addr") + 1] == worker["args"][worker["args"].index(address) + 1]
+    )
+    names = {one["name"]: one for one in worker["env"]}
+    assert [names[name] for name in ("BATON_WORKER_ID", "POD_IP")] == fetch["env"][:2]
+    assert {mount["name"] for mount in fetch["volumeMounts"]} == {"model", "tmp", "certificates"}

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import httpx
 from support.baton_processes import bound_to_parent, free_port
-from support.kube.client import Cluster
+from support.kube.client import Cluster, Item, eventually
 
 PATIENCE = 180.0  # seconds; bounds a failing start
 _CONTROLLERS = (
@@ -101,6 +102,19 @@ class ControlPlane:
         process = self._processes.pop("kube-apiserver")
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+    def adopt_definitions(self) -> None:
+        """Have the API server know every definition: the plugin that looks at owner references learns of new kinds
+        twice a minute, or when it starts. One that is killed before a definition is established never establishes it.
+        """
+        names = "apiextensions.k8s.io/v1", "customresourcedefinitions"
+        eventually(lambda: all(map(_established, self.admin().list(*names))), PATIENCE)
+        self.stop_api_server()
+        self.start_api_server()
+        admin = self.admin()
+        for item in admin.list(*names):
+            version = f"{item['spec']['group']}/{item['spec']['versions'][0]['name']}"
+            eventually(partial(admin.serves, version, item["spec"]["names"]["plural"]), PATIENCE)
 
     def start_api_server(self) -> None:
         files, address = self.folder, "127.0.0.1"
@@ -205,3 +219,8 @@ class ControlPlane:
         for process in reversed(self._processes.values()):
             process.kill()
             process.wait()
+
+
+def _established(definition: Item) -> bool:
+    conditions = definition.get("status", {}).get("conditions", [])
+    return any(one["type"] == "Established" and one["status"] == "True" for one in conditions)
