@@ -52,9 +52,9 @@ async def rates(targets: list[Target], args: argparse.Namespace, console: Consol
 
 
 def _ratios(runs: list[Measured]) -> str:
-    if len(runs) < 2 or not runs[0].tally.requests:
-        return ""
     ours, theirs = runs[0], runs[1]
+    if not ours.tally.requests or not theirs.cpu:  # none beside it but a worker, whose CPU does not count
+        return ""
     return f"{ours.rate / theirs.rate:.2f}× rate, {ours.cpu_per_request / theirs.cpu_per_request:.2f}× CPU"
 
 
