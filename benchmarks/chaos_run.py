@@ -47,6 +47,7 @@ from streams import Asked, Stream, asked, difference, read
 FAULTS = ("kill", "stop", "end")
 LIMIT_SECONDS = 150.0  # of one request
 GRACE_SECONDS = 35.0  # of a gateway that is told to end, and a little more
+TELL_EVERY = 100  # requests, where there is no bar to look at
 VIEW_SECONDS = 60.0  # until a worker that came back must be known
 
 Facts = dict[str, Any]
@@ -72,6 +73,9 @@ class Tally:
     drains: list[float] = field(default_factory=list)  # seconds that a gateway took to end
     first: list[Wait] = field(default_factory=list)  # of undisturbed streams for their first bytes
     resumed: list[Wait] = field(default_factory=list)  # of others, from the gateway's noticing to the next bytes
+    asked: int = 0
+    left_out: int = 0  # of the distinct requests
+    begun: float = 0.0
     seconds: float = 0.0
 
     @property
@@ -89,14 +93,19 @@ class Chaos:
     """The fleet under load."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, gateways: list[Worker], kinds: Sequence[list[Worker]], seed: int
+        self,
+        session: aiohttp.ClientSession,
+        gateways: list[Worker],
+        kinds: Sequence[list[Worker]],
+        seed: int,
+        tally: Tally,
     ) -> None:
         """`kinds`: prefill and decode workers."""
         self._session = session
         self._gateways = gateways
         self._kinds = kinds
         self._draw = random.Random(seed)
-        self.tally = Tally()
+        self.tally = tally
 
     # Clients
 
@@ -261,6 +270,10 @@ class Chaos:
             finally:
                 slots.release()
             bar.update(task, advance=1, description=self.tally.progress)
+            self.tally.asked += 1
+            self.tally.seconds = time.monotonic() - self.tally.begun
+            if not bar.console.is_terminal and self.tally.asked % TELL_EVERY == 0:
+                bar.console.print(f"{self.tally.asked} of {requests} {self.tally.progress}", markup=False)
 
         async with asyncio.TaskGroup() as tasks:
             due = time.monotonic()
@@ -306,8 +319,8 @@ async def steady(
     return [wanted[number] for number in kept], [alone[number] for number in kept]
 
 
-async def run(args: argparse.Namespace, folder: Path, progress: Progress) -> tuple[Tally, int]:
-    """What happened, and how many distinct requests were left out."""
+async def run(args: argparse.Namespace, folder: Path, progress: Progress, tally: Tally) -> None:
+    """Into `tally` goes what happens, as it happens: it is worth reading when the run is cut short, too."""
     with contextlib.ExitStack() as stack:
 
         def worker(name: str, *words: str) -> Worker:
@@ -336,26 +349,27 @@ async def run(args: argparse.Namespace, folder: Path, progress: Progress) -> tup
             wanted, truths = await steady(session, whole.url, drawn, progress)
             whole.kill()
             await asyncio.gather(*(each.start() for each in (*prefills, *decodes, *gateways)))
-            chaos = Chaos(session, gateways, (prefills, decodes), args.seed)
-            tally, over, begun = chaos.tally, asyncio.Event(), time.monotonic()
+            chaos = Chaos(session, gateways, (prefills, decodes), args.seed, tally)
+            tally.left_out, tally.begun, over = len(drawn) - len(wanted), time.monotonic(), asyncio.Event()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(chaos.havoc(args.faults, args.period, args.stopped, over))
                 await chaos.load(wanted, truths, args.requests, args.rate, args.concurrency, progress)
-                tally.seconds = time.monotonic() - begun
                 over.set()
             held = await Run(session, prefills, decodes, args.seed).leaks()
             tally.failed += [f"{what} at the end: {figure:g}" for what, figure in held.items()]
         await asyncio.gather(*(gateway.end() for gateway in gateways))
         ended = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
         tally.migrated = sum(one["migrations"] for one in ended)
-        return tally, len(drawn) - len(wanted)
 
 
-def report(tally: Tally, left_out: int, args: argparse.Namespace) -> Table:
+def report(tally: Tally, args: argparse.Namespace) -> Table:
     compared = compare(tally.resumed, tally.first)
     table = Table("what", "found", title=f"Chaos: {args.workers}P{args.workers}D, {args.backend}", title_justify="left")
     for what, found in (
-        ("requests", f"{args.requests} in {tally.seconds:.0f} s; {left_out} of {args.prompts} distinct ones left out"),
+        (
+            "requests",
+            f"{tally.asked} in {tally.seconds:.0f} s; {tally.left_out} of {args.prompts} distinct ones left out",
+        ),
         ("faults", ", ".join(f"{number} × {fault}" for fault, number in sorted(tally.faults.items()))),
         ("failed", str(len(tally.failed))),
         ("wrong", str(len(tally.wrong))),
@@ -393,12 +407,15 @@ def main() -> int:
     args = parser.parse_args()
     console = Console(width=120)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # and with it the workers
-    with tempfile.TemporaryDirectory() as folder, progress_bar(console) as progress:
-        tally, left_out = asyncio.run(run(args, Path(folder), progress))
-    console.print(report(tally, left_out, args))
-    console.print(stage_table(tally.resumed, tally.first))
-    for line in (tally.failed + tally.wrong)[:SHOWN]:
-        console.print(line[:1500], markup=False)
+    tally = Tally()
+    try:
+        with tempfile.TemporaryDirectory() as folder, progress_bar(console) as progress:
+            asyncio.run(run(args, Path(folder), progress, tally))
+    finally:
+        console.print(report(tally, args))
+        console.print(stage_table(tally.resumed, tally.first))
+        for line in (tally.failed + tally.wrong)[:SHOWN]:
+            console.print(line[:1500], markup=False)
     return 0 if tally.good else 1
 
 

@@ -11,17 +11,16 @@ from typing import Any
 from rich.table import Table
 
 NEAR_SECONDS = 2.5  # of what happens at about the same time
-STAGES = (
-    "another pair found",
-    "sent, taken in",
-    "tokenised",
-    "prefill waited",
-    "prefilled",
-    "pages moved",
-    "first step of decode",
-    "back to the client",
-)
-_MARKS = ("received", "queued", "scheduled", "prefilled", "transferred", "first_token")  # of a worker, for all but two
+# Up to the end of which the worker's mark says; both legs start at once, so decode may be there later than the pages.
+STAGES = {
+    "another pair found": "",
+    "on its way to a prefill step": "scheduled",
+    "prefilled": "prefilled",
+    "waited for decode's worker": "queued",
+    "pages moved": "transferred",
+    "first step of decode": "first_token",
+    "back to the client": "",
+}
 
 Timings = dict[str, Any]
 
@@ -38,17 +37,19 @@ class Wait:
     @property
     def prefill(self) -> float:
         """Seconds of its own prefill; 0 where unknown."""
-        return self.stages[STAGES.index("prefilled")] if self.stages else 0.0
+        return self.stages[list(STAGES).index("prefilled")] if self.stages else 0.0
 
 
 def wait_of(which: int, begun: float, sent: float, ended: float, timings: Sequence[Timings]) -> Wait:
     """All unix times. `timings` are those of the stream's choices, of which the first to speak since `sent` counts."""
-    ours = [one for one in timings if one.get("received", 0.0) > sent - 0.01 and one.get("first_token")]
+    ours = [
+        one for one in timings if one.get("received", 0.0) > sent - 0.01 and 0 < one.get("first_token", 0.0) < ended
+    ]
     if not ours:
         return Wait(which, begun, ended - begun)
     first = min(ours, key=lambda one: float(one["first_token"]))
     at, stages = begun, []
-    for mark in (sent, *(first.get(name, 0.0) for name in _MARKS), ended):
+    for mark in (sent, *(first.get(name, 0.0) for name in STAGES.values() if name), ended):
         stages.append(max(0.0, mark - at))
         at = max(at, mark)
     return Wait(which, begun, ended - begun, tuple(stages))

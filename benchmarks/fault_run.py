@@ -47,7 +47,7 @@ from baton_serving.bench.arguments import count, progress_bar
 
 TIE = 2e-4  # greedy answers may part where the two likeliest tokens are closer than this
 SETTLE_SECONDS = 30.0
-LOWEST = 19  # niceness
+YIELDS = 5  # steps of niceness: a third of the weight
 SHOWN = 10  # lines of what went wrong
 SAMPLE_SECONDS = 0.25  # as often as workers report
 QUARANTINE = ("kv_pages_quarantined", "handoff_source_pages_quarantined")
@@ -77,7 +77,9 @@ class Worker:
     killed: float = 0.0  # when it was killed or stopped, by the monotonic clock
     ready: bool = False
     restarts: list[float] = field(default_factory=list)  # seconds that each took
-    yields: bool = False  # while it starts again, it leaves the processor to those that serve, as on its own machine
+    yields: bool = (
+        False  # while it starts again, it lets those that serve go first: on a cluster it has its own machine
+    )
 
     @property
     def url(self) -> str:
@@ -91,7 +93,7 @@ class Worker:
         self.process = self._spawn("--port", str(self.port), "--announce-file", str(announced))
         usual = os.getpriority(os.PRIO_PROCESS, self.process.pid)
         if self.yields and self.killed:
-            _set_niceness(self.process.pid, LOWEST)
+            _set_niceness(self.process.pid, min(19, usual + YIELDS))
         while not announced.exists():
             if self.process.poll() is not None:
                 raise SystemExit(f"{self.name} did not start:\n{self.tail()}")

@@ -144,8 +144,13 @@ def everyone(process: psutil.Process) -> list[psutil.Process]:
 
 
 @contextlib.asynccontextmanager
-async def baton(workers: list[tuple[Role, int]], folder: Path, processes: int = 1) -> AsyncIterator[Target]:
-    """Baton's gateway and a bootstrap server at which the workers are registered; several processes share all cores."""
+async def baton(
+    workers: list[tuple[Role, int]], folder: Path, processes: int = 1, python: str = sys.executable
+) -> AsyncIterator[Target]:
+    """Baton's gateway, run by `python`, and a bootstrap server at which the workers are registered.
+
+    Several processes share all cores.
+    """
     bootstrap = BootstrapServer(ServerConfig())
     await bootstrap.start()
     address = f"{HOST}:{bootstrap.port}"
@@ -169,7 +174,7 @@ async def baton(workers: list[tuple[Role, int]], folder: Path, processes: int = 
     for client in clients:
         await client.start()
     port, log = free_port(), folder / f"baton{processes}.log"
-    words = [sys.executable, "-m", "baton_serving.cli.main", "gateway", "--port", str(port)]
+    words = [python, "-m", "baton_serving.cli.main", "gateway", "--port", str(port)]
     words += ["--bootstrap-addr", address, "--worker-wait", "10", "--processes", str(processes)]
     words += ["--max-running-requests", "10000", "--key-requests", "10000"]  # never met, but counted
     with running(words, GATEWAY_CORE if processes == 1 else None, log) as process:

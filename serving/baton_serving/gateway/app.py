@@ -36,7 +36,7 @@ class App:
     def __call__(self, incoming: Incoming, client: ClientConnection) -> Session | None:
         handler = self._routes.get(incoming.path)
         try:
-            tenant = "" if incoming.path in OPEN_PATHS else self._access.tenant(incoming)
+            tenant = "" if handler is None and incoming.path in OPEN_PATHS else self._access.tenant(incoming)
         except BatonError as error:
             reply = error_reply(error)
             client.reply(reply.status, reply.lines, reply.body)

@@ -10,7 +10,6 @@ from baton_serving.errors import BatonError, QueueFull, Unavailable
 from baton_serving.gateway.ask import Ask
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.handover import Handover, MoveCall
-from baton_serving.gateway.http.head import Head
 from baton_serving.gateway.leg import DONE, LOST, Leg
 from baton_serving.gateway.lifecycle import Action, Event, Phase, advance
 from baton_serving.gateway.outgoing import Outgoing
@@ -159,7 +158,6 @@ class Exchange:
     def _look_for_workers(self) -> None:
         """Go to workers, or wait within bounds until some can take the request."""
         config, core = self._core.router.config, self._core
-        now = core.now()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -173,11 +171,13 @@ class Exchange:
             self._happen(Event.NO_ROUTE)
             return
         if decision is not None:
-            self._wait_until = 0.0
-            core.waiting.discard(self)
+            if self._wait_until:
+                self._wait_until = 0.0
+                core.waiting.discard(self)
             self._decision = decision
             self._happen(Event.ROUTED)
             return
+        now = core.now()
         if not self._wait_until:
             self._wait_until = now + (config.worker_wait if self.phase is Phase.QUEUED else config.migrate_wait)
         left = self._wait_until - now
@@ -286,7 +286,8 @@ class Exchange:
         assert decode is not None
         assert decode.head is not None
         chunks, self._chunks = self._chunks, b""
-        self._note_transfer(decode.head)
+        if decode.head.transfer:
+            self._note_transfer(decode.head.transfer)
         if self._handover is not None:
             chunks = self._handover.pass_on(chunks)
         if self._continuation is not None:
@@ -319,7 +320,8 @@ class Exchange:
                 self._sink.relay(self._handover.give_back())
             self._sink.end()
         else:
-            self._note_transfer(decode.head)
+            if decode.head.transfer:
+                self._note_transfer(decode.head.transfer)
             self.record.status = decode.head.status
             self.record.bytes_out = len(decode.body)
             if self._core.admission.counts_tokens:
@@ -458,15 +460,15 @@ class Exchange:
     def _note(self, what: str, detail: str) -> None:
         self.record.notes += ((self._core.now(), what, detail),)
 
-    def _note_transfer(self, head: Head) -> None:
+    def _note_transfer(self, transfer: str) -> None:
         """What the latest attempt's decode worker got from its prefill worker."""
         record, number = self.record, len(self.record.attempts)
-        if head.transfer and (not record.transfers or record.transfers[-1][0] != number):
-            record.transfers += ((number, head.transfer),)
+        if not record.transfers or record.transfers[-1][0] != number:
+            record.transfers += ((number, transfer),)
 
     def _release(self) -> None:
         for leg in (self.prefill, self.decode, self.taker):
-            if leg is not None:
+            if leg is not None and not leg.done:
                 leg.release()
         self.prefill = self.decode = self.taker = None
 

@@ -135,21 +135,17 @@ class Leg:
     def on_head(self, head: Head) -> bool:
         self.head = head
         status = head.status
-        stranger = self._stranger(head)
-        if stranger:
-            self.fail(f"{stranger} answers at the address of {self.endpoint.worker.incarnation}")
-        elif not 200 <= status < 300 and status < 400:
-            self.fail(f"answered {status}, which no worker should")
-        self.event_stream = head.event_stream and status < 400 and self.name != "prefill"
-        return self.event_stream
-
-    def _stranger(self, head: Head) -> str:
-        """Who answers in the worker's place; "" when it is the worker, or one of those that never say who they are."""
         endpoint, name = self.endpoint, head.incarnation
         if name == endpoint.incarnation:
             endpoint.named = True
-            return ""
-        return name or ("somebody" if endpoint.named else "")
+        elif name or endpoint.named:  # others never say who they are
+            self.fail(f"{name or 'somebody'} answers at the address of {endpoint.incarnation}")
+        if self.done:
+            return False
+        if not 200 <= status < 300 and status < 400:
+            self.fail(f"answered {status}, which no worker should")
+        self.event_stream = head.event_stream and status < 400 and self.name != "prefill"
+        return self.event_stream
 
     def on_events(self, chunks: bytes) -> None:
         if self.done:

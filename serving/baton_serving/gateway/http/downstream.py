@@ -170,12 +170,6 @@ class ClientConnection(asyncio.Protocol):
 
     # What llhttp calls
 
-    def on_message_begin(self) -> None:
-        self._target = b""
-        self._lines = []
-        self._body = b""
-        self._incoming = None
-
     def on_url(self, url: bytes) -> None:
         self._target += url
 
@@ -185,7 +179,9 @@ class ClientConnection(asyncio.Protocol):
         self._lines.append((name, value))
 
     def on_headers_complete(self) -> None:
-        lines, parser = self._lines, self._parser
+        target, self._target = self._target, b""
+        lines, self._lines = self._lines, []
+        parser = self._parser
         if self._head_size > HEAD_LIMIT and sum(len(name) + len(value) for name, value in lines) > HEAD_LIMIT:
             self._stop(TooLarge(_LARGE_HEAD))  # that came in one piece with what follows it
         version = parser.get_http_version()
@@ -195,9 +191,7 @@ class ClientConnection(asyncio.Protocol):
         if len(headers) < len(lines) and sum(name.lower() == b"host" for name, _ in lines) > 1:
             self._stop(InvalidRequest(_HOSTS))
         self._check(headers, version)
-        self._incoming = Incoming(
-            parser.get_method(), _path_of(self._target), version, headers, parser.should_keep_alive()
-        )
+        self._incoming = Incoming(parser.get_method(), _path_of(target), version, headers, parser.should_keep_alive())
         self._head_size = 0
         if b"expect" in headers and self._answering is None and headers[b"expect"].lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
