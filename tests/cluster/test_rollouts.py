@@ -120,11 +120,6 @@ def elsewhere(pod: Item) -> Item | None:
     return None if pod["metadata"]["namespace"] == NAMESPACE else ready(pod)
 
 
-@pytest.fixture(autouse=True)
-def _pods_are_the_nodes(kubelet: Kubelet) -> None:
-    kubelet.verdict = elsewhere
-
-
 @contextmanager
 def load(rolling: Rolling) -> Iterator[Streams]:
     """Streams from before the change until after it; whatever happened in between, clients saw nothing of it."""

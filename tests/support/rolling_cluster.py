@@ -67,6 +67,9 @@ class RollingCluster(FakeCluster):
         for pod in list(self.pods):
             if self._draw.random() < chance:
                 self._step(pod)
+        for pod in self._orphans():
+            if self._draw.random() < chance:
+                self._remove(pod)
 
     def until(self, phase: str, rounds: int = 150) -> None:
         """Rounds and life in turn, until the change of the manifest is in `phase`."""
@@ -88,6 +91,7 @@ class RollingCluster(FakeCluster):
     def spares(self, name: str) -> bool:
         """Whether something serves without this worker, also when everybody has done what they were told by now."""
         leaving = {name} | {pod for ref in self.workloads() for pod in self._surplus(ref)}
+        leaving |= {pod["metadata"]["name"] for pod in self._orphans()}
         left = []
         for pod in self.pods:
             one, told = self._reports.get(pod["metadata"]["name"]), self.told.get(pod["metadata"]["name"])
@@ -99,6 +103,16 @@ class RollingCluster(FakeCluster):
             whole = one.role == self._role(pod, told) == "both"
             left.append(Worker(one.id, role, one.weights, ready=True, whole=whole))
         return bool(serving_sets(left))
+
+    def _orphans(self) -> list[dict[str, Any]]:
+        """Pods whose workload was deleted: they go with it."""
+        templates = [item["spec"].get("template", {}) for item in self.of_kind("Deployment").values()]
+        kept = {one.get("metadata", {}).get("labels", {}).get("baton.dev/revision") for one in templates}
+        return [pod for pod in self.pods if pod["metadata"]["labels"]["baton.dev/revision"] not in kept]
+
+    def _remove(self, pod: dict[str, Any]) -> None:
+        self.pods.remove(pod)
+        self._reports.pop(pod["metadata"]["name"], None)
 
     def _surplus(self, ref: Ref) -> list[str]:
         """Pods that may be taken away from a workload as it is told to be."""
@@ -135,8 +149,7 @@ class RollingCluster(FakeCluster):
             )
         mine.sort(key=lambda pod: pod["metadata"]["name"] in self._reports)
         for pod in mine[: max(0, len(mine) - item["spec"]["replicas"])]:
-            self.pods.remove(pod)
-            self._reports.pop(pod["metadata"]["name"], None)
+            self._remove(pod)
         mine = [
             pod for pod in self.pods if pod["metadata"]["labels"]["baton.dev/revision"] == labels["baton.dev/revision"]
         ]

@@ -83,9 +83,14 @@ def _p95(counts: Iterable[Counts]) -> float:
 async def _read(session: aiohttp.ClientSession, url: str) -> Counts | None:
     try:
         async with session.get(f"{url}/metrics", timeout=_TIMEOUT) as response:
-            text = await response.text()
-    except (aiohttp.ClientError, TimeoutError):
+            response.raise_for_status()
+            return _counts(await response.text())
+    except (aiohttp.ClientError, TimeoutError, ValueError):
         return None
+
+
+def _counts(text: str) -> Counts:
+    """From Prometheus's text format; ValueError for anything else, such as what a proxy says."""
     requests = failed = 0.0
     ttft: dict[float, float] = {}
     for family in text_string_to_metric_families(text):

@@ -419,8 +419,7 @@ class Exchange:
             self.taker.release()
             self.taker = None
         if handover is not None and handover.told is not None and self.decode is not None and not self.decode.done:
-            withdrawal = handover.request(self._outgoing.rid, withdraw=True)
-            self._core.spawn(MoveCall(self.decode.endpoint, lambda _: None).send(withdrawal))
+            self._core.spawn(handover.withdraw(self.decode.endpoint, self._outgoing.rid))
         if handover is not None and handover.holds_end:
             self._chunks = handover.give_back()
             self._forward()

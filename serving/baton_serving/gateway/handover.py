@@ -54,6 +54,10 @@ class Handover:
         held, self._held = self._held, []
         return frame(b"".join(held))
 
+    async def withdraw(self, endpoint: Endpoint, rid: str) -> None:
+        """Tell the first worker that nobody will take the request over."""
+        await MoveCall(endpoint, lambda tokens: None).send(self.request(rid, withdraw=True))
+
     def request(self, rid: str, *, withdraw: bool = False) -> bytes:
         """The body of `POST /baton/move`; with `withdraw` the request is to go on where it is."""
         ticket = {"transfer_id": self.transfer_id, "attempt": self.attempt - 1}

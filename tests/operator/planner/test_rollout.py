@@ -13,6 +13,8 @@ from support.rolling_cluster import RollingCluster, digest_of
 from baton_operator.planner.context import PROMOTED, UNDONE
 from baton_operator.rollout import Memory
 
+FLAG = "--disable-radix-cache"
+
 
 def spec(model: str, strategy: str = "Surge", prefill: int = 1, decode: int = 1, **more: object) -> str:
     rollout = {"strategy": strategy, **more}
@@ -228,9 +230,10 @@ def test_a_planted_fault_is_found(plant: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def everything_in_any_order(data: st.DataObject) -> None:
-    """Kills of operator and workers, edits, scaling, silence of the bootstrap server."""
+    """Kills of operator and workers, edits of weights and flags, scaling, silence of the bootstrap server."""
     strategies = st.sampled_from(["Surge", "InPlace"])
     counts = st.integers(1, 3)
+    flags = st.sampled_from(["", f"extraArgs: [{FLAG}], "])
     cluster = running(data.draw(strategies), data.draw(counts), data.draw(counts), data.draw(st.integers(0, 999)))
     for _ in range(data.draw(st.integers(1, 25))):
         match data.draw(st.sampled_from(["round", "killed", "live", "live", "edit", "silence", "worker"])):
@@ -248,7 +251,8 @@ def everything_in_any_order(data: st.DataObject) -> None:
                     cluster.kill(name)
             case _:
                 model = data.draw(st.sampled_from("abc"))
-                cluster.edit(spec(model, data.draw(strategies), data.draw(counts), data.draw(counts)))
+                edited = spec(model, data.draw(strategies), data.draw(counts), data.draw(counts))
+                cluster.edit(edited.replace("replicas:", data.draw(flags) + "replicas:"))
         assert cluster.serving(), cluster.rollout
     cluster.reachable = True
     for _ in range(250):
@@ -263,6 +267,9 @@ def everything_in_any_order(data: st.DataObject) -> None:
 
 def is_as_the_manifest_says(cluster: RollingCluster) -> bool:
     wanted = cluster.service["spec"]
+    flag = FLAG in wanted["decode"].get("extraArgs", [])
+    if any((FLAG in pod["spec"]["containers"][0]["args"]) is not flag for pod in cluster.pods):
+        return False
     model = str(wanted["model"]["uri"]).removeprefix("pvc://models/")
     count = wanted["prefill"]["replicas"] + wanted["decode"]["replicas"]
     served = list(cluster.weights.values()) == [digest_of(path(model))] * count
