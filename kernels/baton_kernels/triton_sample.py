@@ -16,8 +16,9 @@ from baton_kernels.sample import DrawRows
 
 _TILE = 512  # tokens a program looks at in one go
 _STRETCH = 4096  # tokens of which the draw keeps one sum
-_PROGRAMS = ((16, 64), (64, 16))  # for at most so many rows, so many programs a row
-_FEWEST = 4
+_NARROW = 128  # tokens that one warp holds against eight candidates
+_PROGRAMS = ((64, 64),)  # for at most so many rows, so many programs a row
+_FEWEST = 16
 _LEAST = 87 << 23  # key of 2**-40: whatever is below has no weight
 _DIGITS = 10  # of three bits: keys from _LEAST to 1.0 are 29 bits apart
 
@@ -108,7 +109,7 @@ def _digit_kernel(
                 tl.store(state_ptr + 2 * digit * rows + row, prefix)
                 tl.store(state_ptr + (2 * digit + 1) * rows + row, goal)
         if digit < DIGITS:
-            bounds = prefix + _BASE + (eight.to(tl.int64) << (3 * (DIGITS - 1 - digit)))
+            bounds = (prefix + _BASE).to(tl.int32) + (eight << (3 * (DIGITS - 1 - digit)))
             mass = tl.zeros((8, TILE), tl.int64)
             for begin in range(0, PER_PROGRAM, TILE):
                 at = part * PER_PROGRAM + begin + tl.arange(0, TILE)
@@ -255,7 +256,7 @@ class _Search:
                 FLOOR=floor is not None,
                 PROGRAMS=programs,
                 PER_PROGRAM=self._each,
-                TILE=_TILE,
-                num_warps=4,
+                TILE=_NARROW,
+                num_warps=1,
             )
         return found
