@@ -51,6 +51,7 @@ from baton_serving.kv.layout import KVGroup, KVLayout
 from baton_serving.runtime.handoff_ranks import use_device
 
 HOST = "127.0.0.1"
+_STEP_CYCLES = 400_000_000  # some 0.2 s
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -295,6 +296,14 @@ class Sender:
             self._pipe.send(None)
             self._check(f"bare {backend}")
 
+    def _compute(self) -> None:
+        """Stands for the prefill step that ends with pages: on a GPU the host waits for it as the worker does."""
+        if self._pool.device.type == "cpu":
+            time.sleep(0.2)
+        else:
+            torch.cuda._sleep(_STEP_CYCLES)  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize(self._pool.device)
+
     def handoff(self, backend: str) -> Iterator[float]:
         worker = Worker("sender", backend, options_of(self._args), self._layout, [self._pool])
         self._pipe.send(("handoff", backend))
@@ -307,7 +316,7 @@ class Sender:
                 transfer = str(number)
                 worker.service.open(transfer)
                 worker.service.started(transfer, self._args.pages * self._layout.page_size)
-                time.sleep(0.2)  # the receiver announces its pages; prefill would take longer
+                self._compute()  # the receiver announces its pages meanwhile
                 began, first = time.perf_counter(), 0
                 for part in parts:
                     worker.service.chunk_ready(transfer, [PageSpan(0, first, part)])

@@ -234,7 +234,10 @@ def check_attention(
                     q = torch.randn(sum(q_lens), spec.q_heads, spec.k_dim, device=GPU).to(spec.dtype)
                     exact = paged_attention_reference(q.double(), wide(k_pages), wide(v_pages), rows, spec, scale)
                     plan = backend.plan(rows)
-                    sides = [new_tokens(side, rows) if plan.reads_new else side for side in (k_pages, v_pages)]
+                    sides = [k_pages, v_pages]
+                    if plan.reads_new:
+                        scaled = zip(sides, (scale.k, scale.v), strict=True)
+                        sides = [(new_tokens(wide(side), rows) * by).to(spec.dtype) for side, by in scaled]
                     found = error_of(plan.run(q, *sides, scale), exact)
                     worst = found if math.isnan(found) else max(worst, found)
                 kind = "window" if spec.window else "softcap" if spec.softcap else "plain"

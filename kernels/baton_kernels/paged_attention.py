@@ -15,7 +15,8 @@ Keys and values are the pages' numbers times `scale`.
 Values at positions outside a row never reach the result, not even NaN left behind by an earlier owner of a page.
 
 A plan may read the new tokens' keys and values where the model has just computed them rather than from their pages,
-when its rows hold no other tokens (`reads_new`): then `run` is given those, `[tokens, kv_heads, dim]`, for the pages.
+when its rows hold no other tokens (`reads_new`): then `run` is given those, `[tokens, kv_heads, dim]` in q's dtype and
+without scale, in the place of pages.
 """
 
 from __future__ import annotations

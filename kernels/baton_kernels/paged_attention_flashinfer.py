@@ -1,9 +1,9 @@
 """Paged attention by FlashInfer: its "fa2" kernels for any recent GPU, its "fa3" kernels for Hopper.
 
-Pages are read in place through their strides (FlashInfer's "HND" layout). Rows that begin in this step are read by
-"fa3" where the projection has left them, which is a fifth faster: contiguous tokens come by bulk copies. The host plans
-a step; two wrappers take turns, so that a plan never overwrites the pinned memory from which the last one may still be
-copied.
+Pages are read in place through their strides (FlashInfer's "HND" layout). On Hopper, rows that begin in this step are
+read where the projection has left them, before they were cut to 8 bits if pages have those: contiguous tokens come by
+bulk copies, a fifth faster than pages, and "fa3" knows no pages of 8-bit floats. The host plans a step; two wrappers
+take turns, so that a plan never overwrites the pinned memory from which the last one may still be copied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Turn:
 
     def __init__(self, workspace: torch.Tensor, backend: str) -> None:
         self.paged = BatchPrefillWithPagedKVCacheWrapper(workspace, "HND", backend=backend)
-        self.new = BatchPrefillWithRaggedKVCacheWrapper(workspace, "NHD", backend=backend)
+        self.new = BatchPrefillWithRaggedKVCacheWrapper(workspace, "NHD", backend="fa3")
         self.copied = torch.cuda.Event()
 
 
@@ -37,7 +37,6 @@ class FlashInferAttention:
 
     capturable = False
     backend: ClassVar[str] = "fa2"
-    may_read_new: ClassVar[bool] = False
     narrow: ClassVar[tuple[torch.dtype, ...]] = (torch.float8_e4m3fn, torch.float8_e5m2)  # pages beside q's own type
 
     def __init__(self, spec: AttentionSpec) -> None:
@@ -46,13 +45,15 @@ class FlashInferAttention:
         if spec.kv_dtype not in (spec.dtype, *self.narrow):
             raise KernelUnavailable(f"FlashInfer's {self.backend} does not read pages of {spec.kv_dtype}")
         self._spec = spec
+        hopper = torch.cuda.get_device_capability(spec.device)[0] == 9
+        self._may_read_new = hopper and (self.backend == "fa3" or spec.kv_dtype in self.narrow)
         workspace = torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=spec.device)
         self._turns = cycle([_Turn(workspace, self.backend) for _ in range(2)])
 
     def plan(self, rows: PagedRows) -> _FlashInferPlan:
         turn = next(self._turns)
         turn.copied.synchronize()
-        reads_new = self.may_read_new and rows.q_lens == rows.kv_lens
+        reads_new = self._may_read_new and rows.q_lens == rows.kv_lens
         if reads_new:
             self._plan_new(turn.new, rows)
         else:
@@ -62,7 +63,8 @@ class FlashInferAttention:
 
     def _plan_new(self, wrapper: BatchPrefillWithRaggedKVCacheWrapper, rows: PagedRows) -> None:
         spec, starts = self._spec, _int32([0, *accumulate(rows.q_lens)])
-        wrapper.plan(starts, starts, spec.q_heads, spec.kv_heads, spec.k_dim, **self._options())
+        options = self._options(spec.dtype)
+        wrapper.plan(starts, starts, spec.q_heads, spec.kv_heads, spec.k_dim, **options)
 
     def _plan_pages(self, wrapper: BatchPrefillWithPagedKVCacheWrapper, rows: PagedRows) -> None:
         spec = self._spec
@@ -85,10 +87,10 @@ class FlashInferAttention:
             spec.kv_heads,
             spec.k_dim,
             size,
-            **self._options(),
+            **self._options(spec.kv_dtype),
         )
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, kv_dtype: torch.dtype) -> dict[str, Any]:
         spec = self._spec
         return {
             "causal": True,
@@ -96,7 +98,7 @@ class FlashInferAttention:
             "window_left": -1 if spec.window is None else spec.window - 1,
             "logits_soft_cap": spec.softcap,
             "q_data_type": spec.dtype,
-            "kv_data_type": spec.kv_dtype,
+            "kv_data_type": kv_dtype,
         }
 
     def _first_page(self, q_len: int, kv_len: int) -> int:
@@ -108,7 +110,6 @@ class FlashInferFa3Attention(FlashInferAttention):
     """The same by the kernels written for Hopper."""
 
     backend: ClassVar[str] = "fa3"
-    may_read_new: ClassVar[bool] = True
     narrow: ClassVar[tuple[torch.dtype, ...]] = ()  # its 8-bit kernels want 8-bit queries as well
 
 

@@ -10,6 +10,32 @@ from baton_kernels.triton_launch import overlaps, wait_then_release
 
 
 @triton.jit
+def norm_row(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    columns,
+    inside,
+    dim,
+    eps,
+    offset,
+    ADD: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """A row's norm in float32, of what `x_ptr` points to; with ADD that is added to the residual first, in place."""
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32) + offset
+    if OVERLAP:
+        wait_then_release()
+    x = tl.load(x_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        place = residual_ptr + columns
+        total = (x + tl.load(place, mask=inside, other=0.0).to(tl.float32)).to(residual_ptr.dtype.element_ty)
+        tl.store(place, total, mask=inside)
+        x = total.to(tl.float32)
+    return x * tl.rsqrt(tl.sum(x * x, axis=0) / dim + eps) * weight
+
+
+@triton.jit
 def _rms_norm_kernel(
     x_ptr,
     residual_ptr,
@@ -27,17 +53,19 @@ def _rms_norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < dim
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32) + offset
-    if OVERLAP:
-        wait_then_release()
-    x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    if ADD:
-        place = residual_ptr + row * residual_stride + columns
-        total = (x + tl.load(place, mask=inside, other=0.0).to(tl.float32)).to(residual_ptr.dtype.element_ty)
-        tl.store(place, total, mask=inside)
-        x = total.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(x * x, axis=0) / dim + eps)
-    tl.store(out_ptr + row * dim + columns, (x * scale * weight).to(out_ptr.dtype.element_ty), mask=inside)
+    normed = norm_row(
+        x_ptr + row * x_stride,
+        residual_ptr + row * residual_stride,
+        weight_ptr,
+        columns,
+        inside,
+        dim,
+        eps,
+        offset,
+        ADD,
+        OVERLAP,
+    )
+    tl.store(out_ptr + row * dim + columns, normed.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def _launch(

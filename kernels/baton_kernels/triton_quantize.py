@@ -11,6 +11,7 @@ import triton.language as tl
 
 from baton_kernels.quantize import FP8, FP8_MAX, LEAST_SCALE, Rows8
 from baton_kernels.triton_launch import overlaps, wait_then_release
+from baton_kernels.triton_norm import norm_row
 
 _ACTIVATION_CODES = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
@@ -67,18 +68,20 @@ def _norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < dim
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32) + offset
-    if OVERLAP:
-        wait_then_release()
-    x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    if ADD:
-        place = residual_ptr + row * residual_stride + columns
-        total = (x + tl.load(place, mask=inside, other=0.0).to(tl.float32)).to(residual_ptr.dtype.element_ty)
-        tl.store(place, total, mask=inside)
-        x = total.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(x * x, axis=0) / dim + eps)
+    normed = norm_row(
+        x_ptr + row * x_stride,
+        residual_ptr + row * residual_stride,
+        weight_ptr,
+        columns,
+        inside,
+        dim,
+        eps,
+        offset,
+        ADD,
+        OVERLAP,
+    )
     # Rounded to the model's type first, as the norm alone does: both ways give the same 8-bit rows.
-    normed = (x * scale * weight).to(weight_ptr.dtype.element_ty).to(tl.float32)
+    normed = normed.to(weight_ptr.dtype.element_ty).to(tl.float32)
     _store_row(values_ptr, scales_ptr, row, tl.where(inside, normed, 0.0), columns, inside, dim, LIMIT, LEAST)
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from baton_kernels import extend_attention_triton
+from baton_kernels import extend_attention_triton, triton_sample
 from baton_kernels.activation import ACTIVATIONS, activation_and_mul_torch
 from baton_kernels.kv_scale import KVScale
 from baton_kernels.linear8 import linear8_torch
@@ -19,6 +19,7 @@ from baton_kernels.quantize import Rows8, quantize_rows_torch
 from baton_kernels.rms_norm import add_rms_norm_torch, rms_norm_torch
 from baton_kernels.rope import rope_table
 from baton_kernels.rope_kv_write import HeadNorm, rope_kv_write_torch
+from baton_kernels.sample import DrawRows, sample_torch
 from baton_kernels.triton_activation import activation_and_mul_triton
 from baton_kernels.triton_linear import linear_triton
 from baton_kernels.triton_linear8 import linear8_cuda
@@ -27,6 +28,7 @@ from baton_kernels.triton_norm import add_rms_norm_triton, rms_norm_triton
 from baton_kernels.triton_quantize import gate_rows8_triton, norm_rows8_triton, quantize_rows_triton
 from baton_kernels.triton_reduce_norm import TritonReduceAddRmsNorm
 from baton_kernels.triton_rope_kv_write import rope_kv_write_triton
+from baton_kernels.triton_sample import sample_triton
 
 SPEC = AttentionSpec(4, 2, 8, 8, 64, 0.4, torch.float32, torch.float32, torch.device("cpu"))
 
@@ -228,3 +230,21 @@ def test_reduce_add_rms_norm(dtype: torch.dtype, turn: int) -> None:
         assert not boxes[rank].any(), "everything that was read is cleared"
         for earlier in range(rank):
             boxes[earlier] = 0
+
+
+@pytest.mark.parametrize(("vocab", "filters"), [(5000, ""), (5000, "k"), (5000, "p"), (37, "kpm"), (5000, "kpm")])
+def test_sampling(vocab: int, filters: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of all kinds, some of which the filters leave alone, and ties at the borders."""
+    monkeypatch.setattr(triton_sample, "_PROGRAMS", ((16, 4),))
+    generator = torch.Generator().manual_seed(vocab)
+    logits = (torch.randn((9, vocab), generator=generator) * 4).to(torch.bfloat16)
+    logits[7] = -math.inf
+    logits[8, 5] = math.inf
+    rows = DrawRows(
+        temperature=torch.tensor([0.0, 1.0, 0.7, 3.0, 1.0, 1.0, 40.0, 1.0, 1.0]),
+        bits=torch.randint(-(1 << 62), 1 << 62, (9,), generator=generator),
+        top_k=torch.tensor([3, vocab, 1, 20, 7, 30, 2, 4, 4]) if "k" in filters else None,
+        top_p=torch.tensor([0.5, 1.0, 0.9, 0.3, 0.99, 0.01, 0.95, 0.5, 0.5]) if "p" in filters else None,
+        min_p=torch.tensor([0.0, 0.0, 0.2, 0.0, 0.001, 0.0, 0.9, 0.0, 0.0]) if "m" in filters else None,
+    )
+    assert sample_triton(logits, rows).tolist() == sample_torch(logits, rows).tolist()

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from baton_kernels.sample import SAMPLE, DrawRows
 from baton_serving.kv.staging import upload
-from baton_serving.sampling import filters
-from baton_serving.sampling.draw import draw, random_bits, to_weights
 from baton_serving.sampling.processors import LogitProcessor, apply_processor
+from baton_serving.sampling.random_bits import random_bits
 from baton_serving.sampling.state import Features, FloatColumn, IntColumn, SamplingPlan, SamplingState
+
+_EDITING = Features.PENALTIES | Features.BIAS | Features.MIN_NEW | Features.PROCESSOR
 
 
 class Sampled(NamedTuple):
@@ -37,6 +39,7 @@ class Sampler:
     def __init__(self, state: SamplingState, processors: Mapping[str, LogitProcessor] | None = None) -> None:
         self._state = state
         self._processors = dict(processors or {})
+        self._draw = SAMPLE.select(state.device, torch.float32)
 
     def sample(self, logits: Tensor, slots: Tensor, plan: SamplingPlan) -> Sampled:
         """Sample and advance: positions, last tokens and token counts of `slots` are updated.
@@ -50,7 +53,8 @@ class Sampler:
         if plan.features == Features.GREEDY:
             tokens = logits.argmax(dim=-1)  # as they are: a copy in float32 would cost more than the search
         else:
-            logits = self._edit(logits.float(), slots, plan)
+            if plan.features & _EDITING:
+                logits = self._edit(logits.float(), slots, plan)
             logits, failed = self._process(logits, plan)
             tokens = self._choose(logits, slots, plan.features)
         self._state.advance(slots, tokens, plan)
@@ -95,36 +99,17 @@ class Sampler:
     def _choose(self, logits: Tensor, slots: Tensor, features: Features) -> Tensor:
         if not features & Features.RANDOM:
             return logits.argmax(dim=-1)
-        best, best_token = logits.max(dim=-1)
-        floats, ints = self._state.floats[slots], self._state.ints[slots]
-        temperature = floats[:, FloatColumn.TEMPERATURE]
-        greedy = (temperature == 0.0) | ~best.isfinite()
-        divisor = torch.where(greedy, 1.0, temperature)
-        relative = ((logits - best.unsqueeze(1)) / divisor.unsqueeze(1)).exp_()
-        weights = _filtered_weights(relative, floats, ints[:, IntColumn.TOP_K], features)
-        bits = random_bits(ints[:, IntColumn.KEY], self._state.positions[slots])
-        drawn = draw(weights, bits).clamp_(max=logits.shape[1] - 1)
-        return torch.where(greedy, best_token, drawn)
+        floats, ints = self._state.floats[slots].t().contiguous(), self._state.ints[slots]
+        rows = DrawRows(
+            temperature=floats[FloatColumn.TEMPERATURE],
+            bits=random_bits(ints[:, IntColumn.KEY], self._state.positions[slots]),
+            top_k=ints[:, IntColumn.TOP_K] if features & Features.TOP_K else None,
+            top_p=floats[FloatColumn.TOP_P] if features & Features.TOP_P else None,
+            min_p=floats[FloatColumn.MIN_P] if features & Features.MIN_P else None,
+        )
+        return self._draw(logits, rows)
 
 
 def nan_rows(logits: Tensor) -> Tensor:
     """Which rows of `logits` [rows, vocab] hold a NaN: bool [rows], on the device."""
     return logits.isnan().any(dim=-1)
-
-
-def _filtered_weights(relative: Tensor, floats: Tensor, top_k: Tensor, features: Features) -> Tensor:
-    """Integer weights of the tokens that top-k, top-p and min-p leave, 0 for the others. Overwrites `relative`."""
-    vocab = relative.shape[1]
-    filtering = features & (Features.TOP_K | Features.TOP_P | Features.MIN_P)
-    keys = filters.order_keys(relative.clone()) if filtering else None
-    weights = to_weights(relative)
-    if keys is None:
-        return weights
-    kept = weights[:, :vocab]
-    if features & Features.TOP_K:
-        kept.mul_(keys >= filters.top_k_threshold(keys, top_k).unsqueeze(1))
-    if features & Features.TOP_P:
-        kept.mul_(keys >= filters.top_p_threshold(keys, kept, floats[:, FloatColumn.TOP_P]).unsqueeze(1))
-    if features & Features.MIN_P:
-        kept.mul_(keys >= filters.min_p_threshold(floats[:, FloatColumn.MIN_P]).unsqueeze(1))
-    return weights

@@ -1,7 +1,7 @@
 """Seeds on the host: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) in plain integers.
 
 The random number of a token is output number `position` of the SplitMix64 stream whose start is `stream_key(seed)`;
-`draw.random_bits` computes it on the device.
+`random_bits` computes it on the device.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PORT_ATTEMPTS = 8
-_FAST_BYTES = 1 << 27
+_FAST_BYTES = 1 << 29
 _FAST_POSTS = 8  # some milliseconds' worth, so that the link never waits for somebody to see what ended
 _HANDSHAKE_TIMEOUT = 2.0  # seconds
 _HANDSHAKE_POLL = 0.001

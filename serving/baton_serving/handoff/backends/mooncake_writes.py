@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RUNNING, DONE, TIMED_OUT = 0, 1, -2
 NO_TICKET = (0, -1, 2**64 - 1)
-_THREADS = 2
+_THREADS = 3
 
 
 class Writes(Protocol):
@@ -87,7 +87,7 @@ class BatchWrites:
     """A post is one batch, which a thread waits for inside the library and outside the interpreter lock.
 
     Over NVLink the library copies a batch by one call to the driver, which wastes less of the link than one for each
-    block. It keeps a CUDA stream per thread, so with two of them the link works while the end of one batch is seen.
+    block. It keeps a CUDA stream per thread, so with several the link works while the end of one batch is seen.
     """
 
     def __init__(self, engine: TransferEngine, region: MemoryRegion, write_timeout: float) -> None:

@@ -9,23 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from baton_serving.sampling.seeds import GOLDEN, MIX1, MIX2, as_signed
-
 # A weight is probability / best probability * 2**40: below 2**-40 of the best a token is never drawn (at most 2.4e-7 of
 # the mass at a vocabulary of 256k), and sums stay under 2**58.
 WEIGHT_SCALE = float(1 << 40)
 BLOCK = 512
 
 
-def random_bits(keys: Tensor, positions: Tensor) -> Tensor:
-    """Output number `positions` of the SplitMix64 streams that start at `keys`: int64 [rows], all 64 bits random."""
-    z = keys + (positions + 1) * as_signed(GOLDEN)
-    z = (z ^ _shift_right(z, 30)) * as_signed(MIX1)
-    z = (z ^ _shift_right(z, 27)) * as_signed(MIX2)
-    return z ^ _shift_right(z, 31)
-
-
-def _shift_right(value: Tensor, bits: int) -> Tensor:
+def shift_right(value: Tensor, bits: int) -> Tensor:
     """Logical shift: int64's own `>>` copies the sign."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
@@ -65,7 +55,7 @@ def draw(weights: Tensor, bits: Tensor) -> Tensor:
 def _scale(bits: Tensor, total: Tensor) -> Tensor:
     """floor(u * total) for the uniform u = (upper 62 of `bits`) / 2**62, exactly, by products of 31-bit halves."""
     half = (1 << 31) - 1
-    u1, u0 = _shift_right(bits, 33), _shift_right(bits, 2) & half
+    u1, u0 = shift_right(bits, 33), shift_right(bits, 2) & half
     t1, t0 = total >> 31, total & half
     return t1 * u1 + ((t1 * u0 + t0 * u1 + ((t0 * u0) >> 31)) >> 31)
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from baton_serving.sampling.filters import min_p_threshold, order_keys, top_k_threshold, top_p_threshold
+from baton_kernels.sample_filters import min_p_threshold, order_keys, top_k_threshold, top_p_threshold
 
 ROWS = st.lists(st.floats(0.0, 1.0, width=32), min_size=1, max_size=40)
 
