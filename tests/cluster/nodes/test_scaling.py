@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from cluster.nodes.conftest import Figures
 from cluster.nodes.deployment import Deployment, is_ready
@@ -65,5 +63,4 @@ def scale(service: Deployment, role: str, count: int) -> None:
 
 
 def ready(service: Deployment, role: str) -> int:
-    pods: list[dict[str, Any]] = service.pods(role)
-    return sum(is_ready(pod) and "deletionTimestamp" not in pod["metadata"] for pod in pods)
+    return sum(map(is_ready, service.staying(role)))
