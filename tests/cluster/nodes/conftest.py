@@ -59,6 +59,7 @@ def layout(theirs: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     if theirs:
         yield None
         return
+    devcluster.build_images()
     read, write = os.pipe()  # closed with this process, however it ends; so does the cluster
     made = devcluster.start(tmp_path_factory.mktemp("devcluster"), nodes=2, owner=read)
     os.close(read)

@@ -42,9 +42,13 @@ class Deployment(ServiceUnderTest):
         found = self.cluster.list("v1", "pods", self.namespace, labels)
         return [pod for pod in found if pod["status"].get("phase") != "Failed"]
 
+    def staying(self, component: str = "") -> list[Item]:
+        """Those of them that are not on their way out."""
+        return [pod for pod in self.pods(component) if "deletionTimestamp" not in pod["metadata"]]
+
     def whole(self, count: int) -> bool:
         """Whether nothing is under way, and there are `count` pods, all of them ready."""
-        pods = [pod for pod in self.pods() if "deletionTimestamp" not in pod["metadata"]]
+        pods = self.staying()
         quiet = self.is_ready() and self.condition("Progressing")["status"] == "False"
         return quiet and len(pods) == count and all(map(is_ready, pods))
 

@@ -33,8 +33,8 @@ def own(layout: Layout | None) -> Layout:
 def spread(pairs: Deployment, own: Layout) -> Deployment:
     """The pairs, with a worker of each role and a gateway on either node, whatever an earlier fault did to them."""
     for component in (*WORKERS, "gateway"):
-        while len({pod["spec"]["nodeName"] for pod in pairs.pods(component)}) < len(own.nodes):
-            name = pairs.pods(component)[0]["metadata"]["name"]
+        while len({pod["spec"]["nodeName"] for pod in pairs.staying(component)}) < len(own.nodes):
+            name = pairs.staying(component)[0]["metadata"]["name"]
             pairs.person.kubectl("delete", "pod", name, "--namespace", pairs.namespace, within=120.0)
             eventually(lambda: pairs.whole(PAIRS), HEALED_WITHIN, pause=0.5)
     return pairs
@@ -56,7 +56,7 @@ def nobody_notices(pairs: Deployment, figures: Figures, what: str) -> Iterator[N
 
 @pytest.mark.parametrize("component", ["prefill", "decode", "gateway", "bootstrap"])
 def test_any_pod_may_be_deleted(pairs: Deployment, figures: Figures, component: str) -> None:
-    name = pairs.pods(component)[0]["metadata"]["name"]
+    name = pairs.staying(component)[0]["metadata"]["name"]
     with nobody_notices(pairs, figures, f"delete a {component} pod"):
         pairs.person.kubectl("delete", "pod", name, "--namespace", pairs.namespace, "--wait=false")
         eventually(lambda: name not in names(pairs), 120.0, pause=0.2)
@@ -65,7 +65,7 @@ def test_any_pod_may_be_deleted(pairs: Deployment, figures: Figures, component: 
 @pytest.mark.parametrize("component", WORKERS)
 def test_any_worker_may_be_killed(pairs: Deployment, figures: Figures, component: str) -> None:
     """Without time to drain."""
-    name = pairs.pods(component)[0]["metadata"]["name"]
+    name = pairs.staying(component)[0]["metadata"]["name"]
     with nobody_notices(pairs, figures, f"kill a {component} pod"):
         words = ("delete", "pod", name, "--namespace", pairs.namespace, "--grace-period=0", "--force")
         pairs.person.kubectl(*words)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cluster.conftest import SYSTEM
+from cluster.nodes.conftest import restricted
 from cluster.nodes.deployment import Deployment
-from support.kube.client import eventually
+from support.kube.client import Cluster, eventually
 from support.kube.person import Person
 
 RELEASED = "app.kubernetes.io/instance=baton"
@@ -26,6 +27,17 @@ def test_the_release_stays_while_a_service_exists(quickstart: Deployment) -> Non
     assert quickstart.answers(1) == ["first"]
 
 
+def test_a_flag_removes_it_and_leaves_the_services_running(
+    quickstart: Deployment, release: Sequence[str], person: Person
+) -> None:
+    before = {pod["metadata"]["uid"] for pod in quickstart.pods()}
+    person.helm("uninstall", "baton", "--namespace", SYSTEM, "--no-hooks", "--wait")
+    assert quickstart.answers(2) == ["first"] * 2
+    person.helm("install", *release, "--wait", "--timeout", "120s")
+    quickstart.wait_settled(120.0)
+    assert {pod["metadata"]["uid"] for pod in quickstart.pods()} == before
+
+
 def test_it_goes_with_everything_once_the_services_are_gone(
     quickstart: Deployment, release: Sequence[str], person: Person
 ) -> None:
@@ -35,6 +47,16 @@ def test_it_goes_with_everything_once_the_services_are_gone(
     eventually(lambda: not _released(person), 60.0, lambda: _released(person))
     assert "inferenceservices.baton.dev" in person.kubectl("get", "crd", "--output", "name")
     person.kubectl("delete", "namespace", quickstart.namespace, SYSTEM, within=300.0)
+
+
+def test_the_definitions_go_too_where_that_was_asked_for(
+    release: Sequence[str], person: Person, cluster: Cluster
+) -> None:
+    cluster.create("v1", "namespaces", "", restricted(SYSTEM))
+    person.helm("install", *release, "--set", "crds.keep=false", "--wait", "--timeout", "120s")
+    person.helm("uninstall", "baton", "--namespace", SYSTEM, "--wait")
+    eventually(lambda: "baton.dev" not in person.kubectl("get", "crd", "--output", "name"), 60.0, pause=0.5)
+    person.kubectl("delete", "namespace", SYSTEM, within=120.0)
 
 
 def _released(person: Person) -> list[str]:

@@ -58,11 +58,11 @@ def test_a_change_of_the_revision_fails_and_mixes_nothing(
 
 
 def nodes_of(quickstart: Deployment, roles: dict[str, str]) -> dict[str, list[str]]:
-    return {role: [pod["spec"]["nodeName"] for pod in quickstart.pods(role)] for role in roles}
+    return {role: [pod["spec"]["nodeName"] for pod in quickstart.staying(role)] for role in roles}
 
 
 def names(quickstart: Deployment) -> set[str]:
-    return {pod["metadata"]["name"] for role in ("prefill", "decode") for pod in quickstart.pods(role)}
+    return {pod["metadata"]["name"] for role in ("prefill", "decode") for pod in quickstart.staying(role)}
 
 
 def spec(hub: str, revision: str, places: dict[str, str], strategy: str) -> dict[str, Any]:

@@ -47,12 +47,13 @@ def start(state: Path, nodes: int = 1, owner: int | None = None) -> Layout:
     if missing:
         raise RuntimeError(f"missing: {', '.join(missing)}; run python tests/support/kube/binaries.py")
     shutil.rmtree(state, ignore_errors=True)  # logs of an earlier one
-    layout = Layout(state.resolve(), nodes, free_port(), programs, debian.runtime().root, build_images())
-    layout.save()
-    for path in (layout.log("x"), layout.held("x")):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    pki.write(layout)
-    _hold(layout, owner)
+    with image_store.in_use() as used:
+        layout = Layout(state.resolve(), nodes, free_port(), programs, debian.runtime().root, build_images())
+        layout.save()
+        for path in (layout.log("x"), layout.held("x")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        pki.write(layout)
+        _hold(layout, used, owner)
     end = time.monotonic() + _PATIENCE
     while not layout.ready.exists():
         if layout.failed.exists() or time.monotonic() > end:
@@ -63,7 +64,8 @@ def start(state: Path, nodes: int = 1, owner: int | None = None) -> Layout:
     return layout
 
 
-def _hold(layout: Layout, owner: int | None) -> None:
+def _hold(layout: Layout, used: int, owner: int | None) -> None:
+    """The holder inherits `used` and keeps it open as long as it lives."""
     command = [sys.executable, "-m", "support.devcluster.holder", str(layout.state)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])}
     with layout.log("holder").open("ab") as log:
@@ -73,7 +75,7 @@ def _hold(layout: Layout, owner: int | None) -> None:
             stdout=log,
             stderr=log,
             env=environment,
-            pass_fds=[] if owner is None else [owner],
+            pass_fds=[used, *([] if owner is None else [owner])],
             start_new_session=True,
         )
     layout.holder.write_text(str(process.pid))

@@ -42,6 +42,11 @@ class Archive:
         self._manifest = json.dumps({**manifest, "layers": layers}).encode()
         self.digest = _digest(self._manifest)
 
+    @property
+    def layers(self) -> Collection[tuple[str, int]]:
+        """Digest and size in bytes of each."""
+        return self._layers.keys()
+
     def write(self, out: IO[bytes], known: Collection[str] = ()) -> None:
         """Without the layers of these digests: the receiver has them."""
         entry = _entry(_MANIFEST, self._manifest)

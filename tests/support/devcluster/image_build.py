@@ -23,7 +23,7 @@ from support.devcluster import debian
 from support.devcluster.dockerfile import Config, Copy, Mount, Run, Stage, read
 from support.kube import binaries
 
-_KEPT_SECONDS = 7 * 86400
+_KEPT_SECONDS = 2 * 86400
 _PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX")
 _CERTIFICATES = "/etc/ssl/certs"
 
@@ -51,7 +51,7 @@ class Builder:
             return Built(self._stage(self._stages[target]), self._stages[target].config)
 
     def prune(self) -> None:
-        """Removes what no build has used for a week."""
+        """Removes what no build has used for two days."""
         with self._alone():
             for folder in self._layers.iterdir():
                 if folder.is_dir() and folder.stat().st_mtime < time.time() - _KEPT_SECONDS:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from support.baton_processes import bound_to_parent
@@ -26,7 +26,11 @@ _BLOBS = "io.containerd.content.v1.content/blobs/sha256"
 
 
 def fill(images: Mapping[str, Built], runtime: Runtime, pause: Path) -> Path:
-    """The folder with these images in it, by name, and the one of the process that holds a pod's namespaces."""
+    """The folder with these images in it, by name, and the one of the process that holds a pod's namespaces.
+
+    It only grows while clusters link to it. When more than half of it is of images that were replaced, and nobody uses
+    it, it is filled anew.
+    """
     store = binaries.cache() / "images"
     store.mkdir(parents=True, exist_ok=True)
     with (store / ".lock").open("w") as lock:
@@ -35,12 +39,46 @@ def fill(images: Mapping[str, Built], runtime: Runtime, pause: Path) -> Path:
         note = store / "digests.json"
         known: dict[str, str] = json.loads(note.read_text()) if note.exists() else {}
         if missing := [archive for archive in archives if known.get(archive.name) != archive.digest]:
-            with _containerd(store / "containerd", runtime) as ctr:
-                for archive in missing:
-                    _import(ctr, archive, runtime)
-                    known[archive.name] = archive.digest
+            with _unused(store) as unused:
+                if unused and _waste(store / "containerd", archives) > 0.5:
+                    shutil.rmtree(store / "containerd")
+                    missing, known = archives, {}
+                with _containerd(store / "containerd", runtime) as ctr:
+                    for archive in missing:
+                        _import(ctr, archive, runtime)
+                        known[archive.name] = archive.digest
             note.write_text(json.dumps(known))
     return store / "containerd"
+
+
+@contextlib.contextmanager
+def in_use() -> Iterator[int]:
+    """As long as the descriptor, or one inherited from it, is open what `fill` gives stays where it is."""
+    store = binaries.cache() / "images"
+    store.mkdir(parents=True, exist_ok=True)
+    with (store / ".used").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield lock.fileno()
+
+
+@contextlib.contextmanager
+def _unused(store: Path) -> Iterator[bool]:
+    """Whether no cluster uses the store; none begins to meanwhile."""
+    with (store / ".used").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _waste(root: Path, archives: Sequence[Archive]) -> float:
+    """The part of what is stored that none of these images has."""
+    blobs = root / _BLOBS
+    there = sum(path.stat().st_size for path in blobs.iterdir()) if blobs.is_dir() else 0
+    needed = sum({digest: size for archive in archives for digest, size in archive.layers}.values())
+    return 1 - needed / there if there > needed else 0.0
 
 
 def link(images: Path, root: Path) -> None:
