@@ -36,6 +36,10 @@ class LoneLeg:
     def wake_fd(self) -> int:
         return self._wake_fd
 
+    def links(self) -> dict[str, float]:
+        """None: its KV is made up."""
+        return {}
+
     def stats(self) -> dict[str, float]:
         return {"handoff_waiting": len(self._waiting)}
 
