@@ -41,7 +41,8 @@ from rich.table import Table
 
 from baton_serving.bench.arguments import count, positive, progress_bar
 from chaos_times import Wait, compare, quantiles, stage_table, wait_of
-from fault_run import SHOWN, Run, Worker
+from fault_run import SHOWN, Run
+from killable import Worker
 from streams import Asked, Stream, asked, difference, read
 
 FAULTS = ("kill", "stop", "end")

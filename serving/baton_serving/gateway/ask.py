@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
@@ -67,10 +67,7 @@ class Names:
     def __init__(self) -> None:
         self._requests = secrets.token_hex(8)
         self._transfers = secrets.token_hex(10)
-        self._numbers = count()
-
-    def number(self) -> int:
-        return next(self._numbers)
+        self.number: Callable[[], int] = count().__next__
 
     def request_id(self, number: int) -> str:
         return f"{self._requests}{number:016x}"
@@ -111,7 +108,7 @@ class Ask:
         self.request_id = given.decode("ascii") if given and _GIVEN_ID.fullmatch(given) else generated
         self.rid = fields.rid if isinstance(fields.rid, str) and fields.rid else generated
         self.stream = bool(fields.stream)
-        self.timeout = _timeout(headers.get(_TIMEOUT))
+        self.timeout = _timeout(headers[_TIMEOUT]) if _TIMEOUT in headers else None
         lines = b"content-type: application/json\r\nx-request-id: %b\r\n" % self.request_id.encode("latin-1")
         for name in _PASSED_ON:
             value = headers.get(name)
@@ -203,10 +200,10 @@ def _facts(fields: Fields, number: int, headers: Mapping[bytes, bytes], tenant: 
     )
 
 
-def _timeout(value: bytes | None) -> float | None:
+def _timeout(value: bytes) -> float | None:
     """Seconds; a value that is none is the worker's to refuse."""
     try:
-        seconds = float(value) if value is not None else 0.0
+        seconds = float(value)
     except ValueError:
         return None
     return seconds if 0 < seconds < 1e9 else None

@@ -11,7 +11,7 @@ from baton_serving.gateway.ask import Ask
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.handover import Handover, MoveCall
 from baton_serving.gateway.leg import DONE, LOST, Leg
-from baton_serving.gateway.lifecycle import Action, Event, Phase, advance
+from baton_serving.gateway.lifecycle import TABLE, Action, Event, Phase
 from baton_serving.gateway.outgoing import Outgoing
 from baton_serving.gateway.record import Record
 from baton_serving.gateway.replies import Reply, error_event, error_reply
@@ -27,7 +27,8 @@ SECOND_CHANCE = 0.1  # seconds before a worker that failed is asked again, when 
 
 _WAITING = (Phase.QUEUED, Phase.STRANDED)
 _NOBODY: frozenset[Endpoint] = frozenset()
-_STREAMING, _NOTHING = Phase.STREAMING, Action.NONE  # asked for with every event: in an enum's class that takes long
+# Asked for with every event; in an enum's class that takes long.
+_STREAMING, _PREFILL_DONE, _NOTHING = Phase.STREAMING, Event.PREFILL_DONE, Action.NONE
 
 
 class Exchange:
@@ -147,11 +148,11 @@ class Exchange:
             return False
 
     def _happen(self, event: Event) -> None:
-        self.phase, action = advance(self.phase, event)
+        self.phase, action = TABLE[self.phase][event]
         if action is not _NOTHING:
             _ACTIONS[action](self)
-        elif event is Event.PREFILL_DONE:
-            self._note("prefill done", "")
+        elif event is _PREFILL_DONE:
+            self.record.notes += ((self._core.now(), "prefill done", ""),)
 
     # Looking for workers
 
@@ -327,7 +328,8 @@ class Exchange:
             if self._core.admission.counts_tokens:
                 self.record.tokens = whole_tokens(decode.body)
             self._sink.reply(decode.head.status, decode.head.relayed + self._own_lines(), decode.body)
-        self._core.pair_worked(self._decision)
+        if self._core.router.troubled:
+            self._core.pair_worked(self._decision)
         self._over("done")
 
     def _pass_refusal(self) -> None:

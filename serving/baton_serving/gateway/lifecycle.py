@@ -92,7 +92,8 @@ def _late_prefill(phase: Phase) -> _Rows:
 _OUT_OF_LUCK: _Rows = {E.NO_ROUTE: (P.ENDED, A.BREAK_OFF), E.EXPIRED: (P.ENDED, A.BREAK_OFF)}
 _GONE: _Rows = {E.CLIENT_GONE: (P.ENDED, A.RELEASE)}
 
-_TABLE: Mapping[Phase, _Rows] = {
+# Events that come after the end change nothing; others not listed are a bug.
+TABLE: Mapping[Phase, _Rows] = {
     P.QUEUED: _GONE
     | {
         E.ROUTED: (P.SENT, A.SEND),
@@ -157,10 +158,5 @@ _TABLE: Mapping[Phase, _Rows] = {
 }
 
 TRANSITIONS: Mapping[tuple[Phase, Event], tuple[Phase, Action]] = {
-    (phase, event): outcome for phase, rows in _TABLE.items() for event, outcome in rows.items() if phase is not P.ENDED
+    (phase, event): outcome for phase, rows in TABLE.items() for event, outcome in rows.items() if phase is not P.ENDED
 }
-
-
-def advance(phase: Phase, event: Event) -> tuple[Phase, Action]:
-    """The next phase and what to do. Events that come after the end change nothing; others not listed are a bug."""
-    return _TABLE[phase][event]

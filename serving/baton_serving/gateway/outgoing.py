@@ -52,7 +52,7 @@ class Outgoing:
         additions = self._standing
         self.rid = additions["rid"] = self._ask.rid if attempt == 1 else f"{self._ask.rid}.{attempt}"
         if peer is not None:
-            transfer_id = transfer_id or self.transfer_id(attempt)
+            transfer_id = transfer_id or self._names.transfer_id(self._ask.number, attempt)
             additions["baton_handoff"] = {
                 "transfer_id": transfer_id,
                 "peer": peer.id,

@@ -17,19 +17,13 @@ HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\n"
 
 def test_one_body_and_all_of_them() -> None:
     bodies = Bodies(limit=10, total=15)
-    bodies.announced(10)
-    bodies.take(6, 0)
-    with pytest.raises(TooLarge):
-        bodies.take(5, 6)
-    bodies.take(4, 6)
-    with pytest.raises(Unavailable) as caught:
-        bodies.announced(6)
-    assert caught.value.retry_after
-    with pytest.raises(Unavailable):
-        bodies.take(6, 0)
-    assert bodies.held == 10
-    bodies.release(10)
-    bodies.take(10, 0)
+    assert bodies.refusal(10) is None
+    assert isinstance(bodies.refusal(11), TooLarge)
+    bodies.held = 10
+    assert bodies.refusal(5) is None
+    full = bodies.refusal(6)
+    assert isinstance(full, Unavailable)
+    assert full.retry_after
 
 
 async def test_what_would_go_beyond_is_refused_until_others_have_ended(bench: Bench) -> None:

@@ -75,14 +75,14 @@ class Door:
         with ledger.lock:
             row = ledger.row(facts.tenant, limits.tokens_per_minute)
             self._check_limits(row, limits, tokens, now)
-            runs = self._room() and not self._queue
-            if not runs:
+            runs = not self._queue and self._room()
+            if runs:
+                ledger.count_both(row, 1)
+            else:
                 self._make_place(facts)
-            ledger.count(row, 1)
+                ledger.count(row, 1)
             if limits.tokens_per_minute is not None:
                 ledger.spend(row, tokens)
-            if runs:
-                ledger.count(TOTAL, 1)
         self._open[facts.number] = _Open(row, tokens, runs)
         if not runs:
             deadline = now + self._config.queue_seconds
@@ -117,11 +117,12 @@ class Door:
         """The request has ended, whatever became of it; what it was charged beyond `tokens` is given back."""
         gone, ledger = self._open.pop(number), self._ledger
         with ledger.lock:
-            ledger.count(gone.row, -1)
+            if gone.running:
+                ledger.count_both(gone.row, -1)
+            else:
+                ledger.count(gone.row, -1)
             if self.counts_tokens:
                 ledger.spend(gone.row, tokens - gone.tokens)
-            if gone.running:
-                ledger.count(TOTAL, -1)
         if not gone.running:
             if number in self._queue:
                 self._queue.remove(number)

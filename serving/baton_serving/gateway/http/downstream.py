@@ -10,7 +10,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
 
 import httptools
 
@@ -154,7 +154,7 @@ class ClientConnection(asyncio.Protocol):
         answering, self._answering = self._answering, None
         for unanswered in (answering, *self._waiting):
             if unanswered is not None:
-                self._bodies.release(unanswered.held)
+                self._bodies.held -= unanswered.held
         self._waiting.clear()
         self._drop_body()
 
@@ -191,17 +191,19 @@ class ClientConnection(asyncio.Protocol):
         if len(headers) < len(lines) and sum(name.lower() == b"host" for name, _ in lines) > 1:
             self._stop(InvalidRequest(_HOSTS))
         self._check(headers, version)
-        self._incoming = Incoming(parser.get_method(), _path_of(target), version, headers, parser.should_keep_alive())
+        path = target if target.startswith(b"/") else _path_of(target)
+        self._incoming = Incoming(parser.get_method(), path, version, headers, parser.should_keep_alive())
         self._head_size = 0
         if b"expect" in headers and self._answering is None and headers[b"expect"].lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
-        begun = self._body
-        try:
-            self._bodies.take(len(body), len(begun))
-        except BatonError as error:
-            self._stop(error)
+        begun, bodies = self._body, self._bodies
+        size, held = len(begun) + len(body), bodies.held + len(body)
+        if size > bodies.limit or held > bodies.total:
+            self._drop_body()
+            self._stop(bodies.refusal(size))
+        bodies.held = held
         if not begun:
             self._body = body
         elif isinstance(begun, bytearray):
@@ -233,18 +235,18 @@ class ClientConnection(asyncio.Protocol):
             self._stop(InvalidRequest("the only transfer-encoding taken is chunked, of HTTP/1.1"))
         declared = headers.get(b"content-length")
         if declared is not None:
-            try:
-                self._bodies.announced(int(declared))
-            except BatonError as error:
-                self._stop(error)
+            size, bodies = int(declared), self._bodies
+            if size > bodies.limit or bodies.held + size > bodies.total:
+                self._stop(bodies.refusal(size))
 
     def _drop_body(self) -> None:
         """Let go what came of a body that will never be whole."""
-        self._bodies.release(len(self._body))
+        self._bodies.held -= len(self._body)
         self._body = b""
 
-    def _stop(self, error: BatonError) -> None:
+    def _stop(self, error: BatonError | None) -> NoReturn:
         """End parsing from within a callback; llhttp reports whatever is raised as an error of its own."""
+        assert error is not None
         self._refusal = error
         raise error
 
@@ -303,7 +305,7 @@ class ClientConnection(asyncio.Protocol):
         self.session = None
         answered, self._answering = self._answering, None
         if answered is not None:
-            self._bodies.release(answered.held)
+            self._bodies.held -= answered.held
         self.idle_ticks = 0
         if self._refusal is not None:
             self._say_refusal()
@@ -350,9 +352,7 @@ class ClientConnection(asyncio.Protocol):
 
 
 def _path_of(target: bytes) -> bytes:
-    """The path and query of a request target that may be a whole URL."""
-    if target.startswith(b"/"):
-        return target
+    """The path and query of a request target that is a whole URL."""
     _, _, rest = target.partition(b"://")
     slash = rest.find(b"/")
     return rest[slash:] if slash >= 0 else b"/"

@@ -184,7 +184,8 @@ class Connection(asyncio.Protocol):
         listener, self._listener = self._listener, None
         assert self._head is not None
         if self._head.keep_alive:
-            self._pool.give_back(self)
+            self.idle_since = time.monotonic()
+            self._pool.idle.append(self)
         elif self._transport is not None:
             self._transport.close()
         if listener is not None:
@@ -216,14 +217,14 @@ class Pool:
         self.host_line = b"host: %b\r\n" % parts.netloc.encode("ascii")
         if key is not None:  # a line of its own, in the head of every request like the host's
             self.host_line += b"authorization: Bearer %b\r\n" % key.encode("ascii")
-        self._idle: list[Connection] = []
+        self.idle: list[Connection] = []  # whose answers are over put themselves here
 
     def take(self) -> Connection | None:
         """The connection used last, if one is idle."""
         now = time.monotonic()
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.alive and now - connection.idle_since < IDLE_LIMIT:
+        while self.idle:
+            connection = self.idle.pop()
+            if now - connection.idle_since < IDLE_LIMIT and connection.alive:
                 return connection
             connection.drop()
         return None
@@ -238,16 +239,12 @@ class Pool:
             )
         return connection
 
-    def give_back(self, connection: Connection) -> None:
-        connection.idle_since = time.monotonic()
-        self._idle.append(connection)
-
     def forget(self, connection: Connection) -> None:
-        if connection in self._idle:
-            self._idle.remove(connection)
+        if connection in self.idle:
+            self.idle.remove(connection)
 
     def close(self) -> None:
         """Drop the idle connections; those in use go on."""
-        for connection in list(self._idle):
+        for connection in list(self.idle):
             connection.drop()
-        self._idle.clear()
+        self.idle.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
-from baton_serving.gateway.snapshot import Candidate, Choice, RequestFacts, Snapshot
+from baton_serving.gateway.snapshot import Choice, RequestFacts, Snapshot
 
 
 def round_robin(snapshot: Snapshot, facts: RequestFacts) -> Choice:
@@ -27,12 +27,10 @@ def power_of_two(snapshot: Snapshot, facts: RequestFacts) -> Choice:
     drawn = mix(facts.number)
     first = drawn % count
     second = (first + 1 + (drawn >> 32) % (count - 1)) % count
-    return Choice(second if _less_loaded(candidates[second], candidates[first]) else first)
-
-
-def _less_loaded(one: Candidate, other: Candidate) -> bool:
+    one, other = candidates[second], candidates[first]
     running, others = one.running, other.running
-    return running < others or (running == others and one.queued_tokens < other.queued_tokens)
+    less = running < others or (running == others and one.queued_tokens < other.queued_tokens)
+    return Choice(second if less else first)
 
 
 def weighted(shares: Mapping[str, int], number: int) -> str:
