@@ -101,7 +101,10 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> bool:
         console.print(f"ready after {time.monotonic() - begun:.0f} s")
         service.rollout.on_news = lambda news: console.print(f"{news.phase}: {news.message}", markup=False)
         old = {entry.worker.weight_digest for entry in service.view.entries.values()}
-        loading = threading.Thread(target=lambda: asyncio.run(load(service, args, tally, over)), daemon=True)
+        loop = asyncio.new_event_loop()  # not closed before the service's: gRPC polls for both
+        loading = threading.Thread(
+            target=lambda: loop.run_until_complete(load(service, args, tally, over)), daemon=True
+        )
         loading.start()
         time.sleep(args.seconds)
         console.print(f"{len(tally.answers)} answers so far; now the manifest changes")
@@ -110,9 +113,10 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> bool:
         status = _wait_for_the_end(service, args.limit)
         end = time.monotonic()
         time.sleep(args.seconds)
-        new = {entry.worker.weight_digest for entry in service.view.entries.values()} - old
         over.set()
         loading.join(130)
+    loop.close()
+    new = set(tally.weights.values()) - old
     judged = judge(tally, next(iter(new), ""))
     report(args, tally, judged, (begin, end), console)
     return status.phase == "Done" and not any(judged.values())
