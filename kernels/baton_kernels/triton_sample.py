@@ -16,9 +16,8 @@ from baton_kernels.sample import DrawRows
 
 _TILE = 512  # tokens a program looks at in one go
 _STRETCH = 4096  # tokens of which the draw keeps one sum
-_NARROW = 128  # tokens that one warp holds against eight candidates
-_PROGRAMS = ((64, 64),)  # for at most so many rows, so many programs a row
-_FEWEST = 16
+_PROGRAMS = ((16, 64), (64, 16))  # for at most so many rows, so many programs a row
+_FEWEST = 4
 _LEAST = 87 << 23  # key of 2**-40: whatever is below has no weight
 _DIGITS = 10  # of three bits: keys from _LEAST to 1.0 are 29 bits apart
 
@@ -69,7 +68,6 @@ def _digit_kernel(
     digit,
     DIGITS: tl.constexpr,
     COUNT: tl.constexpr,
-    FLOOR: tl.constexpr,
     PROGRAMS: tl.constexpr,
     PER_PROGRAM: tl.constexpr,
     TILE: tl.constexpr,
@@ -84,9 +82,7 @@ def _digit_kernel(
     limit = tl.load(limit_ptr + row)
     active = tl.load(temperature_ptr + row) > 0.0
     active = active & ((limit < vocab) if COUNT else (limit < 1.0))
-    floor = tl.full((), _BASE, tl.int32)
-    if FLOOR:
-        floor = tl.load(floor_ptr + row)
+    floor = tl.load(floor_ptr + row)
     prefix = tl.full((), 0, tl.int64)
     if active:
         if digit > 0:
@@ -181,10 +177,9 @@ def sample_triton(logits: torch.Tensor, rows: DrawRows) -> torch.Tensor:
     best, best_token = logits.max(dim=-1)
     search = _Search(logits, best, temperature)
     threshold = torch.full((count,), _LEAST, dtype=torch.int32, device=device)
-    if rows.top_k is not None:
-        threshold = search.threshold(rows.top_k.contiguous(), None)
-    if rows.top_p is not None:
-        threshold = search.threshold(rows.top_p.contiguous(), None if rows.top_k is None else threshold)
+    for limit in (rows.top_k, rows.top_p):
+        if limit is not None:
+            threshold = search.threshold(limit.contiguous(), threshold)
     if rows.min_p is not None:
         threshold = torch.maximum(threshold, rows.min_p.contiguous().view(torch.int32))
     stretches = triton.cdiv(vocab, _STRETCH)
@@ -232,9 +227,9 @@ class _Search:
             num_warps=4,
         )
 
-    def threshold(self, limit: torch.Tensor, floor: torch.Tensor | None) -> torch.Tensor:
+    def threshold(self, limit: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
         """Keys int32 `[rows]` from which on tokens stay: the `limit` best (int64), or those that hold `limit` of the
-        mass (float32), each among those from `floor` on."""
+        mass (float32), each among those from the keys `floor` on."""
         rows, programs, device = self._rows, self._programs, self.keys.device
         state = torch.empty((_DIGITS + 1, 2, rows), dtype=torch.int64, device=device)
         sums = torch.empty((2, rows, programs, 8), dtype=torch.int64, device=device)
@@ -244,7 +239,7 @@ class _Search:
                 self.keys,
                 self._temperature,
                 limit,
-                limit if floor is None else floor,
+                floor,
                 state,
                 sums,
                 found,
@@ -253,10 +248,9 @@ class _Search:
                 digit,
                 DIGITS=_DIGITS,
                 COUNT=not limit.is_floating_point(),
-                FLOOR=floor is not None,
                 PROGRAMS=programs,
                 PER_PROGRAM=self._each,
-                TILE=_NARROW,
-                num_warps=1,
+                TILE=_TILE,
+                num_warps=4,
             )
         return found

@@ -10,12 +10,14 @@ import httpx
 import pytest
 import torch
 from support.baton_processes import BATON_TINY, BatonProcess, BatonProcesses, free_port
-from support.disaggregation import POOL, Body, ask, ask_pair, settled
+from support.disaggregation import MODEL, Body, ask, ask_pair, settled
 from support.http import parse
 
 TOKENS = 160
-FLAGS = (*POOL, "--device", "cuda", "--dtype", "bfloat16", "--enable-deterministic-inference")
-TIGHT = ("--max-total-tokens", "1600", "--schedule-conservativeness", "0.1", "--page-size", "16")
+FLAGS = ("--served-model-name", MODEL, "--max-running-requests", "16", "--page-size", "16", "--device", "cuda")
+DETERMINISTIC = ("--dtype", "bfloat16", "--enable-deterministic-inference")
+ROOM = ("--max-total-tokens", "24000")
+NO_ROOM = ("--max-total-tokens", "1600", "--schedule-conservativeness", "0.1")
 
 
 @dataclass
@@ -30,7 +32,7 @@ def workers(processes: BatonProcesses, monkeypatch: pytest.MonkeyPatch) -> Worke
     """A pair on two GPUs, and another decode worker, which has room for a part of the requests alone."""
     bootstrap = processes.bootstrap(free_port())
 
-    def start(mode: str, devices: str, *more: str) -> BatonProcess:
+    def start(mode: str, devices: str, *room: str) -> BatonProcess:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
         transfer = (
             "--disaggregation-transfer-backend",
@@ -38,15 +40,10 @@ def workers(processes: BatonProcesses, monkeypatch: pytest.MonkeyPatch) -> Worke
             "--disaggregation-transfer-protocol",
             "nvlink_intra",
         )
-        address = ("--disaggregation-bootstrap-addr", str(bootstrap.facts["grpc"]))
-        options = (*FLAGS, "--disaggregation-mode", mode, *transfer, *address, *more)
-        return processes.worker(f"{mode}-{devices}", BATON_TINY, *options)
+        address = ("--disaggregation-mode", mode, "--disaggregation-bootstrap-addr", str(bootstrap.facts["grpc"]))
+        return processes.worker(mode, BATON_TINY, *FLAGS, *DETERMINISTIC, *address, *transfer, *room)
 
-    started = Workers(
-        start("prefill", "0,1", "--page-size", "16"),
-        start("decode", "1,0", "--page-size", "16"),
-        start("decode", "1,0", *TIGHT),
-    )
+    started = Workers(start("prefill", "0,1", *ROOM), start("decode", "1,0", *ROOM), start("decode", "1,0", *NO_ROOM))
     for worker in (started.prefill, started.decode, started.other):
         worker.wait_announced()
     return started
