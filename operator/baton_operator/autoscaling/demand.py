@@ -14,6 +14,7 @@ _TAIL = 3.0  # the 99th percentile of the time to the first token in mean waits;
 _LEAST_USE, _MOST_USE = 0.4, 0.92  # part of its time that a worker may compute prompts, whatever is measured
 _CRESTS = 0.86  # part of the aim that means over a period may reach, since they hide the crests within it
 _KEEP = 0.95  # requests change their size faster than workers their speed
+_LEAST_ANSWERED = 1e-6  # requests that are answered at a time; fewer tell nothing about one
 _FULL = 0.05  # with less of the pages free, more is asked for than can be seen
 
 
@@ -55,7 +56,7 @@ def measure(memory: Memory, fleet: Fleet, targets: Targets, now: float) -> tuple
     put_out, waited = sum(one.answer_tokens for one in told), sum(one.answer_seconds for one in told)
     former = [one for one in before.seen.values() if one.role != "prefill"]
     pages = (_pages(former) + _pages(answer_side)) / 2
-    if put_out and waited and pages:
+    if put_out and waited > _LEAST_ANSWERED * seconds and pages > 0:
         slowest = max(one.answer_seconds / one.answer_tokens for one in told if one.answer_tokens)
         after = replace(
             after,

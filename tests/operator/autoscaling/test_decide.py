@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from baton_operator.autoscaling import PERIOD, Bounds, Fleet, Memory, Targets, decide
@@ -192,7 +192,21 @@ reports = st.builds(
 looks = st.lists(st.tuples(st.lists(reports, max_size=4), st.integers(0, 5), st.booleans()), max_size=12)
 
 
+def hardly_anything(free_pages: int) -> WorkerReport:
+    return WorkerReport(
+        *("a", "decode", "ready", "w"),
+        free_pages=free_pages,
+        total_pages=1,
+        prompt_tokens=1,
+        prompt_seconds=1.0,
+        answer_tokens=1,
+        answer_seconds=5e-324,
+    )
+
+
 @given(looks, st.booleans(), st.integers(0, 2), st.integers(3, 9))
+@example([([], 0, False), ([hardly_anything(2)], 0, False)], False, 0, 3)
+@example([([], 0, False), ([hardly_anything(0)], 0, False)], False, 0, 3)
 def test_whatever_is_reported_bounds_hold_and_a_pair_stands(
     seen: list[tuple[list[WorkerReport], int, bool]], divided: bool, least: int, most: int
 ) -> None:
