@@ -47,8 +47,9 @@ def measured(fleet: Fleet) -> bool:
     """Whether the bootstrap server knows for each decode worker how fast pages came from prefill workers."""
     rows = httpx.get(f"{fleet.bootstrap.facts['http']}/workers", trust_env=False).json()["workers"]
     senders = {row["id"] for row in rows if row["role"] == "prefill"}
-    links = [row["links"] for row in rows if row["role"] == "decode"]
-    return all(found and found.keys() <= senders and min(found.values()) > 0 for found in links)
+    links = {row["url"]: row["links"] for row in rows}
+    found = [links.get(worker.url, {}) for worker in fleet.decodes]
+    return all(each and each.keys() <= senders and min(each.values()) > 0 for each in found)
 
 
 async def test_a_pair_over_mooncake_answers_like_one_worker(fleet: Fleet) -> None:
