@@ -225,8 +225,10 @@ class Chaos:
         """It is nobody's victim until all gateways know that it is back, and not as the start `before`."""
         worker.ready = False
         async with asyncio.timeout(VIEW_SECONDS):
-            while await self._incarnation(worker) in ("", before):
+            while True:
                 await asyncio.sleep(0.1)
+                if await self._incarnation(worker) not in ("", before):
+                    break
         worker.ready = True
 
     async def _incarnation(self, worker: Worker) -> str:
