@@ -219,14 +219,17 @@ class Chaos:
             elif await victim.end():
                 self.tally.failed.append(f"{victim.name} ended badly after SIGTERM: {victim.tail()}")
             await victim.start()
-        victim.ready = False  # nobody's victim until all know that it is back
-        gone = ("", before if fault != "stop" else "")
+        await self.known(victim, before if fault != "stop" else "")
+
+    async def known(self, worker: Worker, before: str = "") -> None:
+        """It is nobody's victim until all gateways know that it is back, and not as the start `before`."""
+        worker.ready = False
         async with asyncio.timeout(VIEW_SECONDS):
             while True:
                 await asyncio.sleep(0.1)
-                if await self._incarnation(victim) not in gone:
+                if await self._incarnation(worker) not in ("", before):
                     break
-        victim.ready = True
+        worker.ready = True
 
     async def _incarnation(self, worker: Worker) -> str:
         """Which start of it every gateway that is up would use; "" when one would not."""
@@ -351,6 +354,7 @@ async def run(args: argparse.Namespace, folder: Path, progress: Progress, tally:
             whole.kill()
             await asyncio.gather(*(each.start() for each in (*prefills, *decodes, *gateways)))
             chaos = Chaos(session, gateways, (prefills, decodes), args.seed, tally)
+            await asyncio.gather(*(chaos.known(each) for each in (*prefills, *decodes)))
             tally.left_out, tally.begun, over = len(drawn) - len(wanted), time.monotonic(), asyncio.Event()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(chaos.havoc(args.faults, args.period, args.stopped, over))

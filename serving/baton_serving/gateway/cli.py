@@ -82,7 +82,7 @@ def _add_routing(parser: ArgumentParser) -> None:
         "--migrate-wait",
         type=float,
         default=routing.migrate_wait,
-        help="seconds that a stream whose worker is lost waits for another",
+        help="seconds that a request whose worker was lost waits for another",
     )
     parser.add_argument(
         "--divide-from",

@@ -180,7 +180,7 @@ class Exchange:
             return
         now = core.now()
         if not self._wait_until:
-            self._wait_until = now + (config.worker_wait if self.phase is Phase.QUEUED else config.migrate_wait)
+            self._wait_until = now + (config.migrate_wait if self.record.attempts else config.worker_wait)
         left = self._wait_until - now
         if self._full or left <= 0:
             self._happen(Event.NO_ROUTE)

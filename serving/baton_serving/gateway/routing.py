@@ -25,8 +25,9 @@ Link = tuple[str, str]  # incarnations of a prefill and a decode worker
 class RoutingConfig:
     """`attempts` bounds the pairs tried in a row; `worker_wait` is how long, in seconds, a request waits for a worker.
 
-    `migrate_wait` is the same for a stream that lost its worker. Prompts of fewer than `divide_from` tokens that
-    are not cached are served by a decode worker alone. `decode_policy` is "" for the same as `policy`.
+    `migrate_wait` is the same for one that lost its worker, before its first byte or in mid-stream. Prompts of fewer
+    than `divide_from` tokens that are not cached are served by a decode worker alone. `decode_policy` is "" for the
+    same as `policy`.
     """
 
     policy: str = "power_of_two"

@@ -7,9 +7,21 @@ import json
 
 import aiohttp
 import pytest
-from support.gateway_bench import Bench, Call, answer, die, events, hang, prefill_ok, stream
+from support.gateway_bench import (
+    Bench,
+    Call,
+    answer,
+    die,
+    events,
+    eventually,
+    gateway_bench,
+    hang,
+    prefill_ok,
+    stream,
+)
 
 from baton_bootstrap.records import State
+from baton_serving.gateway.routing import RoutingConfig
 
 
 async def read(response: aiohttp.ClientResponse) -> bytes:
@@ -425,3 +437,23 @@ async def test_explain_tells_what_moved_the_pages_and_how_many_bytes(bench: Benc
     async with bench.session.get(f"{bench.url}/v1/baton/explain/{request_id}") as response:
         [attempt] = (await response.json())["attempts"]
     assert attempt["transfer"] == {"transport": "nixl tcp", "pages": 3, "bytes": 99}
+
+
+async def test_a_request_that_lost_its_worker_waits_longer_than_a_new_one_for_another() -> None:
+    async with gateway_bench(RoutingConfig(worker_wait=0)) as bench:
+
+        async def leave(call: Call) -> None:
+            bench.show()
+            call.die()
+
+        await bench.worker("b1", leave)
+
+        async def ask() -> int:
+            async with bench.post() as response:
+                return response.status
+
+        asked = asyncio.ensure_future(ask())
+        await eventually(lambda: bool(bench.core.waiting))
+        assert await ask() == 503  # nobody is there, and it had nobody to lose
+        await bench.worker("b2", answer(text="x"))
+        assert await asked == 200

@@ -325,6 +325,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _answer(self, incoming: Incoming) -> None:
         if self.closing and self._transport.is_closing():
+            self._bodies.held -= incoming.held
             return
         self._answering = incoming
         self.begun = False
