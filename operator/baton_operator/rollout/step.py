@@ -143,7 +143,7 @@ def _surge(target: Target, policy: Policy, seen: Seen, memory: Memory) -> Step:
     before = {worker.id for worker in seen.workers if worker.version != goal}
     if held and before:
         memory = replace(memory, phase=_paused_or(memory, held))
-        counts, stops = _scaled(target, seen, memory)
+        counts, stops = _scaled(target, seen, memory, policy.surge)
         orders = {worker.id: Order.STOP if worker.id in stops else Order.KEEP for worker in seen.workers}
         return _result(policy, seen, memory, orders, frozenset(), counts, held)
     surge = plan_surge(goal, target, seen, policy, memory.stable, percent)
@@ -222,8 +222,13 @@ def _as_they_are(seen: Seen) -> dict[tuple[str, str], int]:
     return counts
 
 
-def _scaled(target: Target, seen: Seen, memory: Memory) -> tuple[dict[tuple[str, str], int], frozenset[str]]:
-    """Numbers of workers as wanted: newcomers begin with what is known to serve, leavers leave a serving set."""
+def _scaled(
+    target: Target, seen: Seen, memory: Memory, beside: Mapping[str, int] | None = None
+) -> tuple[dict[tuple[str, str], int], frozenset[str]]:
+    """Numbers of workers as wanted: newcomers begin with what is known to serve, leavers leave a serving set.
+
+    `beside`: so many more of a role may stay.
+    """
     counts = _as_they_are(seen)
     stops: set[str] = set()
     if not {worker.role for worker in seen.workers} <= target.counts.keys():
@@ -236,7 +241,7 @@ def _scaled(target: Target, seen: Seen, memory: Memory) -> tuple[dict[tuple[str,
         if surplus < 0:
             counts[role, begin] = counts.get((role, begin), 0) - surplus
         leaving = sorted(workers, key=lambda worker: (worker.ready, worker.version == goal, -worker.order))
-        for worker in leaving[: max(0, surplus)]:
+        for worker in leaving[: max(0, surplus - (beside or {}).get(role, 0))]:
             without = {*stops, *memory.moving, worker.id}
             if not worker.ready or serving(seen.workers, without=without, among=seen.admitted):
                 stops.add(worker.id)

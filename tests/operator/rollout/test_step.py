@@ -344,13 +344,22 @@ def test_ranks_that_read_other_weights_stop_the_roll() -> None:
     assert "different checkpoints" in world.memory.reason
 
 
-def test_surge_keeps_within_its_bounds_and_the_ratio() -> None:
-    world = world_of(Strategy.SURGE, 2, 4)
+@pytest.mark.parametrize("watched", [{}, {"soak": 25.0}, {"probe": True}], ids=["at_once", "soak", "probe"])
+@pytest.mark.parametrize("seed", range(20))
+def test_surge_keeps_within_its_bounds_and_the_ratio(watched: dict[str, Any], seed: int) -> None:
+    """Also while the first new workers are watched: none is missing meanwhile, and none that loads is given up."""
+    world = world_of(Strategy.SURGE, 2, 4, **watched)
+    world.draw = random.Random(seed)
     most: dict[str, int] = {PREFILL: 0, DECODE: 0}
+    wanted = world.target.counts
 
     def note() -> bool:
+        ended = {name for name, (order, _) in world.orders.items() if order is Order.STOP}
+        assert not {one.id for one in world.workers.values() if one.version == "v2"} & ended
         for role in most:
-            most[role] = max(most[role], sum(w.role == role for w in world.workers.values()))
+            staying = [one for one in world.workers.values() if one.role == role and one.id not in ended]
+            most[role] = max(most[role], len(staying))
+            assert sum(one.ready for one in staying) >= wanted[role]
         assert sum(serving_sets(world.workers.values()).values()) >= 2
         return world.over()
 
