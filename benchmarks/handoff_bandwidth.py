@@ -301,7 +301,7 @@ class Sender:
         if self._pool.device.type == "cpu":
             time.sleep(0.2)
         else:
-            torch.cuda._sleep(_STEP_CYCLES)  # type: ignore[no-untyped-call]
+            torch.cuda._sleep(_STEP_CYCLES)
             torch.cuda.synchronize(self._pool.device)
 
     def handoff(self, backend: str) -> Iterator[float]:

@@ -234,11 +234,11 @@ def check_attention(
                     q = torch.randn(sum(q_lens), spec.q_heads, spec.k_dim, device=GPU).to(spec.dtype)
                     exact = paged_attention_reference(q.double(), wide(k_pages), wide(v_pages), rows, spec, scale)
                     plan = backend.plan(rows)
-                    sides = [k_pages, v_pages]
+                    k, v = k_pages, v_pages
                     if plan.reads_new:
-                        scaled = zip(sides, (scale.k, scale.v), strict=True)
-                        sides = [(new_tokens(wide(side), rows) * by).to(spec.dtype) for side, by in scaled]
-                    found = error_of(plan.run(q, *sides, scale), exact)
+                        k = (new_tokens(wide(k), rows) * scale.k).to(spec.dtype)
+                        v = (new_tokens(wide(v), rows) * scale.v).to(spec.dtype)
+                    found = error_of(plan.run(q, k, v, scale), exact)
                     worst = found if math.isnan(found) else max(worst, found)
                 kind = "window" if spec.window else "softcap" if spec.softcap else "plain"
                 yield Finding(f"{op.name} {implementation.name} {kind} {note}", worst, BARS[spec.dtype])
