@@ -117,7 +117,9 @@ def quickstart(release: Sequence[str], person: Person, cluster: Cluster) -> Iter
 def pairs(quickstart: Deployment) -> Deployment:
     """The same service with two of everything that clients depend on, on different nodes where there are two."""
     model = {"uri": "file://models/baton-tiny", "servedName": "baton-tiny"}
-    roles = {role: {"replicas": 2, "placement": {"affinity": apart(role)}} for role in ("prefill", "decode")}
+    # With a request, since a kubelet that is short of memory does not even look at pods without one.
+    worker = {"replicas": 2, "resources": {"requests": {"memory": "256Mi"}}}
+    roles = {role: {**worker, "placement": {"affinity": apart(role)}} for role in ("prefill", "decode")}
     quickstart.apply(model=model, gateway={"replicas": 2}, **roles)
     eventually(lambda: quickstart.whole(PAIRS), 300.0, lambda: (quickstart.get() or {}).get("status"), 0.5)
     return quickstart

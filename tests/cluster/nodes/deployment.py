@@ -40,7 +40,7 @@ class Deployment(ServiceUnderTest):
         """Without what is left of evicted ones."""
         labels = f"baton.dev/service={self.name}" + (f",{COMPONENT}={component}" if component else "")
         found = self.cluster.list("v1", "pods", self.namespace, labels)
-        return [pod for pod in found if pod["status"].get("phase") != "Failed"]
+        return [pod for pod in found if pod["status"].get("phase") not in ("Failed", "Succeeded")]
 
     def staying(self, component: str = "") -> list[Item]:
         """Those of them that are not on their way out."""
@@ -84,10 +84,13 @@ class Deployment(ServiceUnderTest):
         return self.person.inside(self.namespace, ASKER, *words, within=within)
 
     @contextlib.contextmanager
-    def load(self, streams: int = 2) -> Iterator[Load]:
-        """Questions without a pause while the context lasts; they go on whatever happens to API server and kubelet."""
+    def load(self, streams: int = 2, url: str = "") -> Iterator[Load]:
+        """Questions without a pause while the context lasts; they go on whatever happens to API server and kubelet.
+
+        They are sent to the Service where no other `url` is given.
+        """
         load = Load(self)
-        script = f"{_PLACE}/asker.py {self.url} --streams {streams} --until {_STOP}"
+        script = f"{_PLACE}/asker.py {url or self.url} --streams {streams} --until {_STOP}"
         run = f"rm -f {_STOP} {_ENDED}; true > {_ANSWERS}; (python {script}; touch {_ENDED}) > {_ANSWERS} 2>&1 &"
         self.inside("sh", "-c", f"setsid sh -c '{run}'")
         try:
