@@ -337,15 +337,13 @@ class Exchange:
         self._reply(refusals[0])
 
     def _reply_failure(self) -> None:
-        wait = self._core.router.config.worker_wait
-        nowhere = Unavailable(f"no worker was ready within {wait:g} s; try again", retry_after=1)
-        self._reply(self._failure or nowhere)
+        nowhere = f"no worker was ready within {self._core.router.config.worker_wait:g} s; try again"
+        self._reply(self._failure or Unavailable(nowhere, retry_after=1))
 
     def _reply(self, what: BatonError | Reply) -> None:
         reply = error_reply(what) if isinstance(what, BatonError) else what
-        self.record.status = reply.status
-        text = what.message if isinstance(what, BatonError) else reply.body[:300].decode(errors="replace")
-        self.record.error = text
+        error = what.message if isinstance(what, BatonError) else reply.body[:300].decode(errors="replace")
+        self.record.status, self.record.error = reply.status, error
         self._sink.reply(reply.status, reply.lines + self._own_lines(), reply.body)
         self._over("refused" if reply.status < 500 and reply.status != QueueFull.status else "failed")
 
