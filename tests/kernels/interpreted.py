@@ -20,6 +20,8 @@ from baton_kernels.rms_norm import add_rms_norm_torch, rms_norm_torch
 from baton_kernels.rope import rope_table
 from baton_kernels.rope_kv_write import HeadNorm, rope_kv_write_torch
 from baton_kernels.sample import DrawRows, sample_torch
+from baton_kernels.sample_draw import WEIGHT_SCALE
+from baton_kernels.sample_filters import top_k_threshold, top_p_threshold
 from baton_kernels.triton_activation import activation_and_mul_triton
 from baton_kernels.triton_linear import linear_triton
 from baton_kernels.triton_linear8 import linear8_cuda
@@ -248,3 +250,19 @@ def test_sampling(vocab: int, filters: str, monkeypatch: pytest.MonkeyPatch) -> 
         min_p=torch.tensor([0.0, 0.0, 0.2, 0.0, 0.001, 0.0, 0.9, 0.0, 0.0]) if "m" in filters else None,
     )
     assert sample_triton(logits, rows).tolist() == sample_torch(logits, rows).tolist()
+
+
+def test_thresholds_of_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What top-k and top-p keep, to the token; equals at the border among it."""
+    monkeypatch.setattr(triton_sample, "_PROGRAMS", ((16, 4),))
+    logits = (torch.randn(6, 700) * 3).to(torch.bfloat16)  # of so few values that many are equal
+    top_k, top_p = torch.tensor([1, 2, 5, 40, 300, 699]), torch.tensor([0.02, 0.3, 0.5, 0.9, 0.99, 0.999])
+    search = triton_sample._Search(logits, logits.max(dim=-1).values, torch.tensor([1.0, 0.6, 1.5, 2.0, 1.0, 3.0]))
+    least = torch.full((6,), triton_sample._LEAST, dtype=torch.int32)
+    weights = (search.keys.view(torch.float32) * WEIGHT_SCALE).long()
+    by_k = search.threshold(top_k, least)
+    kept = search.keys >= by_k.unsqueeze(1)
+    assert torch.equal(kept, search.keys >= top_k_threshold(search.keys, top_k).clamp(min=least[0]).unsqueeze(1))
+    by_p = search.threshold(top_p, by_k)
+    expected = top_p_threshold(search.keys, weights * kept, top_p)
+    assert torch.equal(search.keys >= by_p.unsqueeze(1), kept & (search.keys >= expected.unsqueeze(1)))
