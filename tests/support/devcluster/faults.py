@@ -42,11 +42,15 @@ def cut(layout: Layout, one: Node, other: Node, seconds: float) -> Iterator[None
 
 @contextlib.contextmanager
 def short_of_memory(layout: Layout, node: Node) -> Iterator[None]:
-    """The node's kubelet is told to keep nearly all memory free, and so evicts one pod after another."""
+    """The node's kubelet is told to keep nearly all memory free, and so evicts one pod after another.
+
+    Pods that ask for no memory it refuses as soon as it is there again. A hard limit would count as memory that the
+    node does not have, and all pods as too many.
+    """
     file = layout.of(node, "kubelet.json")
     before = file.read_text()
     settings = json.loads(before)
-    settings["evictionHard"]["memory.available"] = "99%"
+    settings |= {"evictionSoft": {"memory.available": "99%"}, "evictionSoftGracePeriod": {"memory.available": "1s"}}
     try:
         _restart_kubelet(layout, node, json.dumps(settings))
         yield

@@ -31,7 +31,7 @@ def main() -> None:
     while True:
         bodies = [api.get(f"{path}?resourceVersion=0") for path in _KINDS]
         if all(bodies):
-            policies, pods, namespaces = (json.loads(body)["items"] for body in bodies if body)
+            policies, pods, namespaces = (json.loads(body or b"")["items"] for body in bodies)
             found = ruleset(policies, pods, namespaces, node.name)
             if found != before:
                 subprocess.run(["nft", "-f", "-"], input=found, text=True, check=True)
@@ -74,7 +74,7 @@ def _lines(policy: Item, kind: str, pods: Sequence[Item], labels: Mapping[str, I
             if not found:
                 continue
             who = f"ip {side} {{ {', '.join(sorted(found))} }} "
-        ports: Sequence[Item] = rule.get("ports") or [{}]
+        ports: Sequence[Item] = rule.get("ports") or ({},)
         for port in ports:
             yield f"{who}{_port(port)}return"
 
