@@ -94,11 +94,11 @@ def _needs(
             return {"prefill": prompt_workers, "decode": answer_workers}
         return {"decode": prompt_workers + answer_workers}
 
-    needs, later = at(targets.lead), at(targets.shrink)
+    needs, later, far = at(targets.lead), at(targets.shrink), at(_CALM)
     for role, need in needs.items():
         before = memory.role(role)
         lasting = before.lasting.add(now, max(need, later[role]), targets.shrink)
-        memory = memory.with_role(role, replace(before, need=need, lasting=lasting))
+        memory = memory.with_role(role, replace(before, need=need, foreseen=far[role], lasting=lasting))
     return needs, memory
 
 
@@ -117,8 +117,9 @@ def _steady(role: RoleMemory, fleet: Fleet, name: str, targets: Targets, now: fl
         return ceil(role.need)
     watched = role.lasting.span() >= targets.shrink - 1.5 * PERIOD
     if watched and now - role.raised_at >= _CALM:
-        slack = _TURN_SLACK if role.rising else _SLACK
-        return min(count, ceil(role.lasting.most() * (1 + slack)))
+        if role.rising:  # to add them again within that time would be two changes of direction
+            return min(count, ceil(max(role.lasting.most(), role.foreseen) * (1 + _TURN_SLACK)))
+        return min(count, ceil(role.lasting.most() * (1 + _SLACK)))
     return count
 
 

@@ -98,10 +98,12 @@ class Series:
 class RoleMemory:
     """Workers that one role needs, and those that it would miss soon if it had fewer.
 
-    `raised_at` is when it was last given more, or first looked at; `rising` says that this was its last change.
+    `foreseen` are those that it will need in ten minutes. `raised_at` is when it was last given more, or first looked
+    at; `rising` says that this was its last change.
     """
 
     need: float = 0.0
+    foreseen: float = 0.0
     lasting: Series = Series()
     raised_at: float = 0.0
     rising: bool = True

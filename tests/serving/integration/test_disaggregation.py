@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -47,8 +48,8 @@ def measured(fleet: Fleet) -> bool:
     """Whether the bootstrap server knows for each decode worker how fast pages came from prefill workers."""
     rows = httpx.get(f"{fleet.bootstrap.facts['http']}/workers", trust_env=False).json()["workers"]
     senders = {row["id"] for row in rows if row["role"] == "prefill"}
-    links = {row["url"]: row["links"] for row in rows}
-    found = [links.get(worker.url, {}) for worker in fleet.decodes]
+    links = {urlsplit(row["url"]).port: row["links"] for row in rows}
+    found = [links.get(urlsplit(worker.url).port, {}) for worker in fleet.decodes]
     return all(each and each.keys() <= senders and min(each.values()) > 0 for each in found)
 
 
