@@ -85,8 +85,11 @@ class RollingCluster(FakeCluster):
         return int(self.service["metadata"]["generation"])
 
     def kill(self, name: str) -> None:
-        """The worker's container is started again."""
+        """The worker's container is started again, which its pod shows."""
         self._reports.pop(name, None)
+        for pod in self.pods:
+            if pod["metadata"]["name"] == name:
+                pod["status"] = {}
 
     def spares(self, name: str) -> bool:
         """Whether something serves without this worker, also when everybody has done what they were told by now."""
