@@ -81,10 +81,10 @@ class _Planning:
         self._goal = self._version(self._memory.goal if self._memory.version == self._wanted else self._wanted)
         names = dict.fromkeys((self._goal.name, self._memory.stable, self._wanted))
         self._versions = {name: found for name in names if (found := records.version(name)) is not None}
-        self._groups = [group for group in observed.groups() if self._counts(group)]
-        kept = {key_of(group) for group in self._groups}
         resting = self._memory.phase is Phase.DONE and self._memory.version == self._wanted
         self._fleet = Fleet(observed, records, list(self._versions.values()), resting=resting)
+        self._groups = [group for group in observed.groups() if self._counts(group)]
+        kept = {key_of(group) for group in self._groups}
         self._members = [member for member in self._fleet.members if member.key in kept]
 
     def rollout(self) -> Rollout:
@@ -165,9 +165,14 @@ class _Planning:
         return found
 
     def _counts(self, group: Group) -> bool:
-        """Whether its workers matter: those that never served make room for what is wanted at once."""
+        """Whether its workers matter: those that never served make room for what is wanted at once.
+
+        One that is ready serves, though nobody may have found the time to note it.
+        """
         key = key_of(group)
-        return group.proven or key in {key_of(role) for v in self._versions.values() for role in v.roles}
+        if group.proven or key in {key_of(role) for v in self._versions.values() for role in v.roles}:
+            return True
+        return any(member.worker.ready for member in self._fleet.members if member.key == key)
 
     def _seen(self) -> Seen:
         seen = self._fleet.seen(self._now.timestamp())

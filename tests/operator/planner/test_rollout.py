@@ -102,6 +102,25 @@ def test_flags_take_new_pods_also_in_place() -> None:
     assert not before & set(cluster.weights)
 
 
+def test_new_workers_that_alone_serve_outlive_a_change_of_mind() -> None:
+    """Also when no operator has had the time to note that they ever served."""
+    cluster = running()
+    old = set(cluster.weights)
+    cluster.edit(spec("a").replace("replicas: 1", "replicas: 1, extraArgs: [--disable-radix-cache]"))
+    cluster.round()
+    while len(cluster.weights) < 4:
+        cluster.live()
+    for name in old:
+        cluster.kill(name)
+    cluster.edit(spec("a"))
+    for _ in range(10):
+        cluster.round()
+        assert cluster.serving(), cluster.rollout
+        cluster.live()
+    settle(cluster)
+    assert is_as_the_manifest_says(cluster)
+
+
 @pytest.mark.parametrize("strategy", ["Surge", "InPlace"])
 def test_broken_weights_are_rolled_back_and_stay_so_until_the_manifest_changes(strategy: str) -> None:
     cluster = running(strategy)
