@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -64,15 +65,22 @@ _REMEDIES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `baton argv…` and return its exit status: 2 when the input is wrong, 130 after Ctrl-C."""
+    """Run `baton argv…` and return its exit status: 2 when the input is wrong, 130 after Ctrl-C, 141 when whoever read
+    its output has gone.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        status = _run(words)
+        sys.stdout.flush()
+        return status
     except ConfigError as error:
         print(f"baton: {error.message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        return 141
 
 
 def _run(words: list[str]) -> int:

@@ -96,3 +96,16 @@ def test_wrong_flags_are_told_without_the_engine_and_without_loading_it() -> Non
         check=False,
     )
     assert (done.returncode, done.stderr) == (2, "baton: unknown flag --page-sise; did you mean --page-size?\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
+    """As with `baton --help | head -1`."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "baton_serving.cli.main", "--help"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        command, stdout=writes, stderr=subprocess.PIPE, text=True, env=environment, timeout=60, check=False
+    )
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
