@@ -12,7 +12,7 @@ import threading
 from typing import Any
 
 import msgspec
-from support.handoff_workers import BIG, Cluster, Worker
+from support.handoff_workers import BIG, Cluster, Worker, eventually
 
 from baton_serving.handoff.protocol import PageSpan
 from baton_serving.handoff.rim import PeerAddress
@@ -60,6 +60,12 @@ def obey(worker: Worker, cluster: Cluster, method: str, arguments: list[Any]) ->
             service.finish(arguments[0], arguments[1].encode())
         case "announce":
             service.announce(arguments[0], [PageSpan(0, 0, arguments[1])], 0)
+        case "clear":
+            worker.pools[0].pages[arguments[0]] = 0
+            say("cleared", arguments[0])
+        case "landed":
+            eventually(lambda: bool(worker.pools[0].pages[arguments[0]].any()))
+            say("landed", arguments[0])
         case "stats":
             say("stats", service.stats())
 

@@ -107,6 +107,18 @@ def test_a_sender_that_is_killed(cluster: Cluster, spawn: Spawn) -> None:
     assert receiver.service.stats().fences == 1, "a sender that had delivered owes nothing"
 
 
+def stop_in_the_middle(receiver: ChildWorker, sender: Worker, transfer: str) -> None:
+    """Stop a receiver that has announced its pages: the first has begun to arrive, the others are under way."""
+    receiver.call("announce", transfer, PAGES)
+    receiver.call("clear", PAGES[0])
+    receiver.wait("cleared")
+    sender.service.chunk_ready(transfer, [PageSpan(0, 0, PAGES[:1])])
+    receiver.call("landed", PAGES[0])
+    receiver.wait("landed")
+    receiver.signal(signal.SIGSTOP)
+    sender.service.chunk_ready(transfer, [PageSpan(0, 1, PAGES[1:])])
+
+
 @pytest.mark.deep
 def test_a_receiver_that_is_killed_while_it_is_written_to(cluster: Cluster, spawn: Spawn) -> None:
     sender = here(cluster, "p", fill=3)
@@ -117,11 +129,7 @@ def test_a_receiver_that_is_killed_while_it_is_written_to(cluster: Cluster, spaw
     child.call("expect", "t1", 0, "p")
     sender.service.started("t1", 1)
     child.wait("Begun", "t1")
-    child.call("announce", "t1", PAGES)
-    child.call("stats")
-    child.wait("stats")
-    child.signal(signal.SIGSTOP)
-    sender.service.chunk_ready("t1", [PageSpan(0, 0, PAGES)])
+    stop_in_the_middle(child, sender, "t1")
     child.kill()
 
     failed = sender.wait(SendFailed, "t1", timeout=2)
@@ -182,12 +190,8 @@ def test_a_stopped_receiver_frees_its_sender(cluster: Cluster, spawn: Spawn) -> 
     child.call("expect", "t1", 0, "p")
     sender.service.started("t1", 1)
     child.wait("Begun", "t1")
-    child.call("announce", "t1", PAGES)
-    child.call("stats")
-    child.wait("stats")
-    child.signal(signal.SIGSTOP)
+    stop_in_the_middle(child, sender, "t1")
     stopped = time.monotonic()
-    sender.service.chunk_ready("t1", [PageSpan(0, 0, PAGES)])
 
     failed = sender.wait(SendFailed, "t1")
     if not failed.quiet:
