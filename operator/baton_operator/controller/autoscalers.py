@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 
 from baton_operator.autoscaling import PERIOD, Bounds, Fleet, Memory, Targets, decide
+from baton_operator.controller.survey import Key
 from baton_operator.planner import Context, Observed
 from baton_operator.planner.revision import wanted_revisions
 from baton_operator.planner.scaling import desired_replicas
 from baton_operator.planner.worker import role_of
 
 log = logging.getLogger(__name__)
-
-Key = tuple[str, str]  # namespace and name of a service
 
 
 class Autoscalers:

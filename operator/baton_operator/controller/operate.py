@@ -17,11 +17,11 @@ from aiohttp import web
 from baton_operator.controller.api_server import ApiServer, connected
 from baton_operator.controller.lease import Lease
 from baton_operator.controller.metrics import Metrics
-from baton_operator.controller.reconciler import Key, Reconciler
+from baton_operator.controller.reconciler import Reconciler
 from baton_operator.controller.reports import Reports
 from baton_operator.controller.resources import OPTIONAL, SCALERS, SERVICES
 from baton_operator.controller.rollouts import Rollouts
-from baton_operator.controller.survey import Sighting, survey
+from baton_operator.controller.survey import Key, Sighting, survey
 from baton_operator.controller.watching import watch
 from baton_operator.controller.work_queue import WorkQueue
 from baton_operator.errors import OperatorError

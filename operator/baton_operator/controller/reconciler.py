@@ -17,15 +17,13 @@ from baton_operator.controller.memory import Applied
 from baton_operator.controller.reports import Reports
 from baton_operator.controller.resources import EVENTS, SERVICES, resource_of, served
 from baton_operator.controller.rollouts import Rollouts
-from baton_operator.controller.survey import Sighting
+from baton_operator.controller.survey import Key, Sighting
 from baton_operator.errors import Conflict, NotFound, Refused
 from baton_operator.planner import FIELD_MANAGER, FINALIZER, Context, Event, Observed, Plan, Service, Settings, plan
 from baton_operator.planner.context import INSTANCE
 from baton_operator.planner.objects import Object, Ref, list_at, ref_of, text_at
 
 log = logging.getLogger(__name__)
-
-Key = tuple[str, str]  # namespace and name of a service
 
 
 @dataclass(frozen=True)

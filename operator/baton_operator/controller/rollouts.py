@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from baton_operator.controller.credentials import client_tls
+from baton_operator.controller.survey import Key
 from baton_operator.planner import Context, Observed, Plan
 from baton_operator.planner.context import COMPONENT, GATEWAY_PORT, PROBE_PORT
 from baton_operator.planner.gateway import COMPONENT as GATEWAY
@@ -21,8 +22,6 @@ from baton_operator.rollout.health import HealthBook, ask_probe
 log = logging.getLogger(__name__)
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=3.0)
-
-Key = tuple[str, str]  # namespace and name of a service
 
 
 @dataclass

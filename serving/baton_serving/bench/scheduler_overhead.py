@@ -1,9 +1,9 @@
 """What the scheduler loop costs per step: the real loop, scheduler and sockets on a device that only keeps time.
 
 The stand-in runs one step after another, each for a fixed time, and samples a constant token. Without overlap the
-device waits while the host works, so its idle time between two steps is all that the host does for a step: schedule,
-launch, book the result, send the tokens. With overlap it is what of that stays visible. Beside it stands the CPU time
-of the scheduler alone, which a busy machine does not blur.
+device waits while the host works, so its idle time between two steps is all that the next one waits for: book the
+result, take in what came, schedule, launch. With overlap it is what of that stays visible. Beside it stands the CPU
+time of the scheduler alone, which a busy machine does not blur.
 """
 
 from __future__ import annotations

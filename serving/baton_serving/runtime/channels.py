@@ -85,12 +85,8 @@ class Pull(Generic[T]):
 
     def drain(self) -> Iterator[T]:
         """Whatever has arrived, without waiting."""
-        while True:
-            try:
-                raw = self.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            yield self._decoder.decode(raw)
+        while self.socket.poll(0):  # costs a quarter of a recv that finds nothing
+            yield self._decoder.decode(self.socket.recv(zmq.NOBLOCK))
 
     def close(self) -> None:
         self.socket.close(0)

@@ -1,7 +1,8 @@
-"""The scheduler loop of rank 0: receive, schedule the next step, launch it, then book the previous one.
+"""The scheduler loop of rank 0: receive, schedule the next step, launch it, book the previous one, send its tokens.
 
-With overlap the device works on step n+1 while the host books step n; without, each step is booked at once. The loop
-does nothing slow itself: no look-ups, no HTTP, no sends that could block.
+With overlap the device works on step n+1 while the host books step n; without, a step is booked before the next one is
+planned, and only its tokens go out meanwhile. The loop does nothing slow itself: no look-ups, no HTTP, no sends that
+could block.
 """
 
 from __future__ import annotations
@@ -193,7 +194,11 @@ class SchedulerLoop:
             self._turn()
 
     def _turn(self) -> None:
-        outputs = self._receive()
+        booked = None
+        outputs: list[TokenOutput] = []
+        if not self._overlap and (booked := self._in_flight) is not None:
+            outputs += self._book(booked)
+        outputs += self._receive()
         if self._updates is not None:
             self._updates.poll()
         paused = self._updates is not None and self._updates.paused
@@ -208,13 +213,9 @@ class SchedulerLoop:
             began = time.monotonic()
             self._followers.launch(plan)
             launched = (plan, self._executor.launch(plan), began)
-        booked = self._in_flight
-        if booked is not None:
+        if self._overlap and (booked := self._in_flight) is not None:
             outputs += self._book(booked)
         self._in_flight = launched
-        if launched is not None and not self._overlap:
-            outputs += self._book(launched)
-            self._in_flight = None
         if plan is not None:
             self._foresight.took(plan, time.monotonic() - began)
         outputs += self._scheduler.take_outputs()

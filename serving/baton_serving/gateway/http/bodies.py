@@ -21,11 +21,12 @@ class Bodies:
         self.total = total
         self.held = 0
 
-    def refusal(self, size: int) -> BatonError | None:
-        """Why a body of so many bytes, none of which are held yet, is not taken: for good, or for now."""
+    def refusal(self, size: int, counted: int = 0) -> BatonError | None:
+        """Why a body of `size` bytes, `counted` of which are held already, is not taken: for good, or for now."""
         if size > self.limit:
             return TooLarge(f"the body has {size} bytes or more, at most {self.limit} are taken")
-        if self.held + size > self.total:
-            message = f"bodies of open requests fill {self.held} of {self.total} bytes; try again later"
+        others = self.held - counted
+        if others + size > self.total:
+            message = f"bodies of open requests fill {others} of {self.total} bytes; try again later"
             return Unavailable(message, _RETRY_AFTER)
         return None

@@ -198,12 +198,12 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
-        begun, bodies = self._body, self._bodies
-        size, held = len(begun) + len(body), bodies.held + len(body)
-        if size > bodies.limit or held > bodies.total:
+        begun = self._body
+        error = self._bodies.refusal(len(begun) + len(body), counted=len(begun))
+        if error is not None:
             self._drop_body()
-            self._stop(bodies.refusal(size))
-        bodies.held = held
+            self._stop(error)
+        self._bodies.held += len(body)
         if not begun:
             self._body = body
         elif isinstance(begun, bytearray):
@@ -234,19 +234,17 @@ class ClientConnection(asyncio.Protocol):
         if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
             self._stop(InvalidRequest("the only transfer-encoding taken is chunked, of HTTP/1.1"))
         declared = headers.get(b"content-length")
-        if declared is not None:
-            size, bodies = int(declared), self._bodies
-            if size > bodies.limit or bodies.held + size > bodies.total:
-                self._stop(bodies.refusal(size))
+        error = None if declared is None else self._bodies.refusal(int(declared))
+        if error is not None:
+            self._stop(error)
 
     def _drop_body(self) -> None:
         """Let go what came of a body that will never be whole."""
         self._bodies.held -= len(self._body)
         self._body = b""
 
-    def _stop(self, error: BatonError | None) -> NoReturn:
+    def _stop(self, error: BatonError) -> NoReturn:
         """End parsing from within a callback; llhttp reports whatever is raised as an error of its own."""
-        assert error is not None
         self._refusal = error
         raise error
 
