@@ -25,6 +25,13 @@ class Access(Protocol):
         ...
 
 
+class OpenAccess:
+    """Everybody may ask."""
+
+    def tenant(self, incoming: Incoming) -> str:
+        return ""
+
+
 class KeyFile:
     """Keys from a file with a line `NAME KEY` each, or from a folder with a file per name (a mounted Secret).
 

@@ -222,7 +222,7 @@ class Core:
 
     def pair_worked(self, decision: Decision | None) -> None:
         router = self.router
-        if decision is None:
+        if decision is None or not router.troubled:
             return
         route = decision.route
         router.workers.succeeded(route.decode.incarnation)

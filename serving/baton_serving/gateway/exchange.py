@@ -10,6 +10,7 @@ from baton_serving.errors import BatonError, QueueFull, Unavailable
 from baton_serving.gateway.ask import Ask
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.handover import Handover, MoveCall
+from baton_serving.gateway.http.head import Head
 from baton_serving.gateway.leg import DONE, LOST, Leg
 from baton_serving.gateway.lifecycle import TABLE, Action, Event, Phase
 from baton_serving.gateway.outgoing import Outgoing
@@ -28,7 +29,7 @@ SECOND_CHANCE = 0.1  # seconds before a worker that failed is asked again, when 
 _WAITING = (Phase.QUEUED, Phase.STRANDED)
 _NOBODY: frozenset[Endpoint] = frozenset()
 # Asked for with every event; in an enum's class that takes long.
-_STREAMING, _PREFILL_DONE, _NOTHING = Phase.STREAMING, Event.PREFILL_DONE, Action.NONE
+_STREAMING, _NOTHING = Phase.STREAMING, Action.NONE
 
 
 class Exchange:
@@ -151,8 +152,8 @@ class Exchange:
         self.phase, action = TABLE[self.phase][event]
         if action is not _NOTHING:
             _ACTIONS[action](self)
-        elif event is _PREFILL_DONE:
-            self.record.notes += ((self._core.now(), "prefill done", ""),)
+        elif event is Event.PREFILL_DONE:
+            self._note("prefill done", "")
 
     # Looking for workers
 
@@ -287,8 +288,7 @@ class Exchange:
         assert decode is not None
         assert decode.head is not None
         chunks, self._chunks = self._chunks, b""
-        if decode.head.transfer:
-            self._note_transfer(decode.head.transfer)
+        self._note_transfer(decode.head)
         if self._handover is not None:
             chunks = self._handover.pass_on(chunks)
         if self._continuation is not None:
@@ -321,15 +321,13 @@ class Exchange:
                 self._sink.relay(self._handover.give_back())
             self._sink.end()
         else:
-            if decode.head.transfer:
-                self._note_transfer(decode.head.transfer)
+            self._note_transfer(decode.head)
             self.record.status = decode.head.status
             self.record.bytes_out = len(decode.body)
             if self._core.admission.counts_tokens:
                 self.record.tokens = whole_tokens(decode.body)
             self._sink.reply(decode.head.status, decode.head.relayed + self._own_lines(), decode.body)
-        if self._core.router.troubled:
-            self._core.pair_worked(self._decision)
+        self._core.pair_worked(self._decision)
         self._over("done")
 
     def _pass_refusal(self) -> None:
@@ -459,11 +457,11 @@ class Exchange:
     def _note(self, what: str, detail: str) -> None:
         self.record.notes += ((self._core.now(), what, detail),)
 
-    def _note_transfer(self, transfer: str) -> None:
+    def _note_transfer(self, head: Head) -> None:
         """What the latest attempt's decode worker got from its prefill worker."""
         record, number = self.record, len(self.record.attempts)
-        if not record.transfers or record.transfers[-1][0] != number:
-            record.transfers += ((number, transfer),)
+        if head.transfer and (not record.transfers or record.transfers[-1][0] != number):
+            record.transfers += ((number, head.transfer),)
 
     def _release(self) -> None:
         for leg in (self.prefill, self.decode, self.taker):

@@ -77,10 +77,10 @@ class Door:
             self._check_limits(row, limits, tokens, now)
             runs = not self._queue and self._room()
             if runs:
-                ledger.count_both(row, 1)
+                ledger.count(TOTAL, 1)
             else:
                 self._make_place(facts)
-                ledger.count(row, 1)
+            ledger.count(row, 1)
             if limits.tokens_per_minute is not None:
                 ledger.spend(row, tokens)
         self._open[facts.number] = _Open(row, tokens, runs)
@@ -117,10 +117,9 @@ class Door:
         """The request has ended, whatever became of it; what it was charged beyond `tokens` is given back."""
         gone, ledger = self._open.pop(number), self._ledger
         with ledger.lock:
+            ledger.count(gone.row, -1)
             if gone.running:
-                ledger.count_both(gone.row, -1)
-            else:
-                ledger.count(gone.row, -1)
+                ledger.count(TOTAL, -1)
             if self.counts_tokens:
                 ledger.spend(gone.row, tokens - gone.tokens)
         if not gone.running:

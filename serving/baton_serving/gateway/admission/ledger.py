@@ -76,12 +76,6 @@ class Ledger:
         """Change this process's count."""
         self._words[row * self._width + self._column] += change
 
-    def count_both(self, row: int, change: int) -> None:
-        """The same for a tenant's row and the total."""
-        words, column = self._words, self._column
-        words[row * self._width + column] += change
-        words[TOTAL * self._width + column] += change
-
     def deficit(self, row: int, tokens: int, per_minute: int, now: float) -> float:
         """Seconds until the bucket holds so many tokens; 0 when it does. More than it can hold counts as all of it."""
         at = row * self._width
