@@ -40,7 +40,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from baton_serving.bench.arguments import count, positive, progress_bar
-from chaos_times import Wait, compare, quantiles, stage_table, wait_of
+from chaos_times import Wait, compare, quantiles, slow_table, stage_table, wait_of
 from fault_run import SHOWN, Run
 from killable import Worker
 from streams import Asked, Stream, asked, difference, read
@@ -169,7 +169,7 @@ class Chaos:
 
     def _note_times(self, which: int, kind: str, facts: Facts, stream: Stream) -> None:
         """What the gateway says of a stream's stages, in seconds since it came, and the workers of theirs."""
-        tally, noticed, came = self.tally, 0.0, facts["received"]
+        tally, noticed, why, came = self.tally, 0.0, "", facts["received"]
         first, sent = facts["first_byte_after"], [one["after"] for one in facts["attempts"]]
         timings = [choice.timings for choice in stream.choices.values()]
         if len(sent) == 1:
@@ -180,13 +180,14 @@ class Chaos:
                 continue
             if stage["what"] == "lost":
                 tally.again += noticed > 0
-                noticed = stage["after"]
+                noticed, why = stage["after"], stage["detail"]
             elif stage["what"] == "goes on":
                 tally.computed += 1
                 tally.by_kind[kind] += 1
                 latest = max((at for at in sent if at <= stage["after"]), default=noticed)
                 ended = came + stage["after"]
-                tally.resumed.append(wait_of(which, came + noticed, came + latest, ended, timings))
+                about = f"{kind}; {_kept(facts)}; {why}"
+                tally.resumed.append(wait_of(which, came + noticed, came + latest, ended, timings, about))
                 noticed = 0.0
             elif stage["what"] == "moved":
                 tally.moved += 1
@@ -288,6 +289,12 @@ class Chaos:
                 if number in drains:
                     tasks.create_task(self.drain(drains[number]))
                 tasks.create_task(one(number))
+
+
+def _kept(facts: Facts) -> str:
+    """What became of the prefill worker of a stream that went on: its cache holds the prompt."""
+    prefills = [one["prefill"]["incarnation"] for one in facts["attempts"] if "prefill" in one]
+    return "same prefill" if prefills[-1:] == prefills[:1] else "other prefill"
 
 
 async def undisturbed(
@@ -419,6 +426,7 @@ def main() -> int:
     finally:
         console.print(report(tally, args))
         console.print(stage_table(tally.resumed, tally.first))
+        console.print(slow_table(tally.resumed, tally.first))
         for line in (tally.failed + tally.wrong)[:SHOWN]:
             console.print(line[:1500], markup=False)
     return 0 if tally.good else 1

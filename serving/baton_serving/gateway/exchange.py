@@ -288,7 +288,7 @@ class Exchange:
         assert decode is not None
         assert decode.head is not None
         chunks, self._chunks = self._chunks, b""
-        self._note_transfer(decode.head)
+        self._note_stages(decode.head)
         if self._handover is not None:
             chunks = self._handover.pass_on(chunks)
         if self._continuation is not None:
@@ -321,7 +321,7 @@ class Exchange:
                 self._sink.relay(self._handover.give_back())
             self._sink.end()
         else:
-            self._note_transfer(decode.head)
+            self._note_stages(decode.head)
             self.record.status = decode.head.status
             self.record.bytes_out = len(decode.body)
             if self._core.admission.counts_tokens:
@@ -457,11 +457,11 @@ class Exchange:
     def _note(self, what: str, detail: str) -> None:
         self.record.notes += ((self._core.now(), what, detail),)
 
-    def _note_transfer(self, head: Head) -> None:
-        """What the latest attempt's decode worker got from its prefill worker."""
+    def _note_stages(self, head: Head) -> None:
+        """What the latest attempt's decode worker says of its stages."""
         record, number = self.record, len(self.record.attempts)
-        if head.transfer and (not record.transfers or record.transfers[-1][0] != number):
-            record.transfers += ((number, head.transfer),)
+        if head.stages and (not record.stages or record.stages[-1][0] != number):
+            record.stages += ((number, head.stages),)
 
     def _release(self) -> None:
         for leg in (self.prefill, self.decode, self.taker):
