@@ -225,12 +225,16 @@ class Chaos:
     async def known(self, worker: Worker, before: str = "") -> None:
         """It is nobody's victim until all gateways know that it is back, and not as the start `before`."""
         worker.ready = False
-        async with asyncio.timeout(VIEW_SECONDS):
-            while True:
-                await asyncio.sleep(0.1)
-                if await self._incarnation(worker) not in ("", before):
-                    break
-        worker.ready = True
+        try:
+            async with asyncio.timeout(VIEW_SECONDS):
+                while True:
+                    await asyncio.sleep(0.1)
+                    if await self._incarnation(worker) not in ("", before):
+                        break
+        except TimeoutError:
+            self.tally.failed.append(f"{worker.name} was not known to be back after {VIEW_SECONDS:g} s")
+        else:
+            worker.ready = True
 
     async def _incarnation(self, worker: Worker) -> str:
         """Which start of it every gateway that is up would use; "" when one would not."""
@@ -258,15 +262,14 @@ class Chaos:
                 self.tally.failed.append(f"{gateway.name} ended with {status} after SIGTERM: {gateway.tail()}")
         await gateway.start()
 
-    async def load(
-        self, wanted: list[Asked], truths: list[Stream], requests: int, rate: float, at_once: int, bar: Progress
-    ) -> None:
-        """Send all requests, `rate` a second at random times while fewer than `at_once` are open; gateways end and
-        start in between."""
+    async def load(self, wanted: list[Asked], truths: list[Stream], args: argparse.Namespace, bar: Progress) -> None:
+        """Send all requests, `rate` a second at random times while fewer than `concurrency` are open, and as long as
+        there is time; gateways end and start in between."""
+        requests, tally = args.requests, self.tally
         task = bar.add_task("requests", total=requests)
         share = requests // (len(self._gateways) + 1)
         drains = {share * turn: gateway for turn, gateway in enumerate(self._gateways, 1)}
-        slots = asyncio.Semaphore(at_once)
+        slots = asyncio.Semaphore(args.concurrency)
 
         async def one(number: int) -> None:
             which = number % len(wanted)
@@ -274,18 +277,21 @@ class Chaos:
                 await self.ask(number, which, wanted[which], truths[which])
             finally:
                 slots.release()
-            bar.update(task, advance=1, description=self.tally.progress)
-            self.tally.asked += 1
-            self.tally.seconds = time.monotonic() - self.tally.begun
-            if not bar.console.is_terminal and self.tally.asked % TELL_EVERY == 0:
-                bar.console.print(f"{self.tally.asked} of {requests} {self.tally.progress}", markup=False)
+            bar.update(task, advance=1, description=tally.progress)
+            tally.asked += 1
+            tally.seconds = time.monotonic() - tally.begun
+            if not bar.console.is_terminal and tally.asked % TELL_EVERY == 0:
+                bar.console.print(f"{tally.asked} of {requests} {tally.progress}, {tally.seconds:.0f} s", markup=False)
 
         async with asyncio.TaskGroup() as tasks:
             due = time.monotonic()
             for number in range(requests):
-                due += self._draw.expovariate(rate)
+                due += self._draw.expovariate(args.rate)
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
                 await slots.acquire()
+                if time.monotonic() - tally.begun > args.seconds:
+                    tally.failed.append(f"only {number} of {requests} requests were sent within {args.seconds:g} s")
+                    break
                 if number in drains:
                     tasks.create_task(self.drain(drains[number]))
                 tasks.create_task(one(number))
@@ -365,7 +371,7 @@ async def run(args: argparse.Namespace, folder: Path, progress: Progress, tally:
             tally.left_out, tally.begun, over = len(drawn) - len(wanted), time.monotonic(), asyncio.Event()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(chaos.havoc(args.faults, args.period, args.stopped, over))
-                await chaos.load(wanted, truths, args.requests, args.rate, args.concurrency, progress)
+                await chaos.load(wanted, truths, args, progress)
                 over.set()
             held = await Run(session, prefills, decodes, args.seed).leaks()
             tally.failed += [f"{what} at the end: {figure:g}" for what, figure in held.items()]
@@ -411,6 +417,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=count, default=70, help="distinct requests among them")
     parser.add_argument("--rate", type=positive, default=4.0, help="requests a second, at random times")
     parser.add_argument("--concurrency", type=count, default=12, help="requests that may be open at once")
+    parser.add_argument("--seconds", type=positive, default=3000.0, help="after which no more requests are sent")
     parser.add_argument("--workers", type=count, default=2, help="prefill workers, and as many decode workers")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS)
     parser.add_argument("--period", type=positive, default=5.0, help="seconds between two faults")
@@ -424,11 +431,11 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder, progress_bar(console) as progress:
             asyncio.run(run(args, Path(folder), progress, tally))
     finally:
+        for line in (tally.failed + tally.wrong)[:SHOWN]:
+            console.print(line[:1500], markup=False)
         console.print(report(tally, args))
         console.print(stage_table(tally.resumed, tally.first))
         console.print(slow_table(tally.resumed, tally.first))
-        for line in (tally.failed + tally.wrong)[:SHOWN]:
-            console.print(line[:1500], markup=False)
     return 0 if tally.good else 1
 
 
