@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -90,6 +91,15 @@ class Tally:
         return not (self.failed or self.wrong or self.duplicated or self.missing)
 
 
+@dataclass
+class Strike:
+    """From when to when (unix time) the worker at `url` was not itself."""
+
+    url: str
+    begun: float
+    ended: float = math.inf
+
+
 class Chaos:
     """The fleet under load."""
 
@@ -106,6 +116,7 @@ class Chaos:
         self._gateways = gateways
         self._kinds = kinds
         self._draw = random.Random(seed)
+        self._strikes: list[Strike] = []
         self.tally = tally
 
     # Clients
@@ -172,8 +183,8 @@ class Chaos:
         tally, noticed, why, came = self.tally, 0.0, "", facts["received"]
         first, sent = facts["first_byte_after"], [one["after"] for one in facts["attempts"]]
         timings = [choice.timings for choice in stream.choices.values()]
-        if len(sent) == 1:
-            begun = came + sent[0]
+        begun = came + sent[0]
+        if len(sent) == 1 and not self._touched(facts["attempts"][0], begun, came + first):
             tally.first.append(wait_of(which, begun, begun, came + first, timings))
         for stage in facts["stages"]:
             if stage["after"] < first:
@@ -193,6 +204,11 @@ class Chaos:
                 tally.moved += 1
                 tally.by_kind[kind] += 1
 
+    def _touched(self, attempt: Facts, begun: float, ended: float) -> bool:
+        """Whether one of its workers was struck meanwhile, though the attempt went well in the end."""
+        urls = {attempt[leg]["url"] for leg in ("prefill", "decode") if leg in attempt}
+        return any(one.url in urls and one.begun < ended and one.ended > begun for one in self._strikes)
+
     # Faults
 
     async def havoc(self, faults: Sequence[str], period: float, stopped: float, over: asyncio.Event) -> None:
@@ -211,7 +227,8 @@ class Chaos:
                     mending.create_task(self._strike(victim, fault, stopped))
 
     async def _strike(self, victim: Worker, fault: str, stopped: float) -> None:
-        before = await self._incarnation(victim)
+        before, strike = await self._incarnation(victim), Strike(victim.url, time.time())
+        self._strikes.append(strike)
         if fault == "stop":
             await victim.pause(stopped)
         else:
@@ -221,6 +238,7 @@ class Chaos:
                 self.tally.failed.append(f"{victim.name} ended badly after SIGTERM: {victim.tail()}")
             await victim.start()
         await self.known(victim, before if fault != "stop" else "")
+        strike.ended = time.time()
 
     async def known(self, worker: Worker, before: str = "") -> None:
         """It is nobody's victim until all gateways know that it is back, and not as the start `before`."""
