@@ -125,7 +125,7 @@ class Core:
         if exchange.offered:
             number = exchange.ask.number
             self.queued.pop(number, None)
-            tokens = exchange.tokens_used() if self.admission.counts_tokens else 0
+            tokens = exchange.tokens_used() if self.admission.counts(number) else 0
             self.admission.leave(number, tokens, record.ended)
             if self.queued:
                 self.loop.call_soon(self.let_in)

@@ -324,7 +324,7 @@ class Exchange:
             self._note_stages(decode.head)
             self.record.status = decode.head.status
             self.record.bytes_out = len(decode.body)
-            if self._core.admission.counts_tokens:
+            if self._core.admission.counts(self.ask.number):
                 self.record.tokens = whole_tokens(decode.body)
             self._sink.reply(decode.head.status, decode.head.relayed + self._own_lines(), decode.body)
         self._core.pair_worked(self._decision)

@@ -35,6 +35,12 @@ class Limits:
     requests: int | None = None
     tokens_per_minute: int | None = None
 
+    def over(self, usual: Limits) -> Limits:
+        """These, and the usual ones where these say nothing."""
+        requests = usual.requests if self.requests is None else self.requests
+        rate = usual.tokens_per_minute if self.tokens_per_minute is None else self.tokens_per_minute
+        return Limits(requests, rate)
+
 
 class Ledger:
     """Rows of figures. Everything but `lock` is to be called under the lock."""
