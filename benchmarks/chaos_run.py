@@ -50,6 +50,7 @@ FAULTS = ("kill", "stop", "end")
 LIMIT_SECONDS = 150.0  # of one request
 GRACE_SECONDS = 35.0  # of a gateway that is told to end, and a little more
 TELL_EVERY = 100  # requests, where there is no bar to look at
+PATIENCE = 15.0  # seconds that a request waits for a worker
 VIEW_SECONDS = 60.0  # until a worker that came back must be known
 
 Facts = dict[str, Any]
@@ -373,7 +374,8 @@ async def run(args: argparse.Namespace, folder: Path, progress: Progress, tally:
             for mode in ("prefill", "decode")
         )
         logs = [folder / f"access{one}" for one in range(2)]
-        front = ["gateway", "--bootstrap-addr", address, "--access-log"]
+        # Where everybody shares two cores, all workers of a kind may stand still at once for a moment.
+        front = ["gateway", "--bootstrap-addr", address, "--worker-wait", f"{PATIENCE:g}", "--access-log"]
         gateways = [worker(f"gateway{one}", *front, str(log)) for one, log in enumerate(logs)]
         whole = worker("whole", *serve)
         await whole.start()

@@ -176,13 +176,17 @@ class Core:
             self.loop.call_later(delay, self._give_up, endpoint)
         router.seen()
         for endpoint in fleet.endpoints.values():
-            if endpoint.status.state is State.STALLED:
-                _stand_still(endpoint, "its scheduler stands still")
-            elif endpoint.status.state is State.DRAINING:
+            if endpoint.status.state is State.DRAINING:
                 _move_away(endpoint)
         self.fleet_changed()
 
     def fleet_changed(self) -> None:
+        """Who waits for a worker, or is at one where nothing moves, may go to another now."""
+        for endpoint in list(self.router.fleet.endpoints.values()):
+            if endpoint.status.state is State.STALLED:
+                _stand_still(endpoint, "its scheduler stands still")
+            elif not endpoint.responsive:
+                _stand_still(endpoint, "it does not answer health checks")
         for exchange in list(self.waiting):
             exchange.fleet_changed()
 
@@ -193,10 +197,7 @@ class Core:
         log.info("worker answers" if responsive else "worker does not answer", extra=fields(worker=endpoint.id))
         endpoint.responsive = responsive
         self.router.fleet.regroup()
-        if responsive:
-            self.fleet_changed()
-        else:
-            _stand_still(endpoint, "it does not answer health checks")
+        self.fleet_changed()
 
     def _give_up(self, endpoint: Endpoint) -> None:
         if endpoint.legs and self.router.fleet.lives_on(endpoint):  # its process ends what it began

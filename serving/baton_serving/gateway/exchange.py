@@ -138,8 +138,10 @@ class Exchange:
             self._happen(Event.DRAINING)
 
     def worker_stands_still(self, leg: Leg, reason: str) -> None:
-        """It may recover: a stream that nobody else could go on with waits for that."""
-        if self.phase is not Phase.STREAMING or leg is not self.decode or self._can_go_on():
+        """It may recover: a request that nobody else could take, or go on with, waits for that."""
+        weights = leg.endpoint.weight_digest if self.record.first_byte else ""
+        others = self._core.router.can_serve(leg.endpoint.worker.model, weights)
+        if others and (self.phase is not Phase.STREAMING or leg is not self.decode or self._can_go_on()):
             leg.fail(reason)
 
     def _can_go_on(self) -> bool:
