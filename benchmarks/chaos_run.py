@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -40,7 +41,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from baton_serving.bench.arguments import count, positive, progress_bar
-from chaos_times import Wait, compare, quantiles, stage_table, wait_of
+from chaos_times import Wait, compare, quantiles, slow_table, stage_table, wait_of
 from fault_run import SHOWN, Run
 from killable import Worker
 from streams import Asked, Stream, asked, difference, read
@@ -49,6 +50,7 @@ FAULTS = ("kill", "stop", "end")
 LIMIT_SECONDS = 150.0  # of one request
 GRACE_SECONDS = 35.0  # of a gateway that is told to end, and a little more
 TELL_EVERY = 100  # requests, where there is no bar to look at
+PATIENCE = 15.0  # seconds that a request waits for a worker
 VIEW_SECONDS = 60.0  # until a worker that came back must be known
 
 Facts = dict[str, Any]
@@ -90,6 +92,15 @@ class Tally:
         return not (self.failed or self.wrong or self.duplicated or self.missing)
 
 
+@dataclass
+class Strike:
+    """From when to when (unix time) the worker at `url` was not itself."""
+
+    url: str
+    begun: float
+    ended: float = math.inf
+
+
 class Chaos:
     """The fleet under load."""
 
@@ -106,6 +117,7 @@ class Chaos:
         self._gateways = gateways
         self._kinds = kinds
         self._draw = random.Random(seed)
+        self._strikes: list[Strike] = []
         self.tally = tally
 
     # Clients
@@ -169,28 +181,34 @@ class Chaos:
 
     def _note_times(self, which: int, kind: str, facts: Facts, stream: Stream) -> None:
         """What the gateway says of a stream's stages, in seconds since it came, and the workers of theirs."""
-        tally, noticed, came = self.tally, 0.0, facts["received"]
+        tally, noticed, why, came = self.tally, 0.0, "", facts["received"]
         first, sent = facts["first_byte_after"], [one["after"] for one in facts["attempts"]]
         timings = [choice.timings for choice in stream.choices.values()]
-        if len(sent) == 1:
-            begun = came + sent[0]
+        begun = came + sent[0]
+        if len(sent) == 1 and not self._touched(facts["attempts"][0], begun, came + first):
             tally.first.append(wait_of(which, begun, begun, came + first, timings))
         for stage in facts["stages"]:
             if stage["after"] < first:
                 continue
             if stage["what"] == "lost":
                 tally.again += noticed > 0
-                noticed = stage["after"]
+                noticed, why = stage["after"], stage["detail"]
             elif stage["what"] == "goes on":
                 tally.computed += 1
                 tally.by_kind[kind] += 1
                 latest = max((at for at in sent if at <= stage["after"]), default=noticed)
                 ended = came + stage["after"]
-                tally.resumed.append(wait_of(which, came + noticed, came + latest, ended, timings))
+                about = f"{kind}; {_kept(facts)}; {why}"
+                tally.resumed.append(wait_of(which, came + noticed, came + latest, ended, timings, about))
                 noticed = 0.0
             elif stage["what"] == "moved":
                 tally.moved += 1
                 tally.by_kind[kind] += 1
+
+    def _touched(self, attempt: Facts, begun: float, ended: float) -> bool:
+        """Whether one of its workers was struck meanwhile, though the attempt went well in the end."""
+        urls = {attempt[leg]["url"] for leg in ("prefill", "decode") if leg in attempt}
+        return any(one.url in urls and one.begun < ended and one.ended > begun for one in self._strikes)
 
     # Faults
 
@@ -210,7 +228,8 @@ class Chaos:
                     mending.create_task(self._strike(victim, fault, stopped))
 
     async def _strike(self, victim: Worker, fault: str, stopped: float) -> None:
-        before = await self._incarnation(victim)
+        before, strike = await self._incarnation(victim), Strike(victim.url, time.time())
+        self._strikes.append(strike)
         if fault == "stop":
             await victim.pause(stopped)
         else:
@@ -220,16 +239,21 @@ class Chaos:
                 self.tally.failed.append(f"{victim.name} ended badly after SIGTERM: {victim.tail()}")
             await victim.start()
         await self.known(victim, before if fault != "stop" else "")
+        strike.ended = time.time()
 
     async def known(self, worker: Worker, before: str = "") -> None:
         """It is nobody's victim until all gateways know that it is back, and not as the start `before`."""
         worker.ready = False
-        async with asyncio.timeout(VIEW_SECONDS):
-            while True:
-                await asyncio.sleep(0.1)
-                if await self._incarnation(worker) not in ("", before):
-                    break
-        worker.ready = True
+        try:
+            async with asyncio.timeout(VIEW_SECONDS):
+                while True:
+                    await asyncio.sleep(0.1)
+                    if await self._incarnation(worker) not in ("", before):
+                        break
+        except TimeoutError:
+            self.tally.failed.append(f"{worker.name} was not known to be back after {VIEW_SECONDS:g} s")
+        else:
+            worker.ready = True
 
     async def _incarnation(self, worker: Worker) -> str:
         """Which start of it every gateway that is up would use; "" when one would not."""
@@ -257,15 +281,14 @@ class Chaos:
                 self.tally.failed.append(f"{gateway.name} ended with {status} after SIGTERM: {gateway.tail()}")
         await gateway.start()
 
-    async def load(
-        self, wanted: list[Asked], truths: list[Stream], requests: int, rate: float, at_once: int, bar: Progress
-    ) -> None:
-        """Send all requests, `rate` a second at random times while fewer than `at_once` are open; gateways end and
-        start in between."""
+    async def load(self, wanted: list[Asked], truths: list[Stream], args: argparse.Namespace, bar: Progress) -> None:
+        """Send all requests, `rate` a second at random times while fewer than `concurrency` are open, and as long as
+        there is time; gateways end and start in between."""
+        requests, tally = args.requests, self.tally
         task = bar.add_task("requests", total=requests)
         share = requests // (len(self._gateways) + 1)
         drains = {share * turn: gateway for turn, gateway in enumerate(self._gateways, 1)}
-        slots = asyncio.Semaphore(at_once)
+        slots = asyncio.Semaphore(args.concurrency)
 
         async def one(number: int) -> None:
             which = number % len(wanted)
@@ -273,21 +296,30 @@ class Chaos:
                 await self.ask(number, which, wanted[which], truths[which])
             finally:
                 slots.release()
-            bar.update(task, advance=1, description=self.tally.progress)
-            self.tally.asked += 1
-            self.tally.seconds = time.monotonic() - self.tally.begun
-            if not bar.console.is_terminal and self.tally.asked % TELL_EVERY == 0:
-                bar.console.print(f"{self.tally.asked} of {requests} {self.tally.progress}", markup=False)
+            bar.update(task, advance=1, description=tally.progress)
+            tally.asked += 1
+            tally.seconds = time.monotonic() - tally.begun
+            if not bar.console.is_terminal and tally.asked % TELL_EVERY == 0:
+                bar.console.print(f"{tally.asked} of {requests} {tally.progress}, {tally.seconds:.0f} s", markup=False)
 
         async with asyncio.TaskGroup() as tasks:
             due = time.monotonic()
             for number in range(requests):
-                due += self._draw.expovariate(rate)
+                due += self._draw.expovariate(args.rate)
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
                 await slots.acquire()
+                if time.monotonic() - tally.begun > args.seconds:
+                    tally.failed.append(f"only {number} of {requests} requests were sent within {args.seconds:g} s")
+                    break
                 if number in drains:
                     tasks.create_task(self.drain(drains[number]))
                 tasks.create_task(one(number))
+
+
+def _kept(facts: Facts) -> str:
+    """What became of the prefill worker of a stream that went on: its cache holds the prompt."""
+    prefills = [one["prefill"]["incarnation"] for one in facts["attempts"] if "prefill" in one]
+    return "same prefill" if prefills[-1:] == prefills[:1] else "other prefill"
 
 
 async def undisturbed(
@@ -342,7 +374,8 @@ async def run(args: argparse.Namespace, folder: Path, progress: Progress, tally:
             for mode in ("prefill", "decode")
         )
         logs = [folder / f"access{one}" for one in range(2)]
-        front = ["gateway", "--bootstrap-addr", address, "--access-log"]
+        # Where everybody shares two cores, all workers of a kind may stand still at once for a moment.
+        front = ["gateway", "--bootstrap-addr", address, "--worker-wait", f"{PATIENCE:g}", "--access-log"]
         gateways = [worker(f"gateway{one}", *front, str(log)) for one, log in enumerate(logs)]
         whole = worker("whole", *serve)
         await whole.start()
@@ -358,7 +391,7 @@ async def run(args: argparse.Namespace, folder: Path, progress: Progress, tally:
             tally.left_out, tally.begun, over = len(drawn) - len(wanted), time.monotonic(), asyncio.Event()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(chaos.havoc(args.faults, args.period, args.stopped, over))
-                await chaos.load(wanted, truths, args.requests, args.rate, args.concurrency, progress)
+                await chaos.load(wanted, truths, args, progress)
                 over.set()
             held = await Run(session, prefills, decodes, args.seed).leaks()
             tally.failed += [f"{what} at the end: {figure:g}" for what, figure in held.items()]
@@ -404,6 +437,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=count, default=70, help="distinct requests among them")
     parser.add_argument("--rate", type=positive, default=4.0, help="requests a second, at random times")
     parser.add_argument("--concurrency", type=count, default=12, help="requests that may be open at once")
+    parser.add_argument("--seconds", type=positive, default=3000.0, help="after which no more requests are sent")
     parser.add_argument("--workers", type=count, default=2, help="prefill workers, and as many decode workers")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS)
     parser.add_argument("--period", type=positive, default=5.0, help="seconds between two faults")
@@ -417,10 +451,11 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder, progress_bar(console) as progress:
             asyncio.run(run(args, Path(folder), progress, tally))
     finally:
-        console.print(report(tally, args))
-        console.print(stage_table(tally.resumed, tally.first))
         for line in (tally.failed + tally.wrong)[:SHOWN]:
             console.print(line[:1500], markup=False)
+        console.print(report(tally, args))
+        console.print(stage_table(tally.resumed, tally.first))
+        console.print(slow_table(tally.resumed, tally.first))
     return 0 if tally.good else 1
 
 

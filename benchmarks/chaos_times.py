@@ -11,6 +11,8 @@ from typing import Any
 from rich.table import Table
 
 NEAR_SECONDS = 2.5  # of what happens at about the same time
+TOGETHER_SECONDS = 0.5  # between streams that lost their worker at once
+SHOWN = 12  # of the slowest
 # Up to the end of which the worker's mark says; both legs start at once, so decode may be there later than the pages.
 STAGES = {
     "another pair found": "",
@@ -27,12 +29,16 @@ Timings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Wait:
-    """How long a stream of distinct request `which` waited, from `begun` (unix time) on, and at each stage, or ()."""
+    """How long a stream of distinct request `which` waited, from `begun` (unix time) on, and at each stage, or ().
+
+    `about` says for people what it was.
+    """
 
     which: int
     begun: float
     seconds: float
     stages: tuple[float, ...] = ()
+    about: str = ""
 
     @property
     def prefill(self) -> float:
@@ -40,19 +46,19 @@ class Wait:
         return self.stages[list(STAGES).index("prefilled")] if self.stages else 0.0
 
 
-def wait_of(which: int, begun: float, sent: float, ended: float, timings: Sequence[Timings]) -> Wait:
+def wait_of(which: int, begun: float, sent: float, ended: float, timings: Sequence[Timings], about: str = "") -> Wait:
     """All unix times. `timings` are those of the stream's choices, of which the first to speak since `sent` counts."""
     ours = [
         one for one in timings if one.get("received", 0.0) > sent - 0.01 and 0 < one.get("first_token", 0.0) < ended
     ]
     if not ours:
-        return Wait(which, begun, ended - begun)
+        return Wait(which, begun, ended - begun, about=about)
     first = min(ours, key=lambda one: float(one["first_token"]))
     at, stages = begun, []
     for mark in (sent, *(first.get(name, 0.0) for name in STAGES.values() if name), ended):
         stages.append(max(0.0, mark - at))
         at = max(at, mark)
-    return Wait(which, begun, ended - begun, tuple(stages))
+    return Wait(which, begun, ended - begun, tuple(stages), about)
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,16 @@ class Compared:
     own_prefill: list[float]
 
 
-def compare(resumed: Sequence[Wait], undisturbed: Sequence[Wait]) -> Compared:
+def usual_seconds(undisturbed: Sequence[Wait]) -> dict[int, float]:
+    """The median wait of each distinct request that was undisturbed at least three times."""
     by_request: dict[int, list[float]] = defaultdict(list)
     for wait in undisturbed:
         by_request[wait.which].append(wait.seconds)
-    usual = {which: statistics.median(seconds) for which, seconds in by_request.items() if len(seconds) >= 3}
+    return {which: statistics.median(seconds) for which, seconds in by_request.items() if len(seconds) >= 3}
+
+
+def compare(resumed: Sequence[Wait], undisturbed: Sequence[Wait]) -> Compared:
+    usual = usual_seconds(undisturbed)
     ratios = [(wait.begun, wait.seconds / usual[wait.which]) for wait in resumed if wait.which in usual]
     control = [(wait.begun, wait.seconds / usual[wait.which]) for wait in undisturbed if wait.which in usual]
     fair = []
@@ -102,3 +113,19 @@ def stage_table(resumed: Sequence[Wait], undisturbed: Sequence[Wait]) -> Table:
             cells.append(", ".join(f"{one * 1e3:.0f}" for one in at))
         table.add_row(name, *cells)
     return table
+
+
+def slow_table(resumed: Sequence[Wait], undisturbed: Sequence[Wait]) -> Table:
+    """The streams that waited longest of those that went on, measured by the usual first token of the same request."""
+    usual = usual_seconds(undisturbed)
+    slow = sorted(((wait.seconds / usual[wait.which], wait) for wait in resumed if wait.which in usual), key=_by_ratio)
+    table = Table("ratio", "stages (ms)", "at once", "what", title="The slowest to go on", title_justify="left")
+    for ratio, wait in reversed(slow[-SHOWN:]):
+        together = sum(abs(other.begun - wait.begun) <= TOGETHER_SECONDS for other in resumed)
+        stages = ", ".join(f"{seconds * 1e3:.0f}" for seconds in wait.stages) or f"{wait.seconds * 1e3:.0f} in all"
+        table.add_row(f"{ratio:.1f}", stages, str(together), wait.about)
+    return table
+
+
+def _by_ratio(measured: tuple[float, Wait]) -> float:
+    return measured[0]

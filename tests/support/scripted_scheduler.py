@@ -192,7 +192,9 @@ class ScriptedScheduler:
 
 
 def _timings(message: GenerateInput) -> Timings:
-    return Timings(received=message.received, transfer_bytes=64, transfer_pages=2, transport="mooncake tcp")
+    known = Timings(received=message.received, transfer_bytes=64, transfer_pages=2, transport="mooncake tcp")
+    known.queued, known.scheduled = message.received, message.received + 0.25
+    return known
 
 
 def logprob_of(token: int, top: int, token_ids: tuple[int, ...] = ()) -> TokenLogprobs:

@@ -58,6 +58,7 @@ class StandIn:
     steps: int
     on_enough: Callable[[], None] = lambda: None
     idle: list[float] = field(default_factory=list)
+    immediate: bool = False
     _free_at: float = 0.0
 
     def launch(self, plan: StepPlan) -> _TimedStep:

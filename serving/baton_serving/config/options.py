@@ -375,7 +375,8 @@ class OptimizationOptions:
     disable_overlap_schedule: bool = option(
         "--disable-overlap-schedule",
         default=False,
-        help="Process a step's results before the next is launched; slower, easier to follow in a debugger.",
+        help="Process a step's results before the next is launched; slower, easier to follow in a debugger. On the CPU "
+        "it is always so: nothing could overlap.",
     )
     enable_nan_detection: bool = option(
         "--enable-nan-detection", default=False, help="Fail a request whose logits are not numbers."

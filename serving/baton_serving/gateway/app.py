@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from baton_serving.errors import BatonError
-from baton_serving.gateway.access import Access
+from baton_serving.gateway.access import Access, OpenAccess
 from baton_serving.gateway.asgi import Application, AsgiSession
 from baton_serving.gateway.core import Core
 from baton_serving.gateway.http.downstream import ClientConnection, Incoming, Session
@@ -29,15 +29,14 @@ class App:
     ) -> None:
         self._core = core
         self._admin = admin
-        self._access = access  # None: everybody may ask
+        self._access = access or OpenAccess()
         self._spans = spans
         self._routes = routes
 
     def __call__(self, incoming: Incoming, client: ClientConnection) -> Session | None:
         handler = self._routes.get(incoming.path)
         try:
-            access = None if handler is None and incoming.path in OPEN_PATHS else self._access
-            tenant = "" if access is None else access.tenant(incoming)
+            tenant = "" if incoming.path in OPEN_PATHS else self._access.tenant(incoming)
         except BatonError as error:
             reply = error_reply(error)
             client.reply(reply.status, reply.lines, reply.body)

@@ -108,7 +108,7 @@ class Ask:
         self.request_id = given.decode("ascii") if given and _GIVEN_ID.fullmatch(given) else generated
         self.rid = fields.rid if isinstance(fields.rid, str) and fields.rid else generated
         self.stream = bool(fields.stream)
-        self.timeout = _timeout(headers[_TIMEOUT]) if _TIMEOUT in headers else None
+        self.timeout = _timeout(headers.get(_TIMEOUT))
         lines = b"content-type: application/json\r\nx-request-id: %b\r\n" % self.request_id.encode("latin-1")
         for name in _PASSED_ON:
             value = headers.get(name)
@@ -200,10 +200,10 @@ def _facts(fields: Fields, number: int, headers: Mapping[bytes, bytes], tenant: 
     )
 
 
-def _timeout(value: bytes) -> float | None:
+def _timeout(value: bytes | None) -> float | None:
     """Seconds; a value that is none is the worker's to refuse."""
     try:
-        seconds = float(value)
+        seconds = 0.0 if value is None else float(value)
     except ValueError:
         return None
     return seconds if 0 < seconds < 1e9 else None

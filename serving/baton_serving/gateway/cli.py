@@ -147,7 +147,7 @@ def _add_security(parser: ArgumentParser) -> None:
         "--api-keys",
         type=Path,
         help="file with a line `NAME KEY` per client key, or a folder (a mounted Secret) with a file NAME per key; "
-        "taken over when it changes",
+        "behind a key, its own limits: requests=N tokens-per-minute=N; taken over when it changes",
     )
     parser.add_argument(
         "--worker-api-key-file",

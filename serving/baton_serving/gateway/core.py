@@ -125,7 +125,7 @@ class Core:
         if exchange.offered:
             number = exchange.ask.number
             self.queued.pop(number, None)
-            tokens = exchange.tokens_used() if self.admission.counts_tokens else 0
+            tokens = exchange.tokens_used() if self.admission.counts(number) else 0
             self.admission.leave(number, tokens, record.ended)
             if self.queued:
                 self.loop.call_soon(self.let_in)
@@ -176,13 +176,17 @@ class Core:
             self.loop.call_later(delay, self._give_up, endpoint)
         router.seen()
         for endpoint in fleet.endpoints.values():
-            if endpoint.status.state is State.STALLED:
-                _stand_still(endpoint, "its scheduler stands still")
-            elif endpoint.status.state is State.DRAINING:
+            if endpoint.status.state is State.DRAINING:
                 _move_away(endpoint)
         self.fleet_changed()
 
     def fleet_changed(self) -> None:
+        """Who waits for a worker, or is at one where nothing moves, may go to another now."""
+        for endpoint in list(self.router.fleet.endpoints.values()):
+            if endpoint.status.state is State.STALLED:
+                _stand_still(endpoint, "its scheduler stands still")
+            elif not endpoint.responsive:
+                _stand_still(endpoint, "it does not answer health checks")
         for exchange in list(self.waiting):
             exchange.fleet_changed()
 
@@ -193,10 +197,7 @@ class Core:
         log.info("worker answers" if responsive else "worker does not answer", extra=fields(worker=endpoint.id))
         endpoint.responsive = responsive
         self.router.fleet.regroup()
-        if responsive:
-            self.fleet_changed()
-        else:
-            _stand_still(endpoint, "it does not answer health checks")
+        self.fleet_changed()
 
     def _give_up(self, endpoint: Endpoint) -> None:
         if endpoint.legs and self.router.fleet.lives_on(endpoint):  # its process ends what it began
@@ -222,7 +223,7 @@ class Core:
 
     def pair_worked(self, decision: Decision | None) -> None:
         router = self.router
-        if decision is None:
+        if decision is None or not router.troubled:
             return
         route = decision.route
         router.workers.succeeded(route.decode.incarnation)

@@ -10,6 +10,7 @@ from baton_serving.errors import BatonError, QueueFull, Unavailable
 from baton_serving.gateway.ask import Ask
 from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.handover import Handover, MoveCall
+from baton_serving.gateway.http.head import Head
 from baton_serving.gateway.leg import DONE, LOST, Leg
 from baton_serving.gateway.lifecycle import TABLE, Action, Event, Phase
 from baton_serving.gateway.outgoing import Outgoing
@@ -28,7 +29,7 @@ SECOND_CHANCE = 0.1  # seconds before a worker that failed is asked again, when 
 _WAITING = (Phase.QUEUED, Phase.STRANDED)
 _NOBODY: frozenset[Endpoint] = frozenset()
 # Asked for with every event; in an enum's class that takes long.
-_STREAMING, _PREFILL_DONE, _NOTHING = Phase.STREAMING, Event.PREFILL_DONE, Action.NONE
+_STREAMING, _NOTHING = Phase.STREAMING, Action.NONE
 
 
 class Exchange:
@@ -137,8 +138,10 @@ class Exchange:
             self._happen(Event.DRAINING)
 
     def worker_stands_still(self, leg: Leg, reason: str) -> None:
-        """It may recover: a stream that nobody else could go on with waits for that."""
-        if self.phase is not Phase.STREAMING or leg is not self.decode or self._can_go_on():
+        """It may recover: a request that nobody else could take, or go on with, waits for that."""
+        weights = leg.endpoint.weight_digest if self.record.first_byte else ""
+        others = self._core.router.can_serve(leg.endpoint.worker.model, weights)
+        if others and (self.phase is not Phase.STREAMING or leg is not self.decode or self._can_go_on()):
             leg.fail(reason)
 
     def _can_go_on(self) -> bool:
@@ -151,8 +154,8 @@ class Exchange:
         self.phase, action = TABLE[self.phase][event]
         if action is not _NOTHING:
             _ACTIONS[action](self)
-        elif event is _PREFILL_DONE:
-            self.record.notes += ((self._core.now(), "prefill done", ""),)
+        elif event is Event.PREFILL_DONE:
+            self._note("prefill done", "")
 
     # Looking for workers
 
@@ -287,8 +290,7 @@ class Exchange:
         assert decode is not None
         assert decode.head is not None
         chunks, self._chunks = self._chunks, b""
-        if decode.head.transfer:
-            self._note_transfer(decode.head.transfer)
+        self._note_stages(decode.head)
         if self._handover is not None:
             chunks = self._handover.pass_on(chunks)
         if self._continuation is not None:
@@ -321,15 +323,13 @@ class Exchange:
                 self._sink.relay(self._handover.give_back())
             self._sink.end()
         else:
-            if decode.head.transfer:
-                self._note_transfer(decode.head.transfer)
+            self._note_stages(decode.head)
             self.record.status = decode.head.status
             self.record.bytes_out = len(decode.body)
-            if self._core.admission.counts_tokens:
+            if self._core.admission.counts(self.ask.number):
                 self.record.tokens = whole_tokens(decode.body)
             self._sink.reply(decode.head.status, decode.head.relayed + self._own_lines(), decode.body)
-        if self._core.router.troubled:
-            self._core.pair_worked(self._decision)
+        self._core.pair_worked(self._decision)
         self._over("done")
 
     def _pass_refusal(self) -> None:
@@ -459,11 +459,11 @@ class Exchange:
     def _note(self, what: str, detail: str) -> None:
         self.record.notes += ((self._core.now(), what, detail),)
 
-    def _note_transfer(self, transfer: str) -> None:
-        """What the latest attempt's decode worker got from its prefill worker."""
+    def _note_stages(self, head: Head) -> None:
+        """What the latest attempt's decode worker says of its stages."""
         record, number = self.record, len(self.record.attempts)
-        if not record.transfers or record.transfers[-1][0] != number:
-            record.transfers += ((number, transfer),)
+        if head.stages and (not record.stages or record.stages[-1][0] != number):
+            record.stages += ((number, head.stages),)
 
     def _release(self) -> None:
         for leg in (self.prefill, self.decode, self.taker):

@@ -89,7 +89,7 @@ class _Ending:
 
 def _child(config: GatewayConfig, port: int, folder: Path, index: int, count: int, ready: Connection) -> None:
     logs.configure(f"gateway-{index}")
-    ledger = None if config.door.open else shared_ledger(folder / "ledger", index, count)
+    ledger = None if config.door.open and config.api_keys is None else shared_ledger(folder / "ledger", index, count)
     config = replace(config, door=config.door.share(count), bodies_limit=config.bodies_limit // count)
     uvloop.run(_serve(config, port, Siblings(folder, index, count), ledger, ready))
 

@@ -11,11 +11,13 @@ from baton_serving.gateway.fleet import Endpoint
 from baton_serving.gateway.routing import Decision
 from baton_serving.gateway.snapshot import Choice
 
+_STAGES = ("queue", "prefill", "transfer", "decode")
+
 
 class Record(msgspec.Struct, eq=False, gc=False):
     """One request. Times are those of the monotonic clock; `received` is unix time.
 
-    `transfers` are numbers of attempts, and what their decode workers said of the pages they got.
+    `stages` are numbers of attempts, and what their decode workers said of how long each stage took.
     """
 
     number: int
@@ -37,7 +39,7 @@ class Record(msgspec.Struct, eq=False, gc=False):
     moved: int = 0
     received: float = msgspec.field(default_factory=time.time)
     attempts: tuple[tuple[float, Decision], ...] = ()
-    transfers: tuple[tuple[int, str], ...] = ()
+    stages: tuple[tuple[int, str], ...] = ()
     notes: tuple[tuple[float, str, str], ...] = ()  # when, what, who or why
 
     def explain(self) -> dict[str, object]:
@@ -92,8 +94,8 @@ class Record(msgspec.Struct, eq=False, gc=False):
 
     def _told_attempts(self) -> list[dict[str, object]]:
         told = [self._attempt(at, decision) for at, decision in self.attempts]
-        for number, transfer in self.transfers:
-            told[number - 1]["transfer"] = _transfer(transfer)
+        for number, stages in self.stages:
+            told[number - 1] |= _stages(stages)
         return told
 
     def _attempt(self, at: float, decision: Decision) -> dict[str, object]:
@@ -105,11 +107,18 @@ class Record(msgspec.Struct, eq=False, gc=False):
         return told
 
 
-def _transfer(text: str) -> dict[str, object]:
-    """A worker's `TRANSPORT; pages=N; bytes=N`; what does not look so is left out."""
-    transport, *figures = text.split("; ")
-    pairs = (figure.partition("=") for figure in figures)
-    return {"transport": transport, **{name: int(value) for name, _, value in pairs if value.isdecimal()}}
+def _stages(text: str) -> dict[str, object]:
+    """A worker's `NAME=SECONDS; …; transport=NAME; pages=N; bytes=N`; what does not look so is left out."""
+    given = dict(part.partition("=")[::2] for part in text.split("; "))
+    told: dict[str, object] = {"stages": {name: float(given[name]) for name in _STAGES if _is_number(given.get(name))}}
+    if "transport" in given:
+        figures = {name: int(given[name]) for name in ("pages", "bytes") if given.get(name, "").isdecimal()}
+        told["transfer"] = {"transport": given["transport"], **figures}
+    return told
+
+
+def _is_number(text: str | None) -> bool:
+    return text is not None and text.replace(".", "", 1).isdecimal()
 
 
 def _leg(chosen: Endpoint, considered: tuple[Sequence[Endpoint], Choice]) -> dict[str, object]:

@@ -147,6 +147,12 @@ class Router:
         self.workers.forget(endpoint.incarnation)
         self.memory.forget(endpoint.id, endpoint.incarnation)
 
+    def can_serve(self, model: str, weights: str = "") -> bool:
+        """Whether any worker of `model`, with these weights unless they are "", is ready."""
+        found = self.fleet.models.get(model)
+        ready = () if found is None else (*found.decode, *found.whole, *found.prefill)
+        return any(weights in ("", one.weight_digest) for one in ready)
+
     def can_move(self, facts: RequestFacts, source: Endpoint, avoid: frozenset[Endpoint]) -> bool:
         """Whether somebody could take over pages of `source`: a stream that stands still for nobody is held up."""
         return bool(self._takers(facts, source, avoid, time.monotonic()))

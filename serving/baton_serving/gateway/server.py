@@ -104,8 +104,7 @@ class GatewayProcess:
         self._tls = _tls(config.tls)
         self._worker_tls = _tls(config.worker_tls)
         router = Router(config.routing, tls=self._worker_tls, worker_key=config.worker_key)
-        door = None if config.door.open else Door(config.door, ledger)
-        self.core = Core(router, door, config.patience, on_begin=self.history.add)
+        self.core = Core(router, self._door(ledger), config.patience, on_begin=self.history.add)
         self._caches: CacheFollower | None = None
         if isinstance(router.memory, Memory):
             self._caches = CacheFollower(router.memory, self._worker_tls, config.worker_key)
@@ -117,6 +116,13 @@ class GatewayProcess:
         self._tracing: Tracing | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._log_file: BinaryIO | None = None
+
+    def _door(self, ledger: Ledger | None) -> Door | None:
+        """None when there is nothing to limit, ever: keys may come to have limits."""
+        config = self.config
+        if self._keys is not None:
+            return Door(config.door, ledger, self._keys.limits)
+        return None if config.door.open else Door(config.door, ledger)
 
     async def start(self, listener: socket.socket) -> None:
         """Returns once it answers. Raises ConfigError when the access log cannot be written."""

@@ -180,6 +180,11 @@ class Executor:
         if self._attention.short_capturable:
             self._short = ShortGraphs(*parts, memory)
 
+    @property
+    def immediate(self) -> bool:
+        """Whether a step is over when `launch` returns."""
+        return self._device.type == "cpu"
+
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
         """Queue one step: page copies and tables first, then the forward pass, then sampling."""

@@ -1,8 +1,8 @@
 """The scheduler loop of rank 0: receive, schedule the next step, launch it, book the previous one, send its tokens.
 
 With overlap the device works on step n+1 while the host books step n; without, a step is booked before the next one is
-planned, and only its tokens go out meanwhile. The loop does nothing slow itself: no look-ups, no HTTP, no sends that
-could block.
+planned, and only its tokens go out meanwhile. Where the host is the device nothing can overlap, and tokens go out
+before the next step begins. The loop does nothing slow itself: no look-ups, no HTTP, no sends that could block.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ class LaunchedStep(Protocol):
 
 class StepRunner(Protocol):
     """What the loop launches steps on: the executor, or a stand-in that measures the loop."""
+
+    @property
+    def immediate(self) -> bool:
+        """Whether a step is over when `launch` returns."""
+        ...
 
     def launch(self, plan: StepPlan) -> LaunchedStep: ...
 
@@ -147,7 +152,7 @@ class SchedulerLoop:
         self._to_api = to_api
         self._make_request = make_request
         self._watchdog = watchdog
-        self._overlap = overlap
+        self._overlap = overlap and not executor.immediate
         self._log_interval = log_interval
         self._extension = extension
         self._cache_log = cache_log
@@ -210,6 +215,9 @@ class SchedulerLoop:
             expected = self._foresight.expected(plan)
             if expected > LONG_STEP:
                 self.declare(expected)
+            if self._executor.immediate:
+                self._put_out(outputs)
+                outputs = []
             began = time.monotonic()
             self._followers.launch(plan)
             launched = (plan, self._executor.launch(plan), began)
@@ -218,10 +226,7 @@ class SchedulerLoop:
         self._in_flight = launched
         if plan is not None:
             self._foresight.took(plan, time.monotonic() - began)
-        outputs += self._scheduler.take_outputs()
-        self._send(outputs)
-        self._tell_cache()
-        self._controls.answer()
+        self._put_out(outputs)
         self._tick += 1
         self._watchdog.tick()
         if plan is None and booked is None:  # what was booked may have made room: plan again before resting
@@ -284,6 +289,12 @@ class SchedulerLoop:
         if self._extension is not None:
             self._extension.booked()
         return outputs
+
+    def _put_out(self, outputs: list[TokenOutput]) -> None:
+        """Send these and the scheduler's own, changes of the cache and what control calls wait for."""
+        self._send(outputs + self._scheduler.take_outputs())
+        self._tell_cache()
+        self._controls.answer()
 
     def _send(self, outputs: list[TokenOutput]) -> None:
         if outputs or self._opened:

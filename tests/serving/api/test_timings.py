@@ -30,7 +30,7 @@ async def test_whole_and_streamed_answers_carry_them_when_asked(route: str, aske
     async with api_world(says("hello")) as world:
         body = {**ROUTES[route], "baton_timings": asked}
         response = await post(world.url + route, body)
-        assert response.headers["x-baton-transfer"] == "mooncake tcp; pages=4; bytes=128"
+        assert response.headers["x-baton-stages"] == "queue=0.250000; transport=mooncake tcp; pages=4; bytes=128"
         whole = extensions(response.json())
         streamed = [
             extension

@@ -18,6 +18,7 @@ from baton_bootstrap.records import Role
 from baton_serving.errors import ConfigError, Unauthorized
 from baton_serving.gateway import cli
 from baton_serving.gateway.access import KeyFile
+from baton_serving.gateway.admission.ledger import Limits
 from baton_serving.gateway.http.downstream import Incoming
 from baton_serving.gateway.routing import RoutingConfig
 
@@ -76,9 +77,35 @@ def test_a_mounted_secret(tmp_path: Path) -> None:
     assert keys.tenant(asks("Bearer sk-2")) == "alice"
 
 
+def test_a_name_may_have_limits_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("alice sk-1 requests=3 tokens-per-minute=600\nbob sk-2\nbob sk-3\ncarol sk-4 requests=1\n")
+    keys = KeyFile(path)
+    assert keys.tenant(asks("Bearer sk-1")) == "alice"
+    assert (keys.limits("alice"), keys.limits("bob")) == (Limits(3, 600), None)
+    assert keys.limits("carol") == Limits(requests=1)
+    replace(path, "alice sk-1 tokens-per-minute=5\n")
+    assert keys.refresh()
+    assert keys.limits("alice") == Limits(tokens_per_minute=5)
+    path.unlink()
+    path.mkdir()
+    (path / "alice").write_text("sk-5 requests=2\n")
+    assert keys.refresh()
+    assert (keys.tenant(asks("Bearer sk-5")), keys.limits("alice")) == ("alice", Limits(requests=2))
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("", "holds no key"), ("alice\n", "line 1 is not NAME KEY"), ("a k\nb k\n", "the same key"), (None, "read")],
+    [
+        ("", "holds no key"),
+        ("alice\n", "line 1 is not NAME KEY"),
+        ("# all\na k requests=0\n", "line 2 is not NAME KEY"),
+        ("a k tokens=1\n", "line 1 is not NAME KEY"),
+        ("a k requests=1 requests=2\n", "line 1 is not NAME KEY"),
+        ("a k\nb k\n", "the same key"),
+        ("a k requests=1\na l\n", "the lines of a have different limits"),
+        (None, "read"),
+    ],
 )
 def test_keys_that_cannot_be_used(tmp_path: Path, text: str | None, says: str) -> None:
     if text is not None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from support.gateway_bench import Bench, eventually, gateway_bench
-from support.gateway_model import Behaviour, Heard, Model, listen
+from support.gateway_bench import Bench, Call, eventually, gateway_bench
+from support.gateway_model import Behaviour, Heard, Model, event, listen, token
 
 from baton_bootstrap.records import State
 from baton_serving.gateway.core import Patience
@@ -131,6 +131,43 @@ async def test_a_stalled_workers_streams_go_on_elsewhere(bench: Bench, model: Mo
     heard, _, _ = await asking
     assert heard.done
     assert behaviour.mode == "hang"
+
+
+@pytest.mark.parametrize("comes", ["it recovers", "another"])
+async def test_a_stalled_worker_keeps_what_nobody_else_could_take(bench: Bench, model: Model, comes: str) -> None:
+    """Whoever is there first goes on."""
+    await start(bench, model, "b1")
+    go_on = asyncio.Event()
+
+    async def held(call: Call) -> None:
+        await call.head()
+        await call.chunk(event("cmpl-1", 0, [token(3, 0, 0)], 0, None))
+        await go_on.wait()
+        for position in range(1, 3):
+            await call.chunk(event("cmpl-1", 0, [token(3, 0, position)], position, None))
+        await call.chunk(event("cmpl-1", 0, [], 3, "length") + b"data: [DONE]\n\n")
+        await call.end()
+
+    stalled = bench.workers[0]
+    stalled.script = held
+    asking = asyncio.ensure_future(ask(bench, max_tokens=3))
+    await stalled.called()
+    [exchange] = bench.core.open
+    await eventually(lambda: bool(exchange.record.first_byte))
+    stalled.state = State.STALLED
+    bench.show(stalled)
+    assert exchange.record.notes == ()
+    if comes == "another":
+        await start(bench, model, "b2")
+    else:
+        stalled.state = State.READY
+        bench.show(stalled)
+        go_on.set()
+    heard, _, response = await asking
+    assert heard.done
+    request_id = response.headers["x-request-id"]
+    told = await (await bench.session.get(f"{bench.url}/v1/baton/explain/{request_id}")).json()
+    assert len(told["attempts"]) == (2 if comes == "another" else 1)
 
 
 async def slow_stream(bench: Bench, model: Model, **fields: Any) -> tuple[asyncio.Task[Any], Behaviour]:

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -166,7 +167,7 @@ async def test_an_index_forgets_workers_that_are_gone() -> None:
         await until(lambda: not any(mask >> slot & 1 for _, mask in index.match(keys)))
 
 
-async def test_processes_on_one_port_share_a_keys_limit() -> None:
+async def test_processes_on_one_port_share_a_keys_limit(tmp_path: Path) -> None:
     """However the kernel spreads the connections: three requests of the key go on, nine are refused."""
     bootstrap = BootstrapServer(ServerConfig())
     await bootstrap.start()
@@ -177,18 +178,22 @@ async def test_processes_on_one_port_share_a_keys_limit() -> None:
     client = RegistrationClient(address, worker.entry.worker, lambda: Beat(state=State.READY, tick=next(ticks)))
     await client.start()
     await client.registered()
+    keys = tmp_path / "keys"
+    keys.write_text("alice sk-1 requests=3\n")
     words = ("gateway", "--port", "0", "--bootstrap-addr", address, "--processes", "2", "--worker-wait", "20")
     gateway = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "baton_serving.cli.main", *words, "--key-requests", "3", "--grace", "0.1"),
+        *(sys.executable, "-m", "baton_serving.cli.main", *words, "--api-keys", str(keys), "--grace", "0.1"),
         stdout=asyncio.subprocess.PIPE,
     )
     assert gateway.stdout is not None
     url = json.loads(await gateway.stdout.readline())["http"]
 
+    key = {"authorization": "Bearer sk-1"}
+
     async def status() -> int:
         async with (
             aiohttp.ClientSession() as session,
-            session.post(f"{url}/v1/completions", json={"model": "m"}) as got,
+            session.post(f"{url}/v1/completions", json={"model": "m"}, headers=key) as got,
         ):
             return got.status
 

@@ -422,21 +422,25 @@ async def test_a_stream_that_said_its_length_ends_there_though_the_connection_st
 
 
 @pytest.mark.parametrize("streams", [True, False])
-async def test_explain_tells_what_moved_the_pages_and_how_many_bytes(bench: Bench, streams: bool) -> None:
+async def test_explain_tells_what_a_worker_says_of_its_stages_and_of_the_pages_it_got(
+    bench: Bench, streams: bool
+) -> None:
     async def decode(call: Call) -> None:
         kind, body = (b"text/event-stream", b"".join(events("a"))) if streams else (b"application/json", b"{}")
-        head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\nx-baton-transfer: nixl tcp; pages=3; bytes=99; odd=x\r\n"
-        call.writer.write(head % kind + b"content-length: %d\r\n\r\n%b" % (len(body), body))
+        told = b"x-baton-stages: queue=0.25; prefill=1; decode=nan; odd=1; transport=nixl tcp; pages=3; bytes=99\r\n"
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n%bcontent-length: %d\r\n\r\n"
+        call.writer.write(head % (kind, told, len(body)) + body)
 
     await bench.worker("p", prefill_ok)
     await bench.worker("d", decode)
     async with bench.post(stream=streams) as response:
         await read(response)
-        assert "x-baton-transfer" not in response.headers
+        assert "x-baton-stages" not in response.headers
         request_id = response.headers["x-request-id"]
     async with bench.session.get(f"{bench.url}/v1/baton/explain/{request_id}") as response:
         [attempt] = (await response.json())["attempts"]
     assert attempt["transfer"] == {"transport": "nixl tcp", "pages": 3, "bytes": 99}
+    assert attempt["stages"] == {"queue": 0.25, "prefill": 1.0}
 
 
 async def test_a_request_that_lost_its_worker_waits_longer_than_a_new_one_for_another() -> None:

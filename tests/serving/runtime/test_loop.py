@@ -15,7 +15,7 @@ from baton_serving.runtime import loop as loop_module
 from baton_serving.runtime.channels import Addresses, Pull, Push
 from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers
-from baton_serving.runtime.loop import SchedulerLoop
+from baton_serving.runtime.loop import SchedulerLoop, StepRunner
 from baton_serving.runtime.messages import (
     AbortInput,
     ApiInput,
@@ -47,14 +47,29 @@ class _Done:
 
 
 class _AtOnce:
+    immediate = False
+
     def launch(self, plan: StepPlan) -> _Done:
+        return _Done(plan)
+
+
+class _InLaunch:
+    """Computes a step in `launch`, when it is told to."""
+
+    immediate = True
+
+    def __init__(self) -> None:
+        self.go = threading.Semaphore(0)
+
+    def launch(self, plan: StepPlan) -> _Done:
+        assert self.go.acquire(timeout=PATIENCE_MS / 1000)
         return _Done(plan)
 
 
 class World:
     """A loop in a thread, and the ends of its sockets that other processes hold."""
 
-    def __init__(self, overlap: bool) -> None:
+    def __init__(self, overlap: bool, runner: StepRunner | None = None) -> None:
         self._addresses = Addresses.create(1)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         inbox: Pull[SchedulerInput] = Pull(self._context, self._addresses.scheduler, SchedulerInput)
@@ -67,7 +82,7 @@ class World:
         scheduler = Scheduler(SchedulerConfig(context_len=256, max_running_requests=4), layout, 20)
         self._loop = SchedulerLoop(
             scheduler,
-            _AtOnce(),
+            runner or _AtOnce(),
             Followers(self._context, self._addresses, 1.0),
             inbox,
             to_detokenizer,
@@ -95,6 +110,13 @@ class World:
             assert self._detokenizer.socket.poll(PATIENCE_MS), f"{rid} was never answered"
             seen += [output for output in self._detokenizer.recv().outputs if output.rid == rid]
         return seen
+
+    def token(self) -> TokenOutput:
+        """The next output of any request."""
+        while True:
+            assert self._detokenizer.socket.poll(PATIENCE_MS), "no token came"
+            for output in self._detokenizer.recv().outputs:
+                return output
 
     def heard(self) -> ApiInput:
         assert self._api.socket.poll(PATIENCE_MS), "the loop is silent"
@@ -152,6 +174,16 @@ def test_a_step_that_may_compile_is_declared_before_it_starts(world: World) -> N
     state = world.heard()
     assert isinstance(state, WorkerState)
     assert state.busy_until == 0
+
+
+def test_tokens_do_not_wait_for_the_next_step_where_launching_is_computing() -> None:
+    runner = _InLaunch()
+    world = World(overlap=True, runner=runner)
+    world.ask("r", new_tokens=3)
+    for number in range(1, 4):
+        runner.go.release()
+        assert world.token().completion_tokens == number
+    world.close()
 
 
 def test_a_refused_request_is_answered_and_the_next_one_served(world: World) -> None:

@@ -16,13 +16,14 @@ from baton_serving.api.http.problems import error_body
 from baton_serving.errors import BatonError, Cancelled, InternalError
 from baton_serving.runtime.messages import TokenOutput
 from baton_serving.runtime.outputs import merge
+from baton_serving.runtime.request_spans import stages_of
 from baton_serving.runtime.requests import ChoiceOutput
 from baton_serving.runtime.served import UNKNOWN_WEIGHTS
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-TRANSFER_HEADER: Final = "x-baton-transfer"
+STAGES_HEADER: Final = "x-baton-stages"
 
 Outputs = AsyncGenerator[ChoiceOutput, None]
 
@@ -49,17 +50,20 @@ async def answer(request: Request, outputs: Outputs, renderer: Renderer, *, stre
         return await _streamed(request, outputs, renderer)
     async with aclosing(outputs):
         answers = await unless_disconnected(request, gather(outputs))
-    return Response(renderer.whole(answers), headers=_transfer(answers), media_type="application/json")
+    return Response(renderer.whole(answers), headers=_stages(answers), media_type="application/json")
 
 
-def _transfer(answers: Sequence[ChoiceOutput]) -> dict[str, str]:
-    """A header on the KV pages that came from other workers for these answers, if any did; a gateway explains it."""
-    found = [answer.tokens.timings for answer in answers]
-    arrived = [timings for timings in found if timings is not None and timings.transport]
-    if not arrived:
-        return {}
-    pages, size = sum(one.transfer_pages for one in arrived), sum(one.transfer_bytes for one in arrived)
-    return {TRANSFER_HEADER: f"{arrived[0].transport}; pages={pages}; bytes={size}"}
+def _stages(answers: Sequence[ChoiceOutput]) -> dict[str, str]:
+    """A header for gateways, which explain it: how many seconds each stage of the first of these answers took so far,
+    and what KV pages came from other workers for all of them.
+    """
+    found = [answer.tokens.timings for answer in answers if answer.tokens.timings is not None]
+    told = [f"{stage.name}={stage.end - stage.start:.6f}" for stage in stages_of(found[0] if found else None)]
+    arrived = [timings for timings in found if timings.transport]
+    if arrived:
+        pages, size = sum(one.transfer_pages for one in arrived), sum(one.transfer_bytes for one in arrived)
+        told += [f"transport={arrived[0].transport}", f"pages={pages}", f"bytes={size}"]
+    return {STAGES_HEADER: "; ".join(told)} if told else {}
 
 
 async def gather(outputs: Outputs) -> list[ChoiceOutput]:
@@ -99,7 +103,7 @@ async def _streamed(request: Request, outputs: Outputs, renderer: Renderer) -> R
     return StreamingResponse(
         _events(first, outputs, renderer),
         media_type="text/event-stream",
-        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **_transfer([first])},
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **_stages([first])},
     )
 
 

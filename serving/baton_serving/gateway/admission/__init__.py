@@ -30,7 +30,9 @@ class Admission(Protocol):
         """The request has ended; `tokens` is how many it used, prompt and answer, as far as is known."""
         ...
 
-    counts_tokens: bool  # whether `leave` makes use of the tokens, so that they are worth counting
+    def counts(self, number: int) -> bool:
+        """Whether `leave` makes use of this request's tokens, so that they are worth counting."""
+        ...
 
     @property
     def retry_after(self) -> float:
@@ -45,7 +47,8 @@ class Admission(Protocol):
 class OpenDoor:
     """Admits everything at once."""
 
-    counts_tokens = False
+    def counts(self, number: int) -> bool:
+        return False
 
     def offer(self, facts: RequestFacts, now: float) -> bool:
         return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -21,7 +21,7 @@ SMOOTHING = 0.1
 class DoorConfig:
     """`max_running` requests go on at once, of all processes that share the ledger; None: any number, nobody waits.
 
-    `max_queued` may wait in this process, each at most `queue_seconds`. `limits` hold for every key.
+    `max_queued` may wait in this process, each at most `queue_seconds`. `limits` hold for every key without its own.
     """
 
     max_running: int | None = None
@@ -40,19 +40,25 @@ class DoorConfig:
 
 
 class _Open(msgspec.Struct, gc=False):
-    """A request that was let in: the ledger's row and what was charged; whether it runs or waits."""
+    """A request that was let in: the ledger's row, what was charged (None: no rate), whether it runs or waits."""
 
     row: int
-    tokens: int
+    charged: int | None
     running: bool
 
 
 class Door:
     """The `Admission` of one process."""
 
-    def __init__(self, config: DoorConfig, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self,
+        config: DoorConfig,
+        ledger: Ledger | None = None,
+        own_limits: Callable[[str], Limits | None] = lambda tenant: None,
+    ) -> None:
+        """`own_limits` are those of one tenant; where they say nothing, the usual ones hold."""
         self._config = config
-        self.counts_tokens = config.limits.tokens_per_minute is not None  # so `leave` makes use of the tokens
+        self._own_limits = own_limits
         self._ledger = Ledger() if ledger is None else ledger
         self._queue = FairQueue()
         self._open: dict[int, _Open] = {}
@@ -70,20 +76,20 @@ class Door:
 
     def offer(self, facts: RequestFacts, now: float) -> bool:
         """True: go on. False: wait. Raises `QueueFull`, with the seconds after which it may be otherwise."""
-        limits, ledger = self._config.limits, self._ledger
+        limits, ledger = self._limits(facts.tenant), self._ledger
         tokens = facts.prompt_tokens + (facts.max_tokens or USUAL_ANSWER)
         with ledger.lock:
             row = ledger.row(facts.tenant, limits.tokens_per_minute)
             self._check_limits(row, limits, tokens, now)
             runs = not self._queue and self._room()
             if runs:
-                ledger.count_both(row, 1)
+                ledger.count(TOTAL, 1)
             else:
                 self._make_place(facts)
-                ledger.count(row, 1)
+            ledger.count(row, 1)
             if limits.tokens_per_minute is not None:
                 ledger.spend(row, tokens)
-        self._open[facts.number] = _Open(row, tokens, runs)
+        self._open[facts.number] = _Open(row, None if limits.tokens_per_minute is None else tokens, runs)
         if not runs:
             deadline = now + self._config.queue_seconds
             self._queue.push(Ticket(facts.number, facts.tenant, class_of(facts.priority), tokens, deadline))
@@ -117,12 +123,11 @@ class Door:
         """The request has ended, whatever became of it; what it was charged beyond `tokens` is given back."""
         gone, ledger = self._open.pop(number), self._ledger
         with ledger.lock:
+            ledger.count(gone.row, -1)
             if gone.running:
-                ledger.count_both(gone.row, -1)
-            else:
-                ledger.count(gone.row, -1)
-            if self.counts_tokens:
-                ledger.spend(gone.row, tokens - gone.tokens)
+                ledger.count(TOTAL, -1)
+            if gone.charged is not None:
+                ledger.spend(gone.row, tokens - gone.charged)
         if not gone.running:
             if number in self._queue:
                 self._queue.remove(number)
@@ -133,6 +138,10 @@ class Door:
                 self._interval += SMOOTHING * (now - self._last_end - self._interval)
             self._last_end = now
 
+    def counts(self, number: int) -> bool:
+        """Whether `leave` makes use of this request's tokens."""
+        return self._open[number].charged is not None
+
     def gauges(self) -> Mapping[str, int]:
         """Requests that wait, by class."""
         return self._queue.waiting()
@@ -141,6 +150,10 @@ class Door:
     def retry_after(self) -> float:
         """Seconds until those who wait now will have been let in, at the rate at which requests end."""
         return min(MAX_RETRY_AFTER, max(1.0, self._interval * (len(self._queue) + 1)))
+
+    def _limits(self, tenant: str) -> Limits:
+        own = self._own_limits(tenant)
+        return self._config.limits if own is None else own.over(self._config.limits)
 
     def _room(self) -> bool:
         most = self._config.max_running

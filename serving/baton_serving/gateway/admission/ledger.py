@@ -35,6 +35,12 @@ class Limits:
     requests: int | None = None
     tokens_per_minute: int | None = None
 
+    def over(self, usual: Limits) -> Limits:
+        """These, and the usual ones where these say nothing."""
+        requests = usual.requests if self.requests is None else self.requests
+        rate = usual.tokens_per_minute if self.tokens_per_minute is None else self.tokens_per_minute
+        return Limits(requests, rate)
+
 
 class Ledger:
     """Rows of figures. Everything but `lock` is to be called under the lock."""
@@ -75,12 +81,6 @@ class Ledger:
     def count(self, row: int, change: int) -> None:
         """Change this process's count."""
         self._words[row * self._width + self._column] += change
-
-    def count_both(self, row: int, change: int) -> None:
-        """The same for a tenant's row and the total."""
-        words, column = self._words, self._column
-        words[row * self._width + column] += change
-        words[TOTAL * self._width + column] += change
 
     def deficit(self, row: int, tokens: int, per_minute: int, now: float) -> float:
         """Seconds until the bucket holds so many tokens; 0 when it does. More than it can hold counts as all of it."""

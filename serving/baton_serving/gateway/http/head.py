@@ -17,7 +17,7 @@ _KEPT_BACK = frozenset(
     {
         *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"te", b"trailer", b"upgrade"),
         *(b"transfer-encoding", b"content-length", b"server", b"date", b"x-request-id"),
-        *(b"x-baton-incarnation", b"x-baton-transfer"),
+        *(b"x-baton-incarnation", b"x-baton-stages"),
     }
 )
 
@@ -25,7 +25,7 @@ _KEPT_BACK = frozenset(
 class Head(msgspec.Struct, frozen=True, gc=False):
     """`length` is None when the body is chunked or ends with the connection. `relayed` are header lines for the client.
 
-    `incarnation` is who answers and `transfer` what pages it got from others, as it says itself; "" when it does not.
+    `incarnation` is who answers and `stages` how long it took for each, as it says itself; "" when it does not.
     """
 
     status: int
@@ -35,7 +35,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     event_stream: bool
     relayed: bytes
     incarnation: str
-    transfer: str
+    stages: str
 
 
 @lru_cache(maxsize=256)
@@ -76,7 +76,7 @@ def read_head(head: bytes) -> Head:
         event_stream=names.get(b"content-type", b"").startswith(b"text/event-stream"),
         relayed=b"".join(relayed),
         incarnation=names.get(b"x-baton-incarnation", b"").decode("latin-1"),
-        transfer=names.get(b"x-baton-transfer", b"").decode("latin-1"),
+        stages=names.get(b"x-baton-stages", b"").decode("latin-1"),
     )
 
 

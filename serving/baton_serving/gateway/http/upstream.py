@@ -184,8 +184,7 @@ class Connection(asyncio.Protocol):
         listener, self._listener = self._listener, None
         assert self._head is not None
         if self._head.keep_alive:
-            self.idle_since = time.monotonic()
-            self._pool.idle.append(self)
+            self._pool.give_back(self)
         elif self._transport is not None:
             self._transport.close()
         if listener is not None:
@@ -217,13 +216,13 @@ class Pool:
         self.host_line = b"host: %b\r\n" % parts.netloc.encode("ascii")
         if key is not None:  # a line of its own, in the head of every request like the host's
             self.host_line += b"authorization: Bearer %b\r\n" % key.encode("ascii")
-        self.idle: list[Connection] = []  # whose answers are over put themselves here
+        self._idle: list[Connection] = []
 
     def take(self) -> Connection | None:
         """The connection used last, if one is idle."""
         now = time.monotonic()
-        while self.idle:
-            connection = self.idle.pop()
+        while self._idle:
+            connection = self._idle.pop()
             if now - connection.idle_since < IDLE_LIMIT and connection.alive:
                 return connection
             connection.drop()
@@ -239,12 +238,17 @@ class Pool:
             )
         return connection
 
+    def give_back(self, connection: Connection) -> None:
+        """Its answer is over."""
+        connection.idle_since = time.monotonic()
+        self._idle.append(connection)
+
     def forget(self, connection: Connection) -> None:
-        if connection in self.idle:
-            self.idle.remove(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
 
     def close(self) -> None:
         """Drop the idle connections; those in use go on."""
-        for connection in list(self.idle):
+        for connection in list(self._idle):
             connection.drop()
-        self.idle.clear()
+        self._idle.clear()

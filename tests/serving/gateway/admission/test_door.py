@@ -104,6 +104,25 @@ def test_a_key_has_its_rate_of_tokens_and_gets_back_what_it_did_not_use() -> Non
     assert door.offer(facts(5, tokens=300, answer=200), 50.1)
 
 
+def test_a_keys_own_limits_stand_before_those_of_all() -> None:
+    own = {"more": Limits(requests=2), "rated": Limits(tokens_per_minute=200)}
+    door = Door(DoorConfig(limits=Limits(requests=1)), own_limits=own.get)
+    assert [door.offer(facts(n, "more"), 0.0) for n in range(2)] == [True, True]
+    assert door.offer(facts(2, "rated", tokens=50, answer=50), 0.0)
+    assert [door.counts(n) for n in (0, 2)] == [False, True]
+    for number, tenant in ((3, "more"), (4, "rated"), (5, "a"), (6, "a")):
+        if number == 5:
+            assert door.offer(facts(number, tenant), 0.0)
+        else:
+            with pytest.raises(QueueFull, match="requests open"):
+                door.offer(facts(number, tenant), 0.0)
+    door.leave(2, 150, 0.0)
+    with pytest.raises(QueueFull, match="200 tokens a minute"):
+        door.offer(facts(7, "rated", tokens=50, answer=50), 0.0)
+    own["rated"] = Limits()  # as when the file was changed
+    assert door.offer(facts(8, "rated", tokens=500, answer=500), 0.0)
+
+
 def test_a_request_larger_than_a_minutes_worth_needs_a_full_bucket() -> None:
     door = Door(DoorConfig(limits=Limits(tokens_per_minute=100)))
     assert door.offer(facts(0, tokens=500, answer=500), 0.0)
