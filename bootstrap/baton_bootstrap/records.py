@@ -57,8 +57,9 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
 
     `incarnation` is new on every start and with other weights, and compared whole; `process` is new on every start
     only. `epoch`, the unix time of the incarnation's begin in nanoseconds, orders the incarnations of one `id`.
-    `control` is the ZeroMQ endpoint of the handoff. `keys` are further names it answers to in look-ups, such as the
-    `host:port` by which a router calls a prefill worker's bootstrap. `detail` is opaque.
+    `control` is the ZeroMQ endpoint of the handoff, `control_key` the CURVE public key that it shows. `keys` are
+    further names it answers to in look-ups, such as the `host:port` by which a router calls a prefill worker's
+    bootstrap. `detail` is opaque.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     http_url: str
     grpc_url: str = ""
     control: str = ""
+    control_key: str = ""
     keys: tuple[str, ...] = ()
     model: str = ""
     weight_digest: str = ""

@@ -16,7 +16,7 @@ import uvloop
 
 from baton_bootstrap.announce import announce
 from baton_bootstrap.errors import SetupError
-from baton_bootstrap.files import LOOK_EVERY
+from baton_bootstrap.files import LOOK_EVERY, Stamp, stamp
 from baton_bootstrap.tls import Tls
 from baton_serving import logs
 from baton_serving.api.app import create_app, create_probe_app
@@ -26,7 +26,7 @@ from baton_serving.api.server import bind, http_server, reserve
 from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.config.check import addresses, check
-from baton_serving.errors import ConfigError, InternalError, Unavailable
+from baton_serving.errors import BatonError, ConfigError, InternalError, Unavailable
 from baton_serving.runtime.assigned import Assigned
 from baton_serving.runtime.bootstrap_access import as_assigned, tls_of
 from baton_serving.runtime.cache_feed import CacheFeed
@@ -129,6 +129,7 @@ class _ApiProcess:
         self._updater = Updater(self._manager, self._weights_changed, self._opened)
         self._registration: Registration | None = None
         self._following: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
@@ -150,8 +151,9 @@ class _ApiProcess:
         await self._register()
         self._announce()
         await asyncio.wait([asyncio.create_task(self._stopping.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
-        if self._following is not None:
-            self._following.cancel()
+        for task in (self._following, self._renewing):
+            if task is not None:
+                task.cancel()
         if self._registration is not None:
             self._registration.drain("stopping")
         self._manager.drain()
@@ -219,6 +221,23 @@ class _ApiProcess:
         await registration.start()
         self._registration = registration
         self._following = asyncio.create_task(assigned.run())
+        self._renewing = asyncio.create_task(self._renew_keys(registration))
+
+    async def _renew_keys(self, registration: Registration) -> None:
+        """Have the handoff take renewed keys over."""
+        path = self._config.given.disaggregation.disaggregation_curve_key_file
+        seen: Stamp = ()
+        while path is not None:
+            found = stamp([Path(path)])
+            if found != seen:
+                try:
+                    renewed = await self._manager.control("keys_renew")
+                except BatonError as error:
+                    log.warning("keys not taken over yet: %s", error.message)
+                else:
+                    seen = found
+                    registration.be_reached(renewed["control"], renewed["control_key"])
+            await asyncio.sleep(LOOK_EVERY)
 
     def _weights_changed(self, weights: ServedWeights) -> None:
         self._labels["weight_digest"] = weights.digest

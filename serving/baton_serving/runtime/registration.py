@@ -43,6 +43,7 @@ def worker_record(config: ResolvedConfig, identity: Identity, facts: RankFacts, 
         role=_ROLES[given.disaggregation_mode],
         http_url=url_of(host, port, secure=config.given.http.ssl_certfile is not None),
         control=facts.handoff_endpoint,
+        control_key=facts.handoff_key,
         keys=tuple(keys),
         model=config.served_model_name,
         weight_digest=facts.weight_digest,
@@ -113,6 +114,12 @@ class Registration:
         role = Role.BOTH if whole else self._own_role
         if role is not self._client.worker.role:
             self._client.replace(msgspec.structs.replace(self._client.worker, role=role))
+
+    def be_reached(self, control: str, control_key: str) -> None:
+        """Have peers dial another endpoint of the handoff, which shows another key."""
+        known = self._client.worker
+        if (known.control, known.control_key) != (control, control_key):
+            self._client.replace(msgspec.structs.replace(known, control=control, control_key=control_key))
 
     async def close(self) -> None:
         await self._client.aclose()

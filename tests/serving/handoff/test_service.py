@@ -458,6 +458,38 @@ def test_control_connections_can_be_encrypted(fake_cluster: Cluster) -> None:
     assert sender.service.stats().peers == 1
 
 
+def test_keys_change_under_open_transfers(fake_cluster: Cluster) -> None:
+    first, second = (tuple(key.decode() for key in zmq.curve_keypair()) for _ in range(2))
+    before, after = CurveKeys(*first, others=(second[0],)), CurveKeys(*second, others=(first[0],))
+    sender, receiver = (fake_cluster.worker(name, curve=before) for name in ("p", "d"))
+    sender.fill(1)
+    sender.service.open("t1")
+    receiver.service.expect("t1", 0, "p")
+    sender.service.started("t1", 16)
+    receiver.wait(Begun, "t1")
+    former = sender.service.endpoint
+
+    endpoint = sender.service.change_keys(after)
+    assert endpoint == sender.service.endpoint != former
+    fake_cluster.registry["p"] = PeerAddress(endpoint, sender.incarnation, after.public)
+    receiver.service.announce("t1", [PageSpan(0, 0, [9])], 0)
+    sender.service.chunk_ready("t1", [PageSpan(0, 0, [1])])
+    sender.service.finish("t1", b"s")
+    receiver.wait(Arrived, "t1")
+    send_whole(sender, receiver, "t2", [1, 2], [3, 4])
+    receiver.wait(Arrived, "t2")
+    assert (sender.service.stats().peers, receiver.service.stats().peers) == (1, 1)  # it is one link still
+
+    receiver.service.change_keys(after)
+    late = fake_cluster.worker("e", curve=CurveKeys(*second))
+    send_whole(sender, late, "t3", [1, 2], [3, 4])
+    late.wait(Arrived, "t3")
+    sender.service.change_keys(CurveKeys(*second))
+    slow = fake_cluster.worker("f", curve=before, limits=Limits(connect=0.5))
+    slow.service.expect("t4", 0, "p")
+    assert "cannot reach" in slow.wait(ReceiveFailed, "t4").failure.message
+
+
 def test_a_fault_in_a_thread_ends_the_worker_loudly(fake_cluster: Cluster) -> None:
     worker = fake_cluster.worker("p")
     worker.service.report(RankFailed(0, "segment lost"))

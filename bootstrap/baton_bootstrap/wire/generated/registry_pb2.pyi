@@ -71,7 +71,7 @@ PHASE_SWITCHING: Phase
 PHASE_FAILED: Phase
 
 class Worker(_message.Message):
-    __slots__ = ("id", "incarnation", "epoch", "role", "http_url", "grpc_url", "control", "keys", "model", "weight_digest", "engine_digest", "tp_size", "pp_size", "page_size", "dtype", "max_total_tokens", "detail", "process")
+    __slots__ = ("id", "incarnation", "epoch", "role", "http_url", "grpc_url", "control", "keys", "model", "weight_digest", "engine_digest", "tp_size", "pp_size", "page_size", "dtype", "max_total_tokens", "detail", "process", "control_key")
     ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,7 @@ class Worker(_message.Message):
     MAX_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     PROCESS_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_KEY_FIELD_NUMBER: _ClassVar[int]
     id: str
     incarnation: str
     epoch: int
@@ -108,7 +109,8 @@ class Worker(_message.Message):
     max_total_tokens: int
     detail: bytes
     process: str
-    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., http_url: _Optional[str] = ..., grpc_url: _Optional[str] = ..., control: _Optional[str] = ..., keys: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., weight_digest: _Optional[str] = ..., engine_digest: _Optional[str] = ..., tp_size: _Optional[int] = ..., pp_size: _Optional[int] = ..., page_size: _Optional[int] = ..., dtype: _Optional[str] = ..., max_total_tokens: _Optional[int] = ..., detail: _Optional[bytes] = ..., process: _Optional[str] = ...) -> None: ...
+    control_key: str
+    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., http_url: _Optional[str] = ..., grpc_url: _Optional[str] = ..., control: _Optional[str] = ..., keys: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., weight_digest: _Optional[str] = ..., engine_digest: _Optional[str] = ..., tp_size: _Optional[int] = ..., pp_size: _Optional[int] = ..., page_size: _Optional[int] = ..., dtype: _Optional[str] = ..., max_total_tokens: _Optional[int] = ..., detail: _Optional[bytes] = ..., process: _Optional[str] = ..., control_key: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("running", "queued_tokens", "free_pages", "total_pages", "prompt_tokens", "prompt_seconds", "answer_tokens", "answer_seconds")
