@@ -102,8 +102,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is to serve. `revision` names the change in reports; `digest` is what the checkpoint `model` must
-    have, "" for whatever it is. `whole`: serve requests whole, whatever its own role. `share` weighs new traffic for
-    workers of its weights against that for others.
+    have, "" for whatever it is. `role` is the one to have, None for that it was started for; `whole`: serve requests
+    whole, whatever its role. `share` weighs new traffic for workers of its weights against that for others.
     """
 
     revision: str
@@ -113,6 +113,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     goal: Goal = Goal.SERVE
     whole: bool = False
     share: int = 100
+    role: Role | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

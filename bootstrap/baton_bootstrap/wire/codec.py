@@ -160,6 +160,7 @@ def assignment_to_wire(assignment: Assignment) -> pb.Assignment:
         goal=_GOALS[assignment.goal],
         whole=assignment.whole,
         share=assignment.share,
+        role=pb.ROLE_UNSPECIFIED if assignment.role is None else _ROLES[assignment.role],
     )
 
 
@@ -175,6 +176,7 @@ def assignment_from_wire(message: pb.Assignment) -> Assignment:
         goal=goal,
         whole=message.whole,
         share=message.share,
+        role=_ROLES_BACK.get(message.role),
     )
 
 

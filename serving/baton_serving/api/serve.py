@@ -17,6 +17,7 @@ import uvloop
 from baton_bootstrap.announce import announce
 from baton_bootstrap.errors import SetupError
 from baton_bootstrap.files import LOOK_EVERY, Stamp, stamp
+from baton_bootstrap.records import Role
 from baton_bootstrap.tls import Tls
 from baton_serving import logs
 from baton_serving.api.app import create_app, create_probe_app
@@ -190,8 +191,7 @@ class _ApiProcess:
             observers.append(RequestLog(given.log_requests_level, vocabulary))
         if given.enable_trace:
             self._tracing = Tracing(f"baton-worker-{self._options.served_model_name}", given.otlp_traces_endpoint)
-            role = self._config.given.disaggregation.disaggregation_mode
-            observers.append(RequestSpans(self._tracing, role))
+            observers.append(RequestSpans(self._tracing, lambda: self._labels["role"]))
         if given.crash_dump_folder is not None:
             observers.append(CrashDump(Path(given.crash_dump_folder), self._options.server_args))
         return observers
@@ -216,7 +216,7 @@ class _ApiProcess:
             self._updater,
             registration.report,
             lambda draining: registration.drain("assignment", draining),
-            registration.serve_whole,
+            lambda role: self._role_taken(registration.take_role(role)),
         )
         await registration.start()
         self._registration = registration
@@ -245,6 +245,10 @@ class _ApiProcess:
             self._cache_feed.rename(weights.digest)
         if self._registration is not None:
             self._registration.serve(weights.digest, weights.incarnation)
+
+    def _role_taken(self, role: Role) -> None:
+        if role is not Role.BOTH:
+            self._labels["role"] = role
 
     def _opened(self, is_open: bool) -> None:
         if self._registration is not None:

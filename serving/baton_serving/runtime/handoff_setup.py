@@ -96,7 +96,8 @@ class Handoff:
         self._local = rank_transfer(rank, factory, report, identity.incarnation, limits.write)
         self.service.start()
         mode = given.disaggregation_mode
-        self.bridge = HandoffBridge(self.service, scheduler, mode, self._wake_fd, self._incarnation)
+        name = identity.id
+        self.bridge = HandoffBridge(self.service, scheduler, mode, self._wake_fd, self._incarnation, name)
 
     @property
     def controls(self) -> dict[str, ControlHandler]:

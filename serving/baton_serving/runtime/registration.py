@@ -109,11 +109,16 @@ class Registration:
             )
         )
 
-    def serve_whole(self, whole: bool) -> None:
-        """Offer to serve requests whole, or what the worker's own role is."""
-        role = Role.BOTH if whole else self._own_role
-        if role is not self._client.worker.role:
-            self._client.replace(msgspec.structs.replace(self._client.worker, role=role))
+    def take_role(self, role: Role | None) -> Role:
+        """Offer to serve as this, None for what the worker was started for; the role that it has from now on.
+
+        Requests that it has go on as they began. A worker without a handoff has no legs to offer.
+        """
+        known = self._client.worker
+        role = role if role is not None and known.control else self._own_role
+        if role is not known.role:
+            self._client.replace(msgspec.structs.replace(known, role=role))
+        return role
 
     def be_reached(self, control: str, control_key: str) -> None:
         """Have peers dial another endpoint of the handoff, which shows another key."""

@@ -66,7 +66,7 @@ class Side:
         self.transfer = rank_transfer(rank, fabric.backend, self.service.report, f"{name}-1", LIMITS.write)
         self.service.start()
         registry[name] = PeerAddress(self.service.endpoint, f"{name}-1")
-        self.bridge = HandoffBridge(self.service, self.worker.scheduler, mode, self._wake, self._incarnation)
+        self.bridge = HandoffBridge(self.service, self.worker.scheduler, mode, self._wake, self._incarnation, name)
         self._make = request_maker(rank.loaded.info, lambda: rank.loaded.digest)
 
     def _command(self, rank: int, command: RankCommand) -> None:

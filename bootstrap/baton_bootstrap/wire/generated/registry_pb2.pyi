@@ -145,7 +145,7 @@ class Status(_message.Message):
     def __init__(self, state: _Optional[_Union[State, str]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., share: _Optional[int] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("revision", "model", "model_revision", "digest", "goal", "whole", "share")
+    __slots__ = ("revision", "model", "model_revision", "digest", "goal", "whole", "share", "role")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +153,7 @@ class Assignment(_message.Message):
     GOAL_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
     revision: str
     model: str
     model_revision: str
@@ -160,7 +161,8 @@ class Assignment(_message.Message):
     goal: Goal
     whole: bool
     share: int
-    def __init__(self, revision: _Optional[str] = ..., model: _Optional[str] = ..., model_revision: _Optional[str] = ..., digest: _Optional[str] = ..., goal: _Optional[_Union[Goal, str]] = ..., whole: _Optional[bool] = ..., share: _Optional[int] = ...) -> None: ...
+    role: Role
+    def __init__(self, revision: _Optional[str] = ..., model: _Optional[str] = ..., model_revision: _Optional[str] = ..., digest: _Optional[str] = ..., goal: _Optional[_Union[Goal, str]] = ..., whole: _Optional[bool] = ..., share: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("revision", "phase", "digest", "done", "total", "error", "gap_seconds")
