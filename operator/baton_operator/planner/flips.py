@@ -25,16 +25,18 @@ def may_flip(spec: Spec) -> bool:
 def with_flips(members: Sequence[Member], desired: Mapping[str, int]) -> list[Member]:
     """The workers in the roles that they are to have, when each role is to have `desired` of them.
 
-    Those that serve the other role go back before any worker of that one ends: Kubernetes chooses which pod of a workload
-    goes, and the workload of a role keeps workers of its own in it.
+    Those that serve the other role go back before any worker of that one ends: Kubernetes chooses which pod of a
+    workload goes, and the workload of a role keeps workers of its own in it.
     """
     surplus = Counter(member.worker.role for member in members)
     surplus.subtract(desired)
     roles = {member.worker.id: member.worker.role for member in members}
-    for member in members:
-        role, home = member.worker.role, member.key[0]
-        if role != home and surplus[role] > 0:
-            _move(roles, surplus, member, home)
+    away = [one for one in members if one.worker.role != one.key[0]]
+    crossed = min(sum(one.worker.role == role for one in away) for role in (PREFILL, DECODE))
+    returning = {role: crossed + max(0, surplus[role]) for role in (PREFILL, DECODE)}
+    for role, count in returning.items():
+        for member in [one for one in away if one.worker.role == role][:count]:
+            _move(roles, surplus, member, member.key[0])
     for role, other in ((PREFILL, DECODE), (DECODE, PREFILL)):
         ready = [one for one in members if one.worker.ready and roles[one.worker.id] == role]
         ready.sort(key=lambda one: (one.key[0] == role, -one.worker.order))

@@ -86,9 +86,9 @@ class _Receiving:
 
 
 class HandoffBridge:
-    """A `LoopExtension` of the worker `name`. `mode`, "prefill" or "decode", is the leg that a ticket makes it run which
-    names the worker of neither. `incarnation` tells which start of a worker is registered as alive ("": none); it must
-    not block."""
+    """A `LoopExtension` of the worker `name`. `mode`, "prefill" or "decode", is the leg that it runs for a ticket which
+    does not name it. `incarnation` tells which start of a worker is registered as alive ("": none); it must not block.
+    """
 
     def __init__(
         self,
