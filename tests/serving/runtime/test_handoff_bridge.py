@@ -162,6 +162,20 @@ def test_after_a_lost_receipt_both_go_on_and_the_caller_ends_one(sides: dict[str
         side.worker.scheduler.check()
 
 
+def test_a_ticket_that_names_the_legs_is_followed_whatever_the_workers_were_started_for(sides: dict[str, Side]) -> None:
+    source, target = sides["b"], sides["a"]
+    wanted = undisturbed(target)
+    ticket = HandoffTicket(transfer_id="t-other-way", peer="b", receiver="a")
+    sent, stream = source.ask("sent", ticket), target.ask("received", ticket)
+    until(lambda: stream.finish is not None and sent.finish is not None, source, target)
+    assert sent.finish is not None
+    assert sent.finish.kind == "handoff"
+    assert stream.token_ids == wanted
+    until(lambda: at_rest(source, target), source, target)
+    for side in (source, target):
+        side.worker.scheduler.check()
+
+
 def test_a_request_whose_target_never_asks_goes_on(sides: dict[str, Side]) -> None:
     source = sides["a"]
     wanted = undisturbed(source)
