@@ -15,7 +15,6 @@ from support.handoff_workers import LAYOUT, Cluster, Worker, eventually, send_wh
 from baton_serving.errors import ConfigError, InternalError, InvalidRequest
 from baton_serving.handoff.backends.base import BackendError, TransferBackend
 from baton_serving.handoff.backends.fake import Script
-from baton_serving.handoff.control import CurveKeys
 from baton_serving.handoff.events import Arrived, Begun, Delivered, ReceiveFailed, ReceiveQuiet, SendFailed, SendQuiet
 from baton_serving.handoff.protocol import Heartbeat, Hello, HelloRefused, Join, Key, PageSpan, Started, decode, encode
 from baton_serving.handoff.ranks import CloseEpochs, PostWrites, RankFailed
@@ -437,57 +436,6 @@ def test_where_closing_keeps_nobody_out_only_the_death_of_the_writer_frees(fake_
 
     receiver.wait(ReceiveQuiet, "t")
     eventually(lambda: settled(receiver))
-
-
-def test_control_connections_can_be_encrypted(fake_cluster: Cluster) -> None:
-    ours, others = (CurveKeys(*(key.decode() for key in zmq.curve_keypair())) for _ in range(2))
-    sender = fake_cluster.worker("p", curve=ours)
-    receiver = fake_cluster.worker("d", curve=ours, limits=Limits(connect=0.5))
-    sender.fill(1)
-    send_whole(sender, receiver, "t1", [1, 2], [3, 4])
-    receiver.wait(Arrived, "t1")
-
-    plain = fake_cluster.worker("e", limits=Limits(connect=0.5))
-    plain.service.expect("t2", 0, "p")
-    assert plain.wait(ReceiveFailed, "t2").quiet
-    stranger = fake_cluster.worker("f", curve=others, limits=Limits(connect=0.5))
-    for number, key in enumerate((others, ours)):  # the second time it knows the server's key
-        fake_cluster.registry["p"] = PeerAddress(sender.service.endpoint, "", key.public)
-        stranger.service.expect(f"t{3 + number}", 0, "p")
-        assert "cannot reach" in stranger.wait(ReceiveFailed, f"t{3 + number}").failure.message
-    assert sender.service.stats().peers == 1
-
-
-def test_keys_change_under_open_transfers(fake_cluster: Cluster) -> None:
-    first, second = (tuple(key.decode() for key in zmq.curve_keypair()) for _ in range(2))
-    before, after = CurveKeys(*first, others=(second[0],)), CurveKeys(*second, others=(first[0],))
-    sender, receiver = (fake_cluster.worker(name, curve=before) for name in ("p", "d"))
-    sender.fill(1)
-    sender.service.open("t1")
-    receiver.service.expect("t1", 0, "p")
-    sender.service.started("t1", 16)
-    receiver.wait(Begun, "t1")
-    former = sender.service.endpoint
-
-    endpoint = sender.service.change_keys(after)
-    assert endpoint == sender.service.endpoint != former
-    fake_cluster.registry["p"] = PeerAddress(endpoint, sender.incarnation, after.public)
-    receiver.service.announce("t1", [PageSpan(0, 0, [9])], 0)
-    sender.service.chunk_ready("t1", [PageSpan(0, 0, [1])])
-    sender.service.finish("t1", b"s")
-    receiver.wait(Arrived, "t1")
-    send_whole(sender, receiver, "t2", [1, 2], [3, 4])
-    receiver.wait(Arrived, "t2")
-    assert (sender.service.stats().peers, receiver.service.stats().peers) == (1, 1)  # it is one link still
-
-    receiver.service.change_keys(after)
-    late = fake_cluster.worker("e", curve=CurveKeys(*second))
-    send_whole(sender, late, "t3", [1, 2], [3, 4])
-    late.wait(Arrived, "t3")
-    sender.service.change_keys(CurveKeys(*second))
-    slow = fake_cluster.worker("f", curve=before, limits=Limits(connect=0.5))
-    slow.service.expect("t4", 0, "p")
-    assert "cannot reach" in slow.wait(ReceiveFailed, "t4").failure.message
 
 
 def test_a_fault_in_a_thread_ends_the_worker_loudly(fake_cluster: Cluster) -> None:
