@@ -8,6 +8,7 @@ from pathlib import Path
 from baton_bootstrap.errors import SetupError
 
 HEADER = "authorization"
+PROXIED_HEADER = "x-baton-authorization"  # the same by way of an API server, which keeps HEADER for itself
 PEER_NAME = "baton"  # a DNS name in the certificate of every worker and bootstrap server
 
 
@@ -16,11 +17,12 @@ def credentials(token: str | None) -> tuple[tuple[str, str], ...]:
     return ((HEADER, f"Bearer {token}"),) if token else ()
 
 
-def admits(token: str | None, header: str | None) -> bool:
-    """Whether the header carries the token, compared in constant time; without a token everyone is admitted."""
+def admits(token: str | None, *headers: str | None) -> bool:
+    """Whether a header carries the token, compared in constant time; without a token everyone is admitted."""
     if token is None:
         return True
-    return hmac.compare_digest(f"Bearer {token}".encode(), (header or "").encode())
+    wanted = f"Bearer {token}".encode()
+    return any(hmac.compare_digest(wanted, (header or "").encode()) for header in headers)
 
 
 def read_token(path: Path | None) -> str | None:

@@ -57,8 +57,9 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
 
     `incarnation` is new on every start and with other weights, and compared whole; `process` is new on every start
     only. `epoch`, the unix time of the incarnation's begin in nanoseconds, orders the incarnations of one `id`.
-    `control` is the ZeroMQ endpoint of the handoff. `keys` are further names it answers to in look-ups, such as the
-    `host:port` by which a router calls a prefill worker's bootstrap. `detail` is opaque.
+    `control` is the ZeroMQ endpoint of the handoff, `control_key` the CURVE public key that it shows. `keys` are
+    further names it answers to in look-ups, such as the `host:port` by which a router calls a prefill worker's
+    bootstrap. `detail` is opaque.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     http_url: str
     grpc_url: str = ""
     control: str = ""
+    control_key: str = ""
     keys: tuple[str, ...] = ()
     model: str = ""
     weight_digest: str = ""
@@ -100,8 +102,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is to serve. `revision` names the change in reports; `digest` is what the checkpoint `model` must
-    have, "" for whatever it is. `whole`: serve requests whole, whatever its own role. `share` weighs new traffic for
-    workers of its weights against that for others.
+    have, "" for whatever it is. `role` is the one to have, None for that it was started for; `whole`: serve requests
+    whole, whatever its role. `share` weighs new traffic for workers of its weights against that for others.
     """
 
     revision: str
@@ -111,6 +113,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     goal: Goal = Goal.SERVE
     whole: bool = False
     share: int = 100
+    role: Role | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 from fastapi import FastAPI, Request, Response
 
-from baton_bootstrap.auth import HEADER, admits
+from baton_bootstrap.auth import HEADER, PROXIED_HEADER, admits
 from baton_bootstrap.errors import Refused
 from baton_bootstrap.metrics import Metrics
 from baton_bootstrap.records import Assignment, Beat, Entry
@@ -74,7 +74,7 @@ def create_app(
 
     @app.get("/workers")
     async def workers(request: Request) -> Response:
-        if not admits(token(), request.headers.get(HEADER)):
+        if not admits(token(), request.headers.get(HEADER), request.headers.get(PROXIED_HEADER)):
             return Response("the token is missing or wrong\n", status_code=401)
         rows = [_row(entry, beat, heard) for entry, beat, heard in registry.entries()]
         rows.sort(key=lambda row: (row.role, row.id))

@@ -44,7 +44,9 @@ async def test_the_list_asks_for_the_token_and_probes_do_not(start_server: Start
     server = await start_server(token="s3cret")
     url = f"http://127.0.0.1:{server.http_port}"
     assert (await get(f"{url}/workers"))[0] == 401
-    assert (await get(f"{url}/workers", authorization="Bearer s3cret"))[0] == 200
+    for header in ("authorization", "x-baton-authorization"):
+        assert (await get(f"{url}/workers", **{header: "Bearer s3cret"}))[0] == 200
+        assert (await get(f"{url}/workers", **{header: "Bearer other"}))[0] == 401
     assert (await get(f"{url}/health"))[0] == 200
 
 

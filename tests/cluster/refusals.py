@@ -59,6 +59,22 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "spec.decode.parallelism.nodes",
         "choose nodes so that all have equally many",
     ),
+    "several_nodes": (
+        "decode: {parallelism: {tensor: 2, nodes: 2}}",
+        "spec.decode.parallelism.nodes",
+        "choose tensor so that a worker fits on one node",
+    ),
+    "pipeline": ("prefill: {parallelism: {pipeline: 2}}", "spec.prefill.parallelism.pipeline", "raise tensor"),
+    "flip_between_unlike_roles": (
+        "scaling: {roleFlip: true}, prefill: {extraArgs: [--page-size, '64']}",
+        "spec.scaling.roleFlip",
+        "write the same parallelism and extraArgs",
+    ),
+    "flip_in_place": (
+        "scaling: {roleFlip: true}, rollout: {strategy: InPlace}",
+        "spec.rollout.strategy",
+        "write rollout.strategy: Surge",
+    ),
     "flag_of_the_model": (
         "decode: {extraArgs: [--model-path, x]}",
         "spec.decode.extraArgs",

@@ -43,7 +43,7 @@ def everywhere(installed: ControlPlane) -> None:
     define_optional(installed)
 
 
-@pytest.mark.usefixtures("everywhere", "kubelet")
+@pytest.mark.usefixtures("everywhere", "kubelet", "spanning")
 def test_the_chart_gives_the_rights_that_are_used_and_no_other(
     installed: ControlPlane, cluster: Cluster, namespace: str, rights: Path, tmp_path: Path
 ) -> None:
@@ -60,7 +60,7 @@ def test_the_chart_gives_the_rights_that_are_used_and_no_other(
     assert used(installed, f"system:serviceaccount:{SYSTEM}:baton") | BY_ADMISSION == granted("rules", "secret-rules")
 
 
-@pytest.mark.usefixtures("everywhere", "kubelet")
+@pytest.mark.usefixtures("everywhere", "kubelet", "spanning")
 def test_without_secrets_it_needs_none_and_says_when_it_lacks_them(
     installed: ControlPlane, cluster: Cluster, namespace: str, tmp_path: Path
 ) -> None:

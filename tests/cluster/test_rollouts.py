@@ -37,6 +37,7 @@ class Rolling(ServiceUnderTest):
         self.model = BATON_TINY
         self.digests: dict[Path, str] = {}
         self.prefill, self.decode = 1, 1
+        self.flip = False
 
     @property
     def other(self) -> Path:
@@ -51,9 +52,15 @@ class Rolling(ServiceUnderTest):
             prefill={"replicas": self.prefill, **role},
             decode={"replicas": self.decode, **role},
             transfer={"backend": "mooncake", "protocol": "tcp"},
+            scaling={"roleFlip": self.flip},
             rollout={"strategy": strategy, "progressSeconds": 300, "drainSeconds": 20, **rollout},
             security={"networkPolicies": False},
         )
+
+    def roles(self) -> tuple[int, int, int]:
+        """Ready workers of either role, and how many of them were started for the other."""
+        status = (self.get() or {}).get("status") or {}
+        return status["prefill"]["ready"], status["decode"]["ready"], len(status.get("flips", []))
 
     @property
     def rollout(self) -> Item:
@@ -282,3 +289,22 @@ def test_it_is_scaled_meanwhile(rolling: Rolling, strategy: str) -> None:
         rolling.decode = 1
         rolling.serve(rolling.model, strategy)
         eventually(lambda: len(rolling.node.of("decode")) == 1, PATIENCE, rolling.why)
+
+
+def test_workers_change_between_roles(rolling: Rolling) -> None:
+    """Replicas move from one role to the other: the same pods go on, and Kubernetes has nothing to do."""
+    rolling.flip, rolling.decode = True, 2
+    rolling.serve(rolling.model, "Surge")
+    rolling.wait_served()
+    eventually(lambda: rolling.roles() == (1, 2, 0), PATIENCE, rolling.why)
+    pods = set(rolling.node.containers)
+    with load(rolling):
+        for prefill, decode, flips in ((2, 1, 1), (1, 2, 0)):
+            rolling.prefill, rolling.decode = prefill, decode
+            rolling.serve(rolling.model, "Surge")
+            eventually(lambda: rolling.roles() == (prefill, decode, flips), PATIENCE, rolling.why)  # noqa: B023
+            rolling.wait_served()
+            assert set(rolling.node.containers) == pods
+    rolling.flip, rolling.decode = False, 1
+    rolling.serve(rolling.model, "Surge")
+    eventually(lambda: len(rolling.node.of("decode")) == 1, PATIENCE, rolling.why)

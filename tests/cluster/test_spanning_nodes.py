@@ -19,7 +19,7 @@ LWS = "leaderworkerset.x-k8s.io/v1"
 
 
 @pytest.fixture(scope="module")
-def controller(installed: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def controller(installed: ControlPlane, spanning: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Before the operator: it watches the kinds that it finds at its start."""
     folder = tmp_path_factory.mktemp("lws")
     with LeaderWorkerSetController(installed, binaries.find()[0], folder):

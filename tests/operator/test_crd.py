@@ -135,6 +135,14 @@ SPECS: list[dict[str, Any]] = [
     {"model": HF, "prefill": {"parallelism": {"tensor": 4}}, "decode": {"parallelism": {"tensor": 6}}},
     {"model": HF, "prefill": {"parallelism": {"tensor": 4}, "replicas": 0}, "decode": {"parallelism": {"tensor": 6}}},
     {"model": HF, "decode": {"parallelism": {"tensor": 4, "nodes": 3}}},
+    *(
+        {"model": HF, "decode": {"parallelism": {kind: 2, "tensor": 2}}}
+        for kind in ("pipeline", "data", "expert", "nodes")
+    ),
+    {"model": HF, "scaling": {"roleFlip": True}},
+    {"model": HF, "scaling": {"roleFlip": True}, "prefill": {"parallelism": {"tensor": 2}}},
+    {"model": HF, "scaling": {"roleFlip": True}, "decode": {"extraArgs": ["--page-size", "64"]}},
+    {"model": HF, "scaling": {"roleFlip": True}, "rollout": {"strategy": "InPlace"}},
     {"model": HF, "decode": {"autoscaling": {"maxReplicas": 2, "minReplicas": 3}}},
     {"model": HF, "decode": {"autoscaling": {"maxReplicas": 2, "minReplicas": 0}}},
     {
@@ -194,7 +202,7 @@ def in_python(spec: dict[str, Any]) -> bool:
         service = InferenceService.model_validate(document, by_alias=True, by_name=False)
     except ValidationError:
         return False
-    return not list(cluster_problems(service.spec))
+    return not list(cluster_problems(service.spec, admission=True))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

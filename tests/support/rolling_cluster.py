@@ -191,7 +191,8 @@ class RollingCluster(FakeCluster):
 
     def _role(self, pod: dict[str, Any], told: Mapping[str, Any] | None) -> str:
         whole = "null" in pod["spec"]["containers"][0]["args"] or (told is not None and told["whole"])
-        return "both" if whole else str(pod["metadata"]["labels"]["app.kubernetes.io/component"])
+        role = (told or {}).get("role") or pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        return "both" if whole else str(role)
 
     def _obey(self, report: WorkerReport, told: Mapping[str, Any]) -> WorkerReport:
         heard = replace(report, revision=told["revision"])

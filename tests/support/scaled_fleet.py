@@ -31,12 +31,21 @@ ROLES = ("prefill", "decode")
 Controller = Callable[[float, Fleet], Mapping[str, int]]
 
 
-def traffic(seconds: float, rate: Callable[[float], float], seed: int) -> Trace:
-    """Requests of 300 to 3,500 prompt tokens and 50 to 400 of answer; `rate` is requests a second at a time."""
+Sizes = Callable[[float], tuple[tuple[int, int], tuple[int, int]]]
+
+
+def usual(at: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Fewest and most tokens of a prompt, and of an answer."""
+    return (300, 3500), (50, 400)
+
+
+def traffic(seconds: float, rate: Callable[[float], float], seed: int, sizes: Sizes = usual) -> Trace:
+    """Requests at `rate` a second at a time, of so many tokens."""
     rng, requests, at, peak = random.Random(seed), [], 0.0, max(rate(n * 10.0) for n in range(int(seconds / 10) + 1))
     while (at := at + rng.expovariate(peak)) < seconds:
         if rng.random() < rate(at) / peak:
-            requests.append(TraceRequest(at, rng.randint(300, 3500), rng.randint(50, 400), ()))
+            prompt, answer = sizes(at)
+            requests.append(TraceRequest(at, rng.randint(*prompt), rng.randint(*answer), ()))
     return Trace(tuple(requests), 16)
 
 
@@ -79,8 +88,16 @@ class ScaledFleet:
     """One run. Wanted workers join `START_SECONDS` later and are paid for from the first of these to their last."""
 
     def __init__(
-        self, trace: Trace, controller: Controller, start: Mapping[str, int], worker_wait: float = 1.0
+        self,
+        trace: Trace,
+        controller: Controller,
+        start: Mapping[str, int],
+        worker_wait: float = 1.0,
+        *,
+        flips: bool = False,
     ) -> None:
+        self._flips = flips
+        self.flipped = 0
         self._account = Account(Objective(TARGETS.ttft, TARGETS.tpot))
         self._controller = controller
         self._end = trace.requests[-1].at
@@ -113,6 +130,8 @@ class ScaledFleet:
             self._gap += PERIOD
         reports = [_report(worker, role) for role in ROLES for worker in self._ready(role)]
         wanted = self._controller(now, Fleet(dict(self._wanted), reports, self._fleet.waiting))
+        if self._flips:
+            self._flip(wanted, now)
         for role in ROLES:
             self._bring_about(role, wanted[role], now)
         if now < self._end:
@@ -121,6 +140,18 @@ class ScaledFleet:
     @property
     def _started(self) -> bool:
         return not any(self._coming.values())
+
+    def _flip(self, wanted: Mapping[str, int], now: float) -> None:
+        """As the operator does: what one role has too many takes the other's place at once."""
+        for role, other in (ROLES, ROLES[::-1]):
+            while (
+                wanted[role] < self._wanted[role] and wanted[other] > self._wanted[other] and len(self._ready(role)) > 1
+            ):
+                self._fleet.change_role(min(self._ready(role), key=lambda one: one.running), now)
+                self.flipped += 1
+                for one, step in ((role, -1), (other, 1)):
+                    self._wanted[one] += step
+                    self._counts[one].append((now, self._wanted[one]))
 
     def _bring_about(self, role: str, count: int, now: float) -> None:
         more = count - self._wanted[role]

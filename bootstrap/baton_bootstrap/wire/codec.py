@@ -61,6 +61,7 @@ def worker_to_wire(worker: Worker) -> pb.Worker:
         http_url=worker.http_url,
         grpc_url=worker.grpc_url,
         control=worker.control,
+        control_key=worker.control_key,
         keys=worker.keys,
         model=worker.model,
         weight_digest=worker.weight_digest,
@@ -87,6 +88,7 @@ def worker_from_wire(message: pb.Worker) -> Worker:
         http_url=message.http_url,
         grpc_url=message.grpc_url,
         control=message.control,
+        control_key=message.control_key,
         keys=tuple(message.keys),
         model=message.model,
         weight_digest=message.weight_digest,
@@ -158,6 +160,7 @@ def assignment_to_wire(assignment: Assignment) -> pb.Assignment:
         goal=_GOALS[assignment.goal],
         whole=assignment.whole,
         share=assignment.share,
+        role=pb.ROLE_UNSPECIFIED if assignment.role is None else _ROLES[assignment.role],
     )
 
 
@@ -173,6 +176,7 @@ def assignment_from_wire(message: pb.Assignment) -> Assignment:
         goal=goal,
         whole=message.whole,
         share=message.share,
+        role=_ROLES_BACK.get(message.role),
     )
 
 

@@ -47,7 +47,8 @@ class Rule:
     """One rule between the fields of a part, in CEL for the API server and in Python for everyone else.
 
     `cel` sees the part as `self`, `holds` gets the part itself. `field` is the JSON path of the culprit below the part.
-    Rules with `cluster` are about pods: local runs do not have to keep them.
+    Rules with `cluster` are about pods: local runs do not have to keep them. Those with `admission` are about what
+    workers of this release cannot do: no manifest gets in, but what definitions of another release let in is planned.
     """
 
     cel: str
@@ -55,6 +56,7 @@ class Rule:
     message: str
     field: str = ""
     cluster: bool = False
+    admission: bool = False
 
     def to_schema(self) -> dict[str, str]:
         """The rule as an entry of `x-kubernetes-validations`."""
@@ -96,7 +98,7 @@ class Part(BaseModel):
 
     @model_validator(mode="after")
     def _keeps_its_rules(self) -> Self:
-        broken = [rule.message for rule in self.rules if not rule.cluster and not rule.holds(self)]
+        broken = [rule.message for rule in self.rules if not (rule.cluster or rule.admission or rule.holds(self))]
         if broken:
             raise ValueError("; ".join(broken))
         return self
@@ -119,17 +121,20 @@ class Metadata(Part):
     """Annotations for your own use."""
 
 
-def cluster_problems(part: Part, path: str = "") -> Iterator[str]:
-    """A sentence for each rule about pods that `part`, or a part below it, breaks; each begins with its path."""
+def cluster_problems(part: Part, path: str = "", *, admission: bool = False) -> Iterator[str]:
+    """A sentence for each rule about pods that `part`, or a part below it, breaks; each begins with its path.
+
+    With `admission` also for those that only keep manifests out.
+    """
     for rule in part.rules:
-        if rule.cluster and not rule.holds(part):
+        if (rule.cluster or (admission and rule.admission)) and not rule.holds(part):
             yield f"{path}{rule.field}: {rule.message}".lstrip(".")
     for name, info in type(part).model_fields.items():
         value = getattr(part, name)
         below = f"{path}.{info.alias or name}"
         if isinstance(value, Part):
-            yield from cluster_problems(value, below)
+            yield from cluster_problems(value, below, admission=admission)
         elif isinstance(value, list):
             for index, item in enumerate(value):
                 if isinstance(item, Part):
-                    yield from cluster_problems(item, f"{below}[{index}]")
+                    yield from cluster_problems(item, f"{below}[{index}]", admission=admission)

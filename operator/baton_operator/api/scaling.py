@@ -54,6 +54,11 @@ class Scaling(Part):
     """Fewest prefill workers, in percent of the decode workers."""
     max_prefill_percent: Percent = 1_000
     """Most prefill workers, in percent of the decode workers."""
+    role_flip: bool = False
+    """Lets workers change between prefill and decode while they run, where one role has too many and the other too few.
+
+    It spares the time in which new ones load. Both roles must be alike, and new versions come with strategy: Surge.
+    """
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

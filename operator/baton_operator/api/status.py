@@ -72,6 +72,15 @@ class LinkStatus(Part):
     """Measured rate, while pages were on their way, of late; it is told anew once it differs by a fifth."""
 
 
+class FlipStatus(Part):
+    """A worker that has taken the other role than the one it was started for."""
+
+    name: Annotated[str, Field(max_length=253)]
+    """Its pod, which the workload of its first role keeps."""
+    role: Annotated[str, Field(max_length=16)]
+    """The role that it has now: prefill or decode."""
+
+
 class WorkerStatus(Part):
     """One worker while a change is under way."""
 
@@ -146,3 +155,5 @@ class Status(Part):
     """Links between workers over which pages have gone, by decode and prefill pod; the first 64."""
     rollout: RolloutStatus | None = None
     """How the latest change comes on."""
+    flips: Annotated[list[FlipStatus], Field(max_length=10_000)] = []
+    """Workers that have taken the other role than the one they were started for."""

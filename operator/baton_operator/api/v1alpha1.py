@@ -115,6 +115,16 @@ class Model(Part):
     )
 
 
+def _not_yet(field: str, remedy: str) -> Rule:
+    return Rule(
+        f"self.{field} == 1",
+        lambda part: getattr(part, field) == 1,
+        f"workers of this release cannot have {field} above 1 yet; {remedy}",
+        f".{field}",
+        admission=True,
+    )
+
+
 class Parallelism(Part):
     """How one worker spreads over devices; the product of tensor, pipeline and data is the number it takes."""
 
@@ -136,6 +146,10 @@ class Parallelism(Part):
             "tensor times pipeline times data must be a multiple of nodes; choose nodes so that all have equally many",
             ".nodes",
         ),
+        _not_yet("pipeline", "raise tensor"),
+        _not_yet("data", "raise replicas"),
+        _not_yet("expert", "leave it out"),
+        _not_yet("nodes", "leave it out, and choose tensor so that a worker fits on one node"),
     )
 
     @property
@@ -291,6 +305,11 @@ def _scale_to_zero_as_a_pair(spec: Spec) -> bool:
     return prefill is not None and prefill.min_replicas == 0
 
 
+def _alike(spec: Spec) -> bool:
+    prefill, decode = spec.prefill, spec.decode
+    return (prefill.parallelism, prefill.extra_args) == (decode.parallelism, decode.extra_args)
+
+
 class Spec(Part):
     """The service as it is wanted."""
 
@@ -348,6 +367,21 @@ class Spec(Part):
             "gateway.workerWaitSeconds, as many seconds as that takes, or decode.autoscaling.minReplicas: 1",
             ".gateway.workerWaitSeconds",
             cluster=True,
+        ),
+        Rule(
+            "!self.scaling.roleFlip || (self.prefill.parallelism == self.decode.parallelism"
+            " && self.prefill.extraArgs == self.decode.extraArgs)",
+            lambda spec: not spec.scaling.role_flip or _alike(spec),
+            "scaling.roleFlip is set, but workers of the two roles differ; write the same parallelism and extraArgs "
+            "for prefill and decode, or leave roleFlip out",
+            ".scaling.roleFlip",
+        ),
+        Rule(
+            "!self.scaling.roleFlip || self.rollout.strategy == 'Surge'",
+            lambda spec: not spec.scaling.role_flip or spec.rollout.strategy == "Surge",
+            "scaling.roleFlip is set, but workers that change their weights in place keep their roles; write "
+            "rollout.strategy: Surge, or leave roleFlip out",
+            ".rollout.strategy",
         ),
         _rdma_rule("prefill"),
         _rdma_rule("decode"),

@@ -53,6 +53,7 @@ def decide(
     wanted = dict(fleet.wanted)
     for role, bound in bounds.items():
         wanted[role] = _clamp(_steady(memory.role(role), fleet, role, targets, now), max(1, bound.least), bound.most)
+    wanted = _flipped(memory, fleet, wanted, bounds, now) if targets.flip else wanted
     wanted = _in_ratio(wanted, targets.ratio, bounds)
     if not fleet.settled:
         wanted = {role: max(count, fleet.wanted[role]) for role, count in wanted.items()}
@@ -121,6 +122,23 @@ def _steady(role: RoleMemory, fleet: Fleet, name: str, targets: Targets, now: fl
             return min(count, ceil(max(role.lasting.most(), role.foreseen) * (1 + _TURN_SLACK)))
         return min(count, ceil(role.lasting.most() * (1 + _SLACK)))
     return count
+
+
+def _flipped(
+    memory: Memory, fleet: Fleet, wanted: dict[str, int], bounds: Mapping[str, Bounds], now: float
+) -> dict[str, int]:
+    """A role that needs more takes what the other has to spare now: it gets it back as fast, so nobody need wait to see
+    whether fewer do for long. Not within ten minutes after the other was given more.
+    """
+    for role, other in (("prefill", "decode"), ("decode", "prefill")):
+        more, giver = wanted.get(role, 0) - fleet.wanted.get(role, 0), memory.role(other)
+        gives = other in bounds and fleet.settled and wanted[other] == fleet.wanted[other]
+        if more <= 0 or not gives or now - giver.raised_at < _CALM:
+            continue
+        need = max(giver.need, giver.foreseen, giver.lasting.since(now - _LATEST).most())
+        least = max(1, bounds[other].least, ceil(need * (1 + _TURN_SLACK)))
+        wanted = {**wanted, other: fleet.wanted[other] - min(more, max(0, fleet.wanted[other] - least))}
+    return wanted
 
 
 def _in_ratio(wanted: dict[str, int], ratio: tuple[float, float], bounds: Mapping[str, Bounds]) -> dict[str, int]:

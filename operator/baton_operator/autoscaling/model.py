@@ -14,7 +14,8 @@ class Targets:
 
     `pages` is the part of a worker's KV pages that may be in use. Demand is foreseen `lead` ahead, for as long as a
     worker takes to come up. Workers go when for `shrink` fewer would have done; all of them after `idle` without any
-    request. Prefill workers number between `ratio[0]` and `ratio[1]` times the decode workers.
+    request. Prefill workers number between `ratio[0]` and `ratio[1]` times the decode workers. With `flip` a worker of
+    one role may take the other, which costs no time.
     """
 
     ttft: float = 1.0
@@ -24,6 +25,7 @@ class Targets:
     shrink: float = 300.0
     idle: float = 300.0
     ratio: tuple[float, float] = (0.1, 10.0)
+    flip: bool = False
 
 
 @dataclass(frozen=True)

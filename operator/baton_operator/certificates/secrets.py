@@ -2,7 +2,9 @@
 
 `NAME-authority` holds the authorities with their keys, which no pod mounts. `NAME-PART-tls` holds what a part's pods
 do: `tls.crt`, `tls.key`, `ca.crt`; for workers `curve.key`, which all of them share, and for the bootstrap server
-`operator.token`, which the operator shows at its HTTP port. These two are made once.
+`operator.token`, which the operator shows at its HTTP port and which is made once. `curve.key` has three keys, one a
+line: the one in use, the one that comes next, so that all know it by then, and the one before, which some use a little
+longer. They move on with every new certificate of the workers.
 """
 
 from __future__ import annotations
@@ -52,10 +54,19 @@ def secrets(context: Context, observed: Observed, state: Stored) -> Iterator[Obj
         name = certificates_secret(context, part)
         data = {"tls.crt": leaf.pair.certificate, "tls.key": leaf.pair.key, "ca.crt": b"".join(leaf.trusted)}
         if part == "workers":
-            data["curve.key"] = _data(observed, name).get("curve.key") or zmq.curve_keypair()[1]
+            before = _data(observed, name)
+            renewed = before.get("tls.crt") != leaf.pair.certificate
+            data["curve.key"] = b"\n".join(curve_keys(before.get("curve.key", b"").split(), renewed=renewed))
         if part == "bootstrap":
             data[OPERATOR_TOKEN] = _data(observed, name).get(OPERATOR_TOKEN) or random.token_urlsafe(32).encode()
         yield _secret(context, name, part, data, {_SINCE: leaf.since.isoformat()})
+
+
+def curve_keys(before: Sequence[bytes], *, renewed: bool) -> list[bytes]:
+    """The workers' secret keys: in use, next, former. They move on when the certificate is `renewed`."""
+    if len(before) < 2:
+        return [*before, *(zmq.curve_keypair()[1] for _ in range(2 - len(before)))]
+    return [before[1], zmq.curve_keypair()[1], before[0]] if renewed else list(before)
 
 
 def files_of(context: Context, made: Sequence[Object], part: str) -> dict[str, bytes]:

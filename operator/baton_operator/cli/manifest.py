@@ -24,7 +24,7 @@ def add_file_argument(parser: ArgumentParser) -> None:
 def read(path: Path) -> InferenceService:
     """The manifest, fit for a cluster. Raises `ManifestError`."""
     service = load_manifest(path)
-    problems = list(cluster_problems(service.spec, "spec"))
+    problems = list(cluster_problems(service.spec, "spec", admission=True))
     if problems:
         raise ManifestError(str(path), problems)
     return service

@@ -13,8 +13,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from baton_bootstrap.auth import PROXIED_HEADER, credentials
 from baton_operator.api.status import RoleStatus, Status
 from baton_operator.controller.api_server import ApiServer, connected
+from baton_operator.controller.credentials import bootstrap_token
 from baton_operator.controller.resources import SERVICES
 from baton_operator.errors import ApiError, OperatorError
 from baton_operator.planner import Context, Object, Service
@@ -41,22 +43,28 @@ def run(args: Namespace) -> int:
 async def _show(namespace: str, name: str, watch: bool) -> int:
     async with connected() as client:
         api = ApiServer(client, lambda: False, lambda verb, plural: None)
-        service, workers = await _look(api, namespace, name)
+        service, workers = await look(api, namespace, name)
         if not watch:
             Console().print(picture(service, workers))
             return 0 if _holds(service.status, "Ready") else 1
         with Live(picture(service, workers), auto_refresh=False) as live:
             while True:
                 await asyncio.sleep(_PERIOD)
-                live.update(picture(*await _look(api, namespace, name)), refresh=True)
+                live.update(picture(*await look(api, namespace, name)), refresh=True)
 
 
-async def _look(api: ApiServer, namespace: str, name: str) -> tuple[Service, Sequence[Object] | None]:
+async def look(api: ApiServer, namespace: str, name: str) -> tuple[Service, Sequence[Object] | None]:
     """The service, and its workers as the bootstrap server lists them; None when nobody may or can ask it."""
     service = Service.from_object(await api.get(SERVICES, namespace, name))
-    for replica in Context(service).bootstrap_names():
+    context = Context(service)
+    try:
+        shown = credentials(await bootstrap_token(api, context))
+    except (ApiError, OperatorError):
+        return service, None
+    headers = {PROXIED_HEADER: shown[0][1]} if shown else {}
+    for replica in context.bootstrap_names():
         try:
-            found = await api.ask(namespace, replica, "http", "workers")
+            found = await api.ask(namespace, replica, "http", "workers", headers)
         except (ApiError, OperatorError):
             continue
         return service, [row for row in list_at(found, "workers") if isinstance(row, Mapping)]
@@ -111,7 +119,9 @@ def _links(status: Status) -> Iterator[Table]:
 
 def _workers(workers: Sequence[Object] | None) -> Table | Text:
     if workers is None:
-        return Text("The workers cannot be asked: the bootstrap server is not up, or you may not proxy to it.")
+        return Text(
+            "The workers cannot be asked: the bootstrap server is not up, or you may not proxy to it or read its token."
+        )
     table = _table("worker", "role", "state", "weights", "running", "queued tokens", "free pages")
     for row in workers:
         words = [text_at(row, key) for key in ("id", "role", "state", "weights")]

@@ -134,9 +134,12 @@ class ApiServer:
         body = {"propagationPolicy": "Background", "preconditions": {"uid": text_at(item, "metadata", "uid")}}
         await self._send("DELETE", resource.path(namespace, name), body=body)
 
-    async def ask(self, namespace: str, service: str, port: str, path: str) -> Object:
+    async def ask(
+        self, namespace: str, service: str, port: str, path: str, headers: Mapping[str, str] | None = None
+    ) -> Object:
         """What a Service of the cluster answers, by way of the API server, which asks it in the caller's stead."""
-        return await self._send("GET", f"/api/v1/namespaces/{namespace}/services/{service}:{port}/proxy/{path}")
+        place = f"/api/v1/namespaces/{namespace}/services/{service}:{port}/proxy/{path}"
+        return await self._send("GET", place, more=headers)
 
     async def api_versions(self) -> frozenset[str]:
         """Every group/version that the cluster serves, the core's aside."""
@@ -161,9 +164,15 @@ class ApiServer:
         self._count(verb, plural)
 
     async def _send(
-        self, method: str, path: str, query: Mapping[str, str] | None = None, body: object = None, form: str = _JSON
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        form: str = _JSON,
+        more: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        headers: dict[str, str] = {"Accept": _JSON, "Content-Type": form}
+        headers: dict[str, str] = {"Accept": _JSON, "Content-Type": form, **(more or {})}
         try:
             await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
             url = f"{self._client.configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")

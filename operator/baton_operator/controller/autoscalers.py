@@ -68,4 +68,5 @@ def _targets(context: Context) -> Targets:
         shrink=given.shrink_seconds,
         idle=given.idle_seconds,
         ratio=(given.min_prefill_percent / 100, given.max_prefill_percent / 100),
+        flip=given.role_flip,
     )

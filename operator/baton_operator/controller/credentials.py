@@ -24,7 +24,7 @@ from baton_operator.errors import NotFound, Refused
 from baton_operator.planner import Context, Observed
 from baton_operator.planner.context import INSTANCE
 from baton_operator.planner.objects import Object, text_at
-from baton_operator.planner.pods import CERTIFIED, OPERATOR_TOKEN
+from baton_operator.planner.pods import CERTIFIED, OPERATOR_TOKEN, certificates_secret
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ async def with_credentials(api: ApiServer, context: Context, observed: Observed,
     if security.token is None:
         return observed
     try:
-        token = _entry(await api.get(SECRETS, context.namespace, security.token.name), security.token.key)
+        token = await bootstrap_token(api, context)
     except NotFound:
         return replace(observed, token_trouble=f"there is no Secret {security.token.name}, which security.token names")
     except Refused as error:
@@ -63,6 +63,21 @@ async def with_credentials(api: ApiServer, context: Context, observed: Observed,
         sentence = f"Secret {security.token.name} has no entry {security.token.key}, which security.token names"
         return replace(observed, token_trouble=sentence)
     return replace(observed, token=token)
+
+
+async def bootstrap_token(api: ApiServer, context: Context) -> str:
+    """What the bootstrap server's HTTP port asks for; "" when it asks for nothing, or its Secret has no such entry.
+
+    Raises `ApiError` when the Secret is missing or may not be read.
+    """
+    security = context.manifest.spec.security
+    if security.mutual_tls:
+        name, key = certificates_secret(context, "bootstrap"), OPERATOR_TOKEN
+    elif security.token is not None:
+        name, key = security.token.name, security.token.key
+    else:
+        return ""
+    return _entry(await api.get(SECRETS, context.namespace, name), key)
 
 
 def client_tls(context: Context, observed: Observed) -> ssl.SSLContext | None:

@@ -11,7 +11,7 @@ from baton_operator.planner.context import COMPONENT, REVISION
 from baton_operator.planner.objects import Object, int_at, label, list_at, text_at
 from baton_operator.planner.observed import Group, Key, Observed, WorkerReport, container_statuses, key_of
 from baton_operator.planner.records import Records, Version
-from baton_operator.rollout import WHOLE, Health, Seen, Stage, Worker, serving_sets
+from baton_operator.rollout import DECODE, PREFILL, WHOLE, Health, Seen, Stage, Worker, serving_sets
 from baton_operator.rollout.health import health_of
 
 _STAGES: Final = {
@@ -39,10 +39,20 @@ class Member:
 
 
 class Fleet:
-    """`versions` are those that matter now, by name, the goal first. `resting`: all are known to serve it."""
+    """`versions` are those that matter now, by name, the goal first. `resting`: all are known to serve it. `flips` are
+    the roles of workers that are to have another than they were started for."""
 
-    def __init__(self, observed: Observed, records: Records, versions: Sequence[Version], *, resting: bool) -> None:
+    def __init__(
+        self,
+        observed: Observed,
+        records: Records,
+        versions: Sequence[Version],
+        *,
+        resting: bool,
+        flips: Mapping[str, str],
+    ) -> None:
         self._resting = resting
+        self._flips = flips
         self._observed = observed
         self._records = records
         self._versions = versions
@@ -96,7 +106,7 @@ class Fleet:
     def _of(self, group: Group) -> Iterator[Member]:
         key, starts = key_of(group), self._starts(group)
         role = WHOLE if group.whole else group.role
-        pods = sorted(self._pods.get(key, []), key=lambda pod: (self._is_ready(pod), text_at(pod, "metadata", "name")))
+        pods = sorted(self._pods.get(key, []), key=self._likely_to_stay)
         # Of more pods than wanted any may be on its way out: count on the ready ones least.
         for order, pod in enumerate(pods[: group.wanted]):
             yield Member(self._worker(pod, role, starts, order, group), key, starts)
@@ -105,6 +115,10 @@ class Fleet:
             there = not pods and place < ready and self._observed.workers is None
             serves = self._silent(group, starts)
             yield Member(Worker(f"{role}-{group.revision}/{place}", role, serves, there, order=place), key, starts)
+
+    def _likely_to_stay(self, pod: Object) -> tuple[bool, bool, str]:
+        name = text_at(pod, "metadata", "name")
+        return name not in self._flips, self._is_ready(pod), name
 
     def _silent(self, group: Group, starts: str) -> str:
         """What a worker serves, or will, that says nothing: it asks before it loads."""
@@ -121,6 +135,7 @@ class Fleet:
 
     def _worker(self, pod: Object, role: str, starts: str, order: int, group: Group) -> Worker:
         name = text_at(pod, "metadata", "name")
+        role = role if role == WHOLE else self._flips.get(name, role)
         report = self._reports.get(name)
         if report is None:
             ready = self._is_ready(pod) and self._observed.workers is None
@@ -132,7 +147,7 @@ class Fleet:
             id=name,
             role=role,
             version=self._serves(report, starts, key_of(group)),
-            ready=self._is_ready(pod) and report.state == "ready",
+            ready=self._is_ready(pod) and report.state == "ready" and _as_told(report, role),
             whole=role != WHOLE and report.role == "both",
             stage=_STAGES.get(report.phase, Stage.SERVING),
             heard=report.revision,
@@ -157,6 +172,11 @@ class Fleet:
         if report.revision in names:
             return report.revision
         return starts if starts in names or not names else names[0]
+
+
+def _as_told(report: WorkerReport, role: str) -> bool:
+    """Whether the worker has taken the role that it is to have, or one that includes it."""
+    return role not in (PREFILL, DECODE) or report.role not in (PREFILL, DECODE) or report.role == role
 
 
 def _says_ready(pod: Object) -> bool:

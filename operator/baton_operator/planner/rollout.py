@@ -12,6 +12,7 @@ from typing import Final
 from baton_operator.api.status import RolloutStatus
 from baton_operator.planner.context import PROMOTED, UNDONE, Context
 from baton_operator.planner.fleet import Fleet, Member
+from baton_operator.planner.flips import at_home, flips_of, may_flip, with_flips
 from baton_operator.planner.memory import recall, record
 from baton_operator.planner.observed import Group, Key, Observed, key_of
 from baton_operator.planner.records import Records, Version
@@ -44,7 +45,8 @@ class Rollout:
     """One step. `replicas` are by workload; one that is missing is to be deleted. `records` are those to keep, `proven`
     those whose workers have served, `weights` the digests found. The workers are led to the roles of `current`, of
     which each is to have `desired` workers. `assignments` are by worker, None when nobody could take them; `probe`
-    names a revision of which a worker is to be asked.
+    names a revision of which a worker is to be asked. `flips` are the roles of workers that have another than they
+    were started for.
     """
 
     current: Sequence[RoleRevision]
@@ -61,6 +63,7 @@ class Rollout:
     probed: Sequence[str] = ()
     requeue_after: float | None = None
     serving: Mapping[str, int] = field(default_factory=dict)
+    flips: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan_rollout(context: Context, observed: Observed, records: Records, now: datetime) -> Rollout:
@@ -82,7 +85,9 @@ class _Planning:
         names = dict.fromkeys((self._goal.name, self._memory.stable, self._wanted))
         self._versions = {name: found for name in names if (found := records.version(name)) is not None}
         resting = self._memory.phase is Phase.DONE and self._memory.version == self._wanted
-        self._fleet = Fleet(observed, records, list(self._versions.values()), resting=resting)
+        self._resting = resting
+        flips = {one.name: one.role for one in context.service.status.flips}
+        self._fleet = Fleet(observed, records, list(self._versions.values()), resting=resting, flips=flips)
         self._groups = [group for group in observed.groups() if self._counts(group)]
         kept = {key_of(group) for group in self._groups}
         self._members = [member for member in self._fleet.members if member.key in kept]
@@ -92,6 +97,7 @@ class _Planning:
         desired = desired_replicas(self._context, self._goal.roles, self._observed)
         if not any(desired.values()):
             return self._asleep(desired)
+        self._members = self._with_flips(desired)
         surges = policy.strategy is Strategy.IN_PLACE and not self._only_weights_differ()
         policy = replace(policy, strategy=Strategy.SURGE) if surges else policy
         in_place = policy.strategy is Strategy.IN_PLACE
@@ -102,6 +108,14 @@ class _Planning:
         planned = step(target, policy, replace(self._seen(), now=self._now.timestamp()), self._memory)
         self._memory = replace(planned.memory, leaving=frozenset())
         return self._result(planned, policy, desired)
+
+    def _with_flips(self, desired: Mapping[str, int]) -> list[Member]:
+        """Roles change between rollouts, and while the workers can be told so."""
+        if not may_flip(self._context.manifest.spec):
+            return self._members if self._goal.roles[-1].whole else at_home(self._members)
+        goal = {key_of(role) for role in self._goal.roles}
+        settled = self._resting and all(member.key in goal for member in self._members)
+        return with_flips(self._members, desired) if settled and self._observed.workers is not None else self._members
 
     def _result(self, planned: Step, policy: Policy, desired: Mapping[str, int]) -> Rollout:
         memory, in_place = self._memory, policy.strategy is Strategy.IN_PLACE
@@ -132,6 +146,7 @@ class _Planning:
             goal=self._goal.name,
             status=record(self._memory, self._before, workers, self._observed.workers or (), message),
             serving=serving,
+            flips=flips_of(self._members),
         )
 
     def _asleep(self, desired: Mapping[str, int]) -> Rollout:
@@ -176,8 +191,7 @@ class _Planning:
 
     def _seen(self) -> Seen:
         seen = self._fleet.seen(self._now.timestamp())
-        ids = {member.worker.id for member in self._members}
-        return replace(seen, workers=tuple(worker for worker in seen.workers if worker.id in ids))
+        return replace(seen, workers=tuple(member.worker for member in self._members))
 
     def _only_weights_differ(self) -> bool:
         same = all(self._records.settings(m.key) == self._goal.settings.get(m.key[0]) for m in self._members)
@@ -246,4 +260,5 @@ class _Planning:
         changed = name != member.starts and order is not Order.STAGE
         goal = "switch" if new or order is Order.SWITCH or changed else "stage" if order is Order.STAGE else "serve"
         whole, share = worker.id in planned.whole, planned.shares.get(worker.version, 100)
-        return {**self._order(name, goal), "whole": whole, "share": share}
+        role = {"role": worker.role} if worker.id in flips_of([member]) else {}
+        return {**self._order(name, goal), "whole": whole, "share": share, **role}

@@ -9,7 +9,15 @@ from datetime import datetime
 from math import isclose
 from typing import Literal
 
-from baton_operator.api.status import Condition, DownloadStatus, LinkStatus, RoleStatus, Status, WeightVersion
+from baton_operator.api.status import (
+    Condition,
+    DownloadStatus,
+    FlipStatus,
+    LinkStatus,
+    RoleStatus,
+    Status,
+    WeightVersion,
+)
 from baton_operator.planner.bootstrap import COMPONENT as BOOTSTRAP
 from baton_operator.planner.context import COMPONENT, Context
 from baton_operator.planner.gateway import COMPONENT as GATEWAY
@@ -92,6 +100,7 @@ def build_status(context: Context, situation: Situation, now: datetime) -> Statu
         download=_download(situation.observed),
         links=_links(context, situation.observed),
         rollout=situation.rollout.status,
+        flips=[FlipStatus(name=name, role=role) for name, role in sorted(situation.rollout.flips.items())],
     )
 
 

@@ -16,7 +16,8 @@ import uvloop
 
 from baton_bootstrap.announce import announce
 from baton_bootstrap.errors import SetupError
-from baton_bootstrap.files import LOOK_EVERY
+from baton_bootstrap.files import LOOK_EVERY, Stamp, stamp
+from baton_bootstrap.records import Role
 from baton_bootstrap.tls import Tls
 from baton_serving import logs
 from baton_serving.api.app import create_app, create_probe_app
@@ -26,7 +27,7 @@ from baton_serving.api.server import bind, http_server, reserve
 from baton_serving.api.state import Service
 from baton_serving.config import ResolvedConfig, ServerConfig
 from baton_serving.config.check import addresses, check
-from baton_serving.errors import ConfigError, InternalError, Unavailable
+from baton_serving.errors import BatonError, ConfigError, InternalError, Unavailable
 from baton_serving.runtime.assigned import Assigned
 from baton_serving.runtime.bootstrap_access import as_assigned, tls_of
 from baton_serving.runtime.cache_feed import CacheFeed
@@ -129,6 +130,7 @@ class _ApiProcess:
         self._updater = Updater(self._manager, self._weights_changed, self._opened)
         self._registration: Registration | None = None
         self._following: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
@@ -150,8 +152,9 @@ class _ApiProcess:
         await self._register()
         self._announce()
         await asyncio.wait([asyncio.create_task(self._stopping.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
-        if self._following is not None:
-            self._following.cancel()
+        for task in (self._following, self._renewing):
+            if task is not None:
+                task.cancel()
         if self._registration is not None:
             self._registration.drain("stopping")
         self._manager.drain()
@@ -188,8 +191,7 @@ class _ApiProcess:
             observers.append(RequestLog(given.log_requests_level, vocabulary))
         if given.enable_trace:
             self._tracing = Tracing(f"baton-worker-{self._options.served_model_name}", given.otlp_traces_endpoint)
-            role = self._config.given.disaggregation.disaggregation_mode
-            observers.append(RequestSpans(self._tracing, role))
+            observers.append(RequestSpans(self._tracing, lambda: self._labels["role"]))
         if given.crash_dump_folder is not None:
             observers.append(CrashDump(Path(given.crash_dump_folder), self._options.server_args))
         return observers
@@ -214,11 +216,28 @@ class _ApiProcess:
             self._updater,
             registration.report,
             lambda draining: registration.drain("assignment", draining),
-            registration.serve_whole,
+            lambda role: self._role_taken(registration.take_role(role)),
         )
         await registration.start()
         self._registration = registration
         self._following = asyncio.create_task(assigned.run())
+        self._renewing = asyncio.create_task(self._renew_keys(registration))
+
+    async def _renew_keys(self, registration: Registration) -> None:
+        """Have the handoff take renewed keys over."""
+        path = self._config.given.disaggregation.disaggregation_curve_key_file
+        seen: Stamp = ()
+        while path is not None:
+            found = stamp([Path(path)])
+            if found != seen:
+                try:
+                    renewed = await self._manager.control("keys_renew")
+                except BatonError as error:
+                    log.warning("keys not taken over yet: %s", error.message)
+                else:
+                    seen = found
+                    registration.be_reached(renewed["control"], renewed["control_key"])
+            await asyncio.sleep(LOOK_EVERY)
 
     def _weights_changed(self, weights: ServedWeights) -> None:
         self._labels["weight_digest"] = weights.digest
@@ -226,6 +245,10 @@ class _ApiProcess:
             self._cache_feed.rename(weights.digest)
         if self._registration is not None:
             self._registration.serve(weights.digest, weights.incarnation)
+
+    def _role_taken(self, role: Role) -> None:
+        if role is not Role.BOTH:
+            self._labels["role"] = role
 
     def _opened(self, is_open: bool) -> None:
         if self._registration is not None:

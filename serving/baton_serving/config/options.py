@@ -476,8 +476,8 @@ class DisaggregationOptions:
     disaggregation_curve_key_file: str | None = option(
         "--disaggregation-curve-key-file",
         default=None,
-        help="File with the CURVE secret key (Z85) that all workers of a service share; it encrypts their handoff's "
-        "control sockets and keeps strangers out.",
+        help="File with the CURVE secret keys (Z85) that all workers of a service share, one a line: the first "
+        "encrypts the handoff's control sockets, the others are accepted too. A replaced file is taken over at once.",
         auto="no encryption",
     )
     disaggregation_verify: bool = option(

@@ -29,14 +29,26 @@ _MAPPED = re.compile(r"\[::ffff:([\d.]+)\]")  # how a socket for both families s
 
 class CurveKeys(msgspec.Struct, frozen=True):
     """The CURVE key pair (Z85 text) that the workers of a service share. With it, sockets encrypt, and accept only
-    peers that have it too."""
+    peers that have it too. `others` are the public keys that some of them use still, or already."""
 
     public: str
     secret: str
+    others: tuple[str, ...] = ()
+
+    def known(self, public: str) -> bool:
+        """Whether this public key is one of the service's."""
+        return public in (self.public, *self.others)
+
+
+class _Door:
+    """pyzmq's credentials provider; `keys` may be replaced, asked from the authenticator's thread."""
+
+    def __init__(self, keys: CurveKeys) -> None:
+        self.keys = keys
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether a client with this public key may connect: pyzmq's credentials provider."""
-        return key == self.public.encode()
+        """Whether a client with this public key may connect."""
+        return self.keys.known(key.decode())
 
 
 class ControlSockets:
@@ -53,19 +65,22 @@ class ControlSockets:
         self._received = received
         self._ended = ended
         self._curve = curve
+        self._bind = bind
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._configure(self._router)
         self._doorkeeper: ThreadAuthenticator | None = None
+        self._door: _Door | None = None
         if curve is not None:
+            self._door = _Door(curve)
             self._doorkeeper = ThreadAuthenticator(self._context)
             self._doorkeeper.start()
-            self._doorkeeper.configure_curve_callback(credentials_provider=curve)
+            self._doorkeeper.configure_curve_callback(credentials_provider=self._door)
             self._router.setsockopt(zmq.CURVE_SERVER, 1)
             self._router.setsockopt_string(zmq.CURVE_SECRETKEY, curve.secret)
-        self._router.bind(bind)
+        self.endpoint = self._listen()
         self._poller.register(self._router, zmq.POLLIN)
         self._accepted: dict[bytes, int] = {}
         self._identities: dict[int, bytes] = {}
@@ -74,8 +89,21 @@ class ControlSockets:
         self._gone: list[int] = []
         self._next = 1
 
-    @property
-    def endpoint(self) -> str:
+    def renew(self, curve: CurveKeys) -> None:
+        """Use these keys for new connections; those that stand go on.
+
+        A socket takes its key when it is bound, so another one is `endpoint` from now on. The former stays open: its
+        end would be that of the connections made through it.
+        """
+        if self._curve is None or self._door is None:
+            return
+        former, self._curve, self._door.keys = self._curve, curve, curve
+        if curve.secret != former.secret:
+            self._router.setsockopt_string(zmq.CURVE_SECRETKEY, curve.secret)
+            self.endpoint = self._listen()
+
+    def _listen(self) -> str:
+        self._router.bind(self._bind)
         return _MAPPED.sub(r"\1", self._router.getsockopt_string(zmq.LAST_ENDPOINT))
 
     def watch(self, descriptor: int) -> None:

@@ -114,10 +114,14 @@ class LinkTable:
         """The link that we dialled to this address, new if there is none to that very worker."""
         assert self.mine is not None
         for link in self:
-            if link.address is None or link.address.endpoint != address.endpoint:
+            if link.address is None:
                 continue
             known = link.address.incarnation if link.theirs is None else link.theirs.incarnation
-            if not known or not address.incarnation or known == address.incarnation:
+            if known and known == address.incarnation:
+                return link  # whatever its address: that changes with its keys
+            if link.address.endpoint != address.endpoint:
+                continue
+            if not known or not address.incarnation:
                 return link
             self.drop(link, "another worker is registered at its address")
         link = Link(self._next * 2, heard=now, address=address)  # even numbers: dialled; the rim gives odd ones

@@ -127,6 +127,22 @@ class HandoffService:
         if not done.wait(timeout):
             raise InternalError("the handoff service did not take the new weights over")
 
+    def change_keys(self, curve: CurveKeys, timeout: float = 5.0) -> str:
+        """Use these keys for new control connections; the endpoint that peers are to dial from now on.
+
+        InternalError after `timeout` seconds.
+        """
+        done = threading.Event()
+
+        def renew(now: float) -> None:
+            self._sockets.renew(curve)
+            done.set()
+
+        self._put(renew)
+        if not done.wait(timeout):
+            raise InternalError("the handoff service did not take the new keys over")
+        return self.endpoint
+
     def events(self) -> list[HandoffEvent]:
         """What happened since the last call, in order. Raises InternalError when the service or a rank's transfers
         have died: the worker cannot vouch for its pages any more and must stop."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from baton_bootstrap.records import Assignment, Goal, Phase, Progress
+from baton_bootstrap.records import Assignment, Goal, Phase, Progress, Role
 from baton_serving.errors import BatonError, Unavailable
 from baton_serving.logs import fields
 from baton_serving.runtime.updater import Updater
@@ -28,7 +28,8 @@ PROGRESS_SECONDS = 0.5
 class Assigned:
     """`hear` what is assigned; `run` follows it. `report` is called at every step with where the worker stands.
 
-    `drain(True)` tells others to send no new work, before any is refused; `serve_whole` changes the worker's role.
+    `drain(True)` tells others to send no new work, before any is refused; `take_role` changes the worker's
+    role, None to that it was started for.
     """
 
     def __init__(
@@ -36,12 +37,12 @@ class Assigned:
         updater: Updater,
         report: Callable[[Progress], None],
         drain: Callable[[bool], None],
-        serve_whole: Callable[[bool], None],
+        take_role: Callable[[Role | None], None],
     ) -> None:
         self._updater = updater
         self._report = report
         self._drain = drain
-        self._serve_whole = serve_whole
+        self._take_role = take_role
         self._wanted: Assignment | None = None
         self._changed = asyncio.Event()
         self._staged = ""  # digest of what lies ready
@@ -93,7 +94,7 @@ class Assigned:
             await self._hold()
             return True
         self._say(wanted, Phase.SWITCHING)
-        self._serve_whole(wanted.whole)
+        self._take_role(Role.BOTH if wanted.whole else wanted.role)
         await self._updater.switch(wanted.model, wanted.revision)
         self._let_go()
         self._say(wanted, Phase.SERVING)
@@ -104,7 +105,7 @@ class Assigned:
         if self._staged and self._staged != self._updater.weights.digest:
             await self._updater.discard()
         self._staged = self._staged_for = ""
-        self._serve_whole(wanted.whole)
+        self._take_role(Role.BOTH if wanted.whole else wanted.role)
         self._let_go()
         if not failed:
             self._say(wanted, Phase.SERVING)

@@ -86,8 +86,9 @@ class _Receiving:
 
 
 class HandoffBridge:
-    """A `LoopExtension`. `mode` is "prefill" or "decode": which leg a ticket makes this worker run. `incarnation` tells
-    which start of a worker is registered as alive ("": none); it must not block."""
+    """A `LoopExtension` of the worker `name`. `mode`, "prefill" or "decode", is the leg that it runs for a ticket which
+    does not name it. `incarnation` tells which start of a worker is registered as alive ("": none); it must not block.
+    """
 
     def __init__(
         self,
@@ -96,8 +97,10 @@ class HandoffBridge:
         mode: str,
         wake_fd: int,
         incarnation: Callable[[str], str] = lambda worker: "",
+        name: str = "",
     ) -> None:
         self._service = service
+        self._name = name
         self._scheduler = scheduler
         self._mode = mode
         self._wake_fd = wake_fd
@@ -159,7 +162,7 @@ class HandoffBridge:
         ticket = message.handoff
         if ticket is None:
             return False
-        if self._mode == "prefill":
+        if self._sends(ticket):
             self._service.open(ticket.transfer_id, ticket.attempt)
             request.handoff = True
             self._sending[ticket.transfer_id] = _Sending(ticket, request)
@@ -172,6 +175,12 @@ class HandoffBridge:
         self._receiving[ticket.transfer_id] = _Receiving(ticket, request)
         self._transfer_of[request.rid] = ticket.transfer_id
         return True
+
+    def _sends(self, ticket: HandoffTicket) -> bool:
+        """Whether this worker runs the prefill leg, whatever its role is by now for new requests."""
+        if self._name and self._name in (ticket.peer, ticket.receiver):
+            return ticket.peer == self._name
+        return self._mode == "prefill"
 
     def move(self, rid: str, transfer_id: str, attempt: int = 0) -> Later:
         """Control call: stop a running request and offer it to whoever asks for the transfer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +22,15 @@ from baton_serving.handoff.rim import Limits, PeerAddress
 from baton_serving.handoff.service import HandoffService
 from baton_serving.runtime.bootstrap_access import bootstrap_addresses, bootstrap_token, tls_of
 from baton_serving.runtime.channels import Addresses
+from baton_serving.runtime.control_calls import ControlHandler
 from baton_serving.runtime.handoff_bridge import HandoffBridge
 from baton_serving.runtime.handoff_ranks import FollowerTransfers, rank_transfer
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.rank import Rank
 from baton_serving.runtime.reachable import host_port
 from baton_serving.scheduling.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
 
 
 def transfer_factory(config: ResolvedConfig, host: str) -> BackendFactory:
@@ -42,12 +46,14 @@ def transfer_factory(config: ResolvedConfig, host: str) -> BackendFactory:
 
 
 def curve_keys(path: str | None) -> CurveKeys | None:
-    """The key pair that the workers of a service share (ConfigError when the file holds none)."""
+    """The keys that the workers of a service share, one secret key a line, the one to use first (ConfigError when the
+    file holds none)."""
     if path is None:
         return None
     try:
-        secret = Path(path).read_text().strip()
-        return CurveKeys(zmq.curve_public(secret.encode()).decode(), secret)
+        secrets = Path(path).read_text().split()
+        first, *others = [zmq.curve_public(secret.encode()).decode() for secret in secrets]
+        return CurveKeys(first, secrets[0], tuple(others))
     except (OSError, ValueError, zmq.ZMQError) as error:
         raise ConfigError(
             f"--disaggregation-curve-key-file {path}: it holds no CURVE secret key of 40 characters ({error})"
@@ -72,7 +78,8 @@ class Handoff:
         self._bootstrap = BootstrapThread(
             bootstrap_addresses(config), token=bootstrap_token(), tls=tls_of(config.given)
         )
-        self._curve = curve_keys(given.disaggregation_curve_key_file)
+        self._key_file = given.disaggregation_curve_key_file
+        self._curve = curve_keys(self._key_file)
         self.service = HandoffService(
             _descriptor(config, identity, rank),
             self._command,
@@ -89,7 +96,26 @@ class Handoff:
         self._local = rank_transfer(rank, factory, report, identity.incarnation, limits.write)
         self.service.start()
         mode = given.disaggregation_mode
-        self.bridge = HandoffBridge(self.service, scheduler, mode, self._wake_fd, self._incarnation)
+        name = identity.id
+        self.bridge = HandoffBridge(self.service, scheduler, mode, self._wake_fd, self._incarnation, name)
+
+    @property
+    def controls(self) -> dict[str, ControlHandler]:
+        return {**self.bridge.controls, "keys_renew": self.renew_keys}
+
+    @property
+    def key(self) -> str:
+        """Public CURVE key of `service.endpoint`, "" without encryption."""
+        return "" if self._curve is None else self._curve.public
+
+    def renew_keys(self) -> dict[str, str]:
+        """Control call: read the key file again. The result holds the `control` endpoint and its `control_key`."""
+        found = curve_keys(self._key_file)
+        if found is not None and found != self._curve:
+            self.service.change_keys(found)
+            self._curve = found
+            log.info("keys of the control sockets taken over from %s", self._key_file)
+        return {"control": self.service.endpoint, "control_key": self.key}
 
     def close(self) -> None:
         # Engines first: the end of the control connections tells peers that nothing is written any more.
@@ -111,7 +137,10 @@ class Handoff:
             worker = self._bootstrap.find(peer_key).worker
         except BootstrapError:
             return None
-        public_key = "" if self._curve is None else self._curve.public
+        if self._curve is not None and not self._curve.known(worker.control_key):
+            log.warning("the control socket of %s has a key that is none of the service's", worker.id)
+            return None
+        public_key = "" if self._curve is None else worker.control_key
         return PeerAddress(worker.control, worker.incarnation, public_key) if worker.control else None
 
     def _incarnation(self, worker: str) -> str:

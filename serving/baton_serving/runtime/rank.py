@@ -35,7 +35,7 @@ class Rank:
     engine_digest: str
 
 
-def rank_facts(rank: Rank, processors: Iterable[str], handoff_endpoint: str = "") -> RankFacts:
+def rank_facts(rank: Rank, processors: Iterable[str], handoff_endpoint: str = "", handoff_key: str = "") -> RankFacts:
     """Describe a built rank."""
     loaded = rank.loaded
     layout = loaded.kv_layout
@@ -55,6 +55,7 @@ def rank_facts(rank: Rank, processors: Iterable[str], handoff_endpoint: str = ""
         pool_bytes=rank.pool.size_bytes,
         logit_processors=sorted(processors),
         handoff_endpoint=handoff_endpoint,
+        handoff_key=handoff_key,
     )
 
 

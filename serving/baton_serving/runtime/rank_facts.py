@@ -24,6 +24,7 @@ class RankFacts(msgspec.Struct, frozen=True):
     pool_bytes: int
     logit_processors: list[str]
     handoff_endpoint: str = ""
+    handoff_key: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         plain: dict[str, Any] = msgspec.to_builtins(self)

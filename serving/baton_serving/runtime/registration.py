@@ -43,6 +43,7 @@ def worker_record(config: ResolvedConfig, identity: Identity, facts: RankFacts, 
         role=_ROLES[given.disaggregation_mode],
         http_url=url_of(host, port, secure=config.given.http.ssl_certfile is not None),
         control=facts.handoff_endpoint,
+        control_key=facts.handoff_key,
         keys=tuple(keys),
         model=config.served_model_name,
         weight_digest=facts.weight_digest,
@@ -108,11 +109,22 @@ class Registration:
             )
         )
 
-    def serve_whole(self, whole: bool) -> None:
-        """Offer to serve requests whole, or what the worker's own role is."""
-        role = Role.BOTH if whole else self._own_role
-        if role is not self._client.worker.role:
-            self._client.replace(msgspec.structs.replace(self._client.worker, role=role))
+    def take_role(self, role: Role | None) -> Role:
+        """Offer to serve as this, None for what the worker was started for; the role that it has from now on.
+
+        Requests that it has go on as they began. A worker without a handoff has no legs to offer.
+        """
+        known = self._client.worker
+        role = role if role is not None and known.control else self._own_role
+        if role is not known.role:
+            self._client.replace(msgspec.structs.replace(known, role=role))
+        return role
+
+    def be_reached(self, control: str, control_key: str) -> None:
+        """Have peers dial another endpoint of the handoff, which shows another key."""
+        known = self._client.worker
+        if (known.control, known.control_key) != (control, control_key):
+            self._client.replace(msgspec.structs.replace(known, control=control, control_key=control_key))
 
     async def close(self) -> None:
         await self._client.aclose()

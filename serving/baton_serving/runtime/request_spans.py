@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from baton_serving.runtime.messages import Failure, Timings
 from baton_serving.runtime.requests import RequestRecord
 from baton_serving.tracing import Stage, Tracing
 
 
 class RequestSpans:
-    """Observer that traces. `role` names the worker's leg: "prefill", "decode", or "null" for whole requests."""
+    """Observer that traces. `role` tells the worker's leg: "prefill", "decode", or "null" for whole requests."""
 
-    def __init__(self, tracing: Tracing, role: str) -> None:
+    def __init__(self, tracing: Tracing, role: Callable[[], str]) -> None:
         self._tracing = tracing
-        self._name = "baton.worker" if role == "null" else f"baton.{role}"
+        self._role = role
 
     def started(self, record: RequestRecord) -> None:
         """A span is made once, when all about it is known."""
@@ -25,7 +27,9 @@ class RequestSpans:
 
     def finished(self, record: RequestRecord) -> None:
         request = record.request
-        span = self._tracing.begin(self._name, request.trace, "server", request.received)
+        role = self._role()
+        name = "baton.worker" if role == "null" else f"baton.{role}"
+        span = self._tracing.begin(name, request.trace, "server", request.received)
         attributes: dict[str, str | int | float | bool] = {
             "baton.rid": request.rid,
             "baton.route": request.route,

@@ -158,12 +158,12 @@ def _lead(
         log_interval=config.given.logging.decode_log_interval,
         extension=lone if handoff is None else handoff.bridge,
         cache_log=cache_log,
-        controls={**updates.controls, **({} if handoff is None else handoff.bridge.controls)},
+        controls={**updates.controls, **({} if handoff is None else handoff.controls)},
         updates=updates,
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
-    endpoint = "" if handoff is None else handoff.service.endpoint
-    reporter.ready(rank_facts(rank, logit_processors(config), endpoint).to_plain())
+    reached = ("", "") if handoff is None else (handoff.service.endpoint, handoff.key)
+    reporter.ready(rank_facts(rank, logit_processors(config), *reached).to_plain())
     watchdog.start()
     try:
         loop.run()

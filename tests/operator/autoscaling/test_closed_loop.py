@@ -31,3 +31,22 @@ def test_a_fleet_at_zero_comes_up_for_held_requests_and_goes_again() -> None:
     assert all(ours.counts[role][-1][1] >= 1 for role in ROLES)
     assert ours.refused == 0
     assert ours.gap == 0
+
+
+def test_what_decode_has_to_spare_computes_the_long_prompts_that_come() -> None:
+    def sizes(at: float) -> tuple[tuple[int, int], tuple[int, int]]:
+        return ((300, 1500), (50, 400)) if at < 600 else ((900, 5000), (20, 200))
+
+    trace = traffic(2400, lambda at: 8.0, seed=5, sizes=sizes)
+    flipping = replace(TARGETS, flip=True)
+    fleets = [
+        ScaledFleet(trace, Autoscaler(targets), {"prefill": 3, "decode": 10}, flips=targets.flip)
+        for targets in (TARGETS, flipping)
+    ]
+    without, ours = (fleet.run() for fleet in fleets)
+    assert fleets[1].flipped > 0
+    assert ours.good > without.good
+    assert ours.replica_seconds < without.replica_seconds
+    assert max(ours.reversals(role) for role in ROLES) <= 1
+    assert ours.gap == 0
+    assert ours.refused == 0

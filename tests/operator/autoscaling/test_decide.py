@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from baton_operator.autoscaling import PERIOD, Bounds, Fleet, Memory, Targets, decide
+from baton_operator.autoscaling.memory import Series
 from baton_operator.planner import WorkerReport
 
 TARGETS = Targets(ttft=2.0, tpot=0.05)
@@ -32,6 +33,7 @@ class Site:
         self.waiting = 0
         self.settled = True
         self.reasons: Mapping[str, str] = {}
+        self.targets = TARGETS
 
     def step(self, prompts: float = 0.0, answers: float = 0.0, queued: int = 0) -> dict[str, int]:
         """One period with so many tokens a second; returns the numbers that are wanted from then on."""
@@ -43,7 +45,7 @@ class Site:
                 self.workers[name] = self._worked(before, prompts / count, answers / count, queued // count)
         there = [one for name, one in self.workers.items() if int(name.split("-")[1]) < self.wanted[name.split("-")[0]]]
         fleet = Fleet(self.wanted, there, self.waiting, self.settled)
-        decision, self.memory = decide(self.memory, fleet, TARGETS, self.bounds, self.now)
+        decision, self.memory = decide(self.memory, fleet, self.targets, self.bounds, self.now)
         self.wanted, self.reasons = dict(decision.wanted), decision.reasons
         return self.wanted
 
@@ -163,6 +165,33 @@ def test_a_worker_that_started_anew_does_not_count_backwards() -> None:
     for name, one in site.workers.items():
         site.workers[name] = replace(one, prompt_tokens=0, prompt_seconds=0.0, answer_tokens=0, answer_seconds=0.0)
     assert site.step(prompts=900, answers=1000) == before
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_where_roles_may_flip_one_that_lacks_workers_takes_what_the_other_has_to_spare(flip: bool) -> None:
+    site = Site(prefill=2, decode=8)
+    site.targets = replace(TARGETS, flip=flip)
+    site.steps(585, prompts=1500, answers=500)
+    assert site.wanted == {"prefill": 2, "decode": 8}
+    site.memory = site.memory.with_role("prefill", replace(site.memory.role("prefill"), lasting=Series()))
+    site.memory = site.memory.with_role("decode", replace(site.memory.role("decode"), lasting=Series()))
+    site.step(prompts=1500, answers=500)
+    assert site.wanted == {"prefill": 2, "decode": 8}  # nobody has watched for long enough
+    site.step(prompts=1500, answers=500, queued=12_000)
+    assert site.wanted["prefill"] >= 5
+    assert site.wanted["decode"] == (6 if flip else 8)  # it needs 5.2
+
+
+def test_a_role_that_was_just_given_more_gives_none() -> None:
+    site = Site(prefill=2, decode=2)
+    site.targets = replace(TARGETS, flip=True)
+    site.steps(300, prompts=1000, answers=9000)
+    high = site.wanted["decode"]
+    assert high > 2
+    site.steps(60, prompts=1000, answers=100)
+    site.step(prompts=1000, answers=100, queued=20_000)
+    assert site.wanted["prefill"] > 2
+    assert site.wanted["decode"] == high
 
 
 @pytest.mark.parametrize("early", [0.0, 1.0, PERIOD / 2])

@@ -14,7 +14,7 @@ from support.fake_cluster import FakeCluster, service_of
 
 from baton_bootstrap.auth import PEER_NAME
 from baton_operator.certificates import KeyMaker, Lifetimes, Stored, rotate
-from baton_operator.certificates.secrets import secrets, stored
+from baton_operator.certificates.secrets import curve_keys, files_of, secrets, stored
 from baton_operator.planner import Context, Observed
 from baton_operator.planner.objects import ref_of
 from baton_operator.planner.pods import CERTIFIED
@@ -117,11 +117,30 @@ def test_secrets_hold_the_state_and_an_interrupted_round_goes_on_from_there() ->
     ]
     assert stored(context, observed(*made)) == state
     again = list(secrets(context, observed(*made), state))
-    assert again == made  # the CURVE key stays
+    assert again == made  # the CURVE keys stay
     half = stored(context, observed(*made[:2]))
     after = rotate(half, CERTIFIED, START, MAKER, LIVES)
     assert after.current == state.current
     assert after.leaves["workers"] == state.leaves["workers"]
+
+
+def test_curve_keys_move_on_with_the_certificate_and_all_know_the_next_one_before() -> None:
+    context = Context(service_of(TLS))
+    state, now, seen = Stored(), START, Observed()
+    files: list[list[bytes]] = []
+    while len(files) < 4:
+        state = rotate(state, CERTIFIED, now, MAKER, LIVES)
+        made = list(secrets(context, seen, state))
+        found = files_of(context, made, "workers")["curve.key"].split()
+        if not files or found != files[-1]:
+            files.append(found)
+        seen, now = observed(*made), now + timedelta(days=1)
+    assert [len(found) for found in files] == [2, 3, 3, 3]
+    for before, after in pairwise(files):
+        assert after[0] == before[1]
+        assert after[2] == before[0]
+        assert after[1] not in before
+    assert curve_keys(files[0][:1], renewed=True)[0] == files[0][0]  # a lone key stays until others know the next
 
 
 @pytest.mark.parametrize("damage", ["", "bm9uc2Vuc2U=", "%"])

@@ -17,7 +17,7 @@ from support.fake_cluster import service_of
 
 from baton_operator.certificates.secrets import files_of
 from baton_operator.controller.api_server import ApiServer
-from baton_operator.controller.credentials import client_tls, with_credentials
+from baton_operator.controller.credentials import bootstrap_token, client_tls, with_credentials
 from baton_operator.controller.resources import Resource
 from baton_operator.errors import ApiError, NotFound, Refused
 from baton_operator.planner import Context, Observed
@@ -26,6 +26,7 @@ from baton_operator.rollout.health import ask_probe
 
 NOW = datetime.now(UTC)
 MUTUAL = Context(service_of("{model: {uri: 'hf://a/b'}, security: {mutualTls: true}}"))
+PLAIN = Context(service_of("{model: {uri: 'hf://a/b'}}"))
 TOKEN = Context(service_of("{model: {uri: 'hf://a/b'}, security: {token: {name: shared, key: value}}}"))
 
 
@@ -36,7 +37,8 @@ class Answers:
         self.answer = answer
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
-        assert (resource.kind, name) == ("Secret", "shared")
+        assert resource.kind == "Secret"
+        assert name in ("shared", "chat-bootstrap-tls")
         if isinstance(self.answer, ApiError):
             raise self.answer
         return self.answer
@@ -89,6 +91,17 @@ async def test_the_token_of_the_http_port_is_made_once() -> None:
     assert files_of(MUTUAL, first.secrets, "bootstrap")["operator.token"].decode() == first.token != ""
     kept = replace(first, objects={ref_of(item): item for item in first.secrets})
     assert (await with_credentials(cast(ApiServer, Answers({})), MUTUAL, kept, NOW)).token == first.token
+
+
+async def test_whoever_may_read_the_secret_has_the_token_for_the_bootstrap_server() -> None:
+    found = await look(MUTUAL, {})
+    assert found.secrets is not None
+    (held,) = [item for item in found.secrets if "operator.token" in item["data"]]  # type: ignore[operator]
+    assert await bootstrap_token(cast(ApiServer, Answers(held)), MUTUAL) == found.token
+    assert await bootstrap_token(cast(ApiServer, Answers(secret(value="s3cret"))), TOKEN) == "s3cret"
+    assert await bootstrap_token(cast(ApiServer, Answers(NotFound(404, "no"))), PLAIN) == ""
+    with pytest.raises(NotFound):
+        await bootstrap_token(cast(ApiServer, Answers(NotFound(404, "no"))), TOKEN)
 
 
 async def test_a_probe_is_answered_by_a_worker_that_asks_for_certificates(tmp_path: Path) -> None:

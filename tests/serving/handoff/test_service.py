@@ -15,7 +15,6 @@ from support.handoff_workers import LAYOUT, Cluster, Worker, eventually, send_wh
 from baton_serving.errors import ConfigError, InternalError, InvalidRequest
 from baton_serving.handoff.backends.base import BackendError, TransferBackend
 from baton_serving.handoff.backends.fake import Script
-from baton_serving.handoff.control import CurveKeys
 from baton_serving.handoff.events import Arrived, Begun, Delivered, ReceiveFailed, ReceiveQuiet, SendFailed, SendQuiet
 from baton_serving.handoff.protocol import Heartbeat, Hello, HelloRefused, Join, Key, PageSpan, Started, decode, encode
 from baton_serving.handoff.ranks import CloseEpochs, PostWrites, RankFailed
@@ -437,25 +436,6 @@ def test_where_closing_keeps_nobody_out_only_the_death_of_the_writer_frees(fake_
 
     receiver.wait(ReceiveQuiet, "t")
     eventually(lambda: settled(receiver))
-
-
-def test_control_connections_can_be_encrypted(fake_cluster: Cluster) -> None:
-    ours, others = (CurveKeys(*(key.decode() for key in zmq.curve_keypair())) for _ in range(2))
-    sender = fake_cluster.worker("p", curve=ours)
-    receiver = fake_cluster.worker("d", curve=ours, limits=Limits(connect=0.5))
-    sender.fill(1)
-    send_whole(sender, receiver, "t1", [1, 2], [3, 4])
-    receiver.wait(Arrived, "t1")
-
-    plain = fake_cluster.worker("e", limits=Limits(connect=0.5))
-    plain.service.expect("t2", 0, "p")
-    assert plain.wait(ReceiveFailed, "t2").quiet
-    stranger = fake_cluster.worker("f", curve=others, limits=Limits(connect=0.5))
-    for number, key in enumerate((others, ours)):  # the second time it knows the server's key
-        fake_cluster.registry["p"] = PeerAddress(sender.service.endpoint, "", key.public)
-        stranger.service.expect(f"t{3 + number}", 0, "p")
-        assert "cannot reach" in stranger.wait(ReceiveFailed, f"t{3 + number}").failure.message
-    assert sender.service.stats().peers == 1
 
 
 def test_a_fault_in_a_thread_ends_the_worker_loudly(fake_cluster: Cluster) -> None:

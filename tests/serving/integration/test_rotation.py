@@ -19,6 +19,7 @@ from support.disaggregation import MODEL, POOL
 from baton_bootstrap.auth import PEER_NAME
 from baton_bootstrap.tls import Tls, TlsFiles
 from baton_operator.certificates import KeyMaker, Lifetimes, Stored, rotate
+from baton_operator.certificates.secrets import curve_keys
 
 PARTS = ("bootstrap", "workers", "gateway")
 LIVES = Lifetimes(authority=timedelta(hours=12), certificate=timedelta(hours=10), spread=timedelta(minutes=10))
@@ -36,6 +37,7 @@ class Mounts:
         self._root = root
         self._serial = itertools.count()
         self._state = Stored()
+        self.curve: list[bytes] = []
         self._under_way: list[tuple[float, str, dict[str, bytes]]] = []
         self.began = datetime.now(UTC) - timedelta(hours=9)
 
@@ -49,6 +51,10 @@ class Mounts:
         for part, leaf in self._state.leaves.items():
             if before.leaves.get(part) != leaf:
                 content = {"tls.crt": leaf.pair.certificate, "tls.key": leaf.pair.key, "ca.crt": b"".join(leaf.trusted)}
+                if part == "workers":
+                    renewed = part in before.leaves and before.leaves[part].pair != leaf.pair
+                    self.curve = curve_keys(self.curve, renewed=renewed)
+                    content["curve.key"] = b"\n".join(self.curve)
                 delay = DELAYS[part] if part in before.leaves else 0.0
                 self._under_way.append((time.monotonic() + delay, part, content))
         self.deliver()
@@ -88,6 +94,7 @@ def start(processes: BatonProcesses, port: int, mounts: Mounts) -> tuple[BatonPr
         probe = free_port()
         words = ["--disaggregation-mode", mode, "--disaggregation-bootstrap-addr", f"127.0.0.1:{port}", *POOL]
         words += [*flags(mounts.files("workers")), "--probe-port", str(probe)]
+        words += ["--disaggregation-curve-key-file", str(mounts.files("workers").key.with_name("curve.key"))]
         workers.append(processes.worker(mode, BATON_TINY, *words))
         probes.append(f"http://127.0.0.1:{probe}")
     words = ["--port", "0", "--bootstrap-addr", f"127.0.0.1:{port}", *flags(mounts.files("gateway"), "--worker-ssl")]
@@ -123,7 +130,7 @@ async def change_authority(
     """What clients were answered while the authority changed; probes are asked all along."""
     began, done = time.monotonic(), False
     answers: list[str] = []
-    first = mounts.rotate(mounts.began).current
+    first, key = mounts.rotate(mounts.began).current, mounts.curve[0]
     loads = [asyncio.create_task(load(client, lambda: done, answers)) for _ in range(4)]
     async with httpx.AsyncClient() as plain:
         while True:
@@ -137,6 +144,7 @@ async def change_authority(
                 break
             await asyncio.sleep(0.2)
     done = True
+    assert mounts.curve[0] != key
     await asyncio.gather(*loads)
     return answers
 

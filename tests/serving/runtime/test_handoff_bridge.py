@@ -66,7 +66,7 @@ class Side:
         self.transfer = rank_transfer(rank, fabric.backend, self.service.report, f"{name}-1", LIMITS.write)
         self.service.start()
         registry[name] = PeerAddress(self.service.endpoint, f"{name}-1")
-        self.bridge = HandoffBridge(self.service, self.worker.scheduler, mode, self._wake, self._incarnation)
+        self.bridge = HandoffBridge(self.service, self.worker.scheduler, mode, self._wake, self._incarnation, name)
         self._make = request_maker(rank.loaded.info, lambda: rank.loaded.digest)
 
     def _command(self, rank: int, command: RankCommand) -> None:
@@ -158,6 +158,20 @@ def test_after_a_lost_receipt_both_go_on_and_the_caller_ends_one(sides: dict[str
     assert stream.finish is not None
     assert (stream.finish.kind, stream.token_ids) == ("length", wanted)
     assert told + second.token_ids == wanted[: len(told) + len(second.token_ids)]
+    for side in (source, target):
+        side.worker.scheduler.check()
+
+
+def test_a_ticket_that_names_the_legs_is_followed_whatever_the_workers_were_started_for(sides: dict[str, Side]) -> None:
+    source, target = sides["b"], sides["a"]
+    wanted = undisturbed(target)
+    ticket = HandoffTicket(transfer_id="t-other-way", peer="b", receiver="a")
+    sent, stream = source.ask("sent", ticket), target.ask("received", ticket)
+    until(lambda: stream.finish is not None and sent.finish is not None, source, target)
+    assert sent.finish is not None
+    assert sent.finish.kind == "handoff"
+    assert stream.token_ids == wanted
+    until(lambda: at_rest(source, target), source, target)
     for side in (source, target):
         side.worker.scheduler.check()
 

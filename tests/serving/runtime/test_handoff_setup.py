@@ -55,6 +55,23 @@ def test_workers_with_the_same_key_reach_each_other_and_others_do_not(tmp_path: 
     assert curve_keys(None) is None
 
 
+def test_one_step_of_a_rotation_apart_workers_reach_each_other_and_later_no_more(tmp_path: Path) -> None:
+    path, secrets = tmp_path / "key", [zmq.curve_keypair()[1].decode() for _ in range(4)]
+    found = []
+    for first, following, former in ((0, 1, None), (1, 2, 0), (2, 3, 1)):
+        path.write_text("\n".join(secrets[one] for one in (first, following, former) if one is not None))
+        found.append(curve_keys(str(path)))
+    early, between, late = found
+    assert early is not None
+    assert between is not None
+    assert late is not None
+    for server, client in ((early, between), (between, early), (between, late), (late, between)):
+        assert client.known(server.public)
+        assert reached(server, client, dialled=server)
+    assert not late.known(early.public)
+    assert not reached(late, early, dialled=late)
+
+
 @pytest.mark.parametrize("text", ["", "short", "x" * 39 + "\N{SNOWMAN}", None])
 def test_a_file_without_a_key(tmp_path: Path, text: str | None) -> None:
     if text is not None:

@@ -6,6 +6,8 @@ import time
 from types import SimpleNamespace
 from typing import cast
 
+import msgspec
+
 from baton_bootstrap.records import Beat, Role, State, Worker
 from baton_bootstrap.registry import Registry
 from baton_bootstrap.wire.codec import MAX_BUSY_SECONDS, beat_from_wire, beat_to_wire
@@ -21,12 +23,12 @@ WORKER = Worker(id="w", incarnation="w1", epoch=1, role=Role.PREFILL, http_url="
 class Reporter:
     """A worker's registration, and the scheduler's reports that it speaks from."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: Worker = WORKER) -> None:
         given = config_from_values({"model_path": "m"})
         config = SimpleNamespace(bootstrap_addrs=(("127.0.0.1", 1),), given=given)
         self._manager = SimpleNamespace(stats={}, links={}, liveness=Liveness())
         manager = cast(TokenizerManager, self._manager)
-        self._registration = Registration(cast(ResolvedConfig, config), WORKER, manager)
+        self.registration = Registration(cast(ResolvedConfig, config), worker, manager)
 
     def report(self, tick: int, busy: float) -> None:
         state = WorkerState(tick=tick, stats={"tick": tick}, busy_until=time.monotonic() + busy if busy else 0.0)
@@ -35,7 +37,7 @@ class Reporter:
 
     def beat(self) -> Beat:
         """As the server gets it."""
-        return beat_from_wire(beat_to_wire(self._registration._beat()))
+        return beat_from_wire(beat_to_wire(self.registration._beat()))
 
 
 def test_a_declared_long_step_is_no_standstill() -> None:
@@ -61,3 +63,21 @@ def test_a_step_of_hours_is_declared_as_far_as_the_server_believes() -> None:
     worker = Reporter()
     worker.report(1, 10 * MAX_BUSY_SECONDS)
     assert worker.beat().busy_seconds == MAX_BUSY_SECONDS
+
+
+def test_a_worker_takes_another_role_and_its_own_again() -> None:
+    registration = Reporter(msgspec.structs.replace(WORKER, control="tcp://w:1")).registration
+    asked = [registration.take_role(role) for role in (Role.DECODE, Role.BOTH, None)]
+    assert asked == [Role.DECODE, Role.BOTH, Role.PREFILL]
+    assert registration._client.worker.role is Role.PREFILL
+    whole = Reporter(msgspec.structs.replace(WORKER, role=Role.BOTH)).registration
+    assert whole.take_role(Role.DECODE) is Role.BOTH  # without a handoff it has no leg to offer
+
+
+def test_renewed_keys_are_told() -> None:
+    registration = Reporter().registration
+    registration.be_reached("tcp://w:2", "k" * 40)
+    known = registration._client.worker
+    assert (known.control, known.control_key) == ("tcp://w:2", "k" * 40)
+    registration.be_reached("tcp://w:2", "k" * 40)
+    assert registration._client.worker is known

@@ -13,7 +13,7 @@ import pytest
 from support.api_world import WEIGHTS, pipeline, says
 from support.scripted_scheduler import Script, ScriptedScheduler
 
-from baton_bootstrap.records import Assignment, Goal, Phase, Progress
+from baton_bootstrap.records import Assignment, Goal, Phase, Progress, Role
 from baton_serving.errors import InternalError, InvalidRequest, Unavailable
 from baton_serving.runtime.assigned import Assigned
 from baton_serving.runtime.messages import Failure, GenerateInput, HandoffTicket
@@ -145,14 +145,14 @@ async def test_weights_that_do_not_generate_take_the_worker_out() -> None:
 async def test_an_assignment_is_followed_step_by_step() -> None:
     async with bench() as made:
         reports: list[Progress] = []
-        whole: list[bool] = []
+        roles: list[Role | None] = []
         news = asyncio.Event()
 
         def report(progress: Progress) -> None:
             reports.append(progress)
             news.set()
 
-        assigned = Assigned(made.updater, report, lambda draining: None, whole.append)
+        assigned = Assigned(made.updater, report, lambda draining: None, roles.append)
         following = asyncio.create_task(assigned.run())
 
         async def reach(phase: Phase, revision: str) -> None:
@@ -167,7 +167,13 @@ async def test_an_assignment_is_followed_step_by_step() -> None:
         assert (assigned.progress.digest, "weights_commit" in made.asked) == ("new", False)
         assigned.hear(Assignment(revision="v2", model="models/new", goal=Goal.SWITCH, whole=True))
         await reach(Phase.SERVING, "v2")
-        assert (made.manager.weights.digest, whole[-1]) == ("new", True)
+        assert (made.manager.weights.digest, roles[-1]) == ("new", Role.BOTH)
+        assigned.hear(Assignment(revision="v2b", model="models/new", digest="new", role=Role.DECODE))
+        await reach(Phase.SERVING, "v2b")
+        assert roles[-1] is Role.DECODE
+        assigned.hear(Assignment(revision="v2c", model="models/new", digest="new"))
+        await reach(Phase.SERVING, "v2c")
+        assert roles[-1] is None
         assert [report.phase for report in reports][:2] == [Phase.STAGING, Phase.STAGED]
         made.script(weights_stage=Failure(InvalidRequest.code, "damaged"))
         assigned.hear(Assignment(revision="v3", model="models/bad", goal=Goal.SWITCH))

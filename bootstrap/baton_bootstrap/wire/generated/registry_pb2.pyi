@@ -71,7 +71,7 @@ PHASE_SWITCHING: Phase
 PHASE_FAILED: Phase
 
 class Worker(_message.Message):
-    __slots__ = ("id", "incarnation", "epoch", "role", "http_url", "grpc_url", "control", "keys", "model", "weight_digest", "engine_digest", "tp_size", "pp_size", "page_size", "dtype", "max_total_tokens", "detail", "process")
+    __slots__ = ("id", "incarnation", "epoch", "role", "http_url", "grpc_url", "control", "keys", "model", "weight_digest", "engine_digest", "tp_size", "pp_size", "page_size", "dtype", "max_total_tokens", "detail", "process", "control_key")
     ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,7 @@ class Worker(_message.Message):
     MAX_TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     PROCESS_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_KEY_FIELD_NUMBER: _ClassVar[int]
     id: str
     incarnation: str
     epoch: int
@@ -108,7 +109,8 @@ class Worker(_message.Message):
     max_total_tokens: int
     detail: bytes
     process: str
-    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., http_url: _Optional[str] = ..., grpc_url: _Optional[str] = ..., control: _Optional[str] = ..., keys: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., weight_digest: _Optional[str] = ..., engine_digest: _Optional[str] = ..., tp_size: _Optional[int] = ..., pp_size: _Optional[int] = ..., page_size: _Optional[int] = ..., dtype: _Optional[str] = ..., max_total_tokens: _Optional[int] = ..., detail: _Optional[bytes] = ..., process: _Optional[str] = ...) -> None: ...
+    control_key: str
+    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ..., http_url: _Optional[str] = ..., grpc_url: _Optional[str] = ..., control: _Optional[str] = ..., keys: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., weight_digest: _Optional[str] = ..., engine_digest: _Optional[str] = ..., tp_size: _Optional[int] = ..., pp_size: _Optional[int] = ..., page_size: _Optional[int] = ..., dtype: _Optional[str] = ..., max_total_tokens: _Optional[int] = ..., detail: _Optional[bytes] = ..., process: _Optional[str] = ..., control_key: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("running", "queued_tokens", "free_pages", "total_pages", "prompt_tokens", "prompt_seconds", "answer_tokens", "answer_seconds")
@@ -143,7 +145,7 @@ class Status(_message.Message):
     def __init__(self, state: _Optional[_Union[State, str]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., share: _Optional[int] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("revision", "model", "model_revision", "digest", "goal", "whole", "share")
+    __slots__ = ("revision", "model", "model_revision", "digest", "goal", "whole", "share", "role")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +153,7 @@ class Assignment(_message.Message):
     GOAL_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
     revision: str
     model: str
     model_revision: str
@@ -158,7 +161,8 @@ class Assignment(_message.Message):
     goal: Goal
     whole: bool
     share: int
-    def __init__(self, revision: _Optional[str] = ..., model: _Optional[str] = ..., model_revision: _Optional[str] = ..., digest: _Optional[str] = ..., goal: _Optional[_Union[Goal, str]] = ..., whole: _Optional[bool] = ..., share: _Optional[int] = ...) -> None: ...
+    role: Role
+    def __init__(self, revision: _Optional[str] = ..., model: _Optional[str] = ..., model_revision: _Optional[str] = ..., digest: _Optional[str] = ..., goal: _Optional[_Union[Goal, str]] = ..., whole: _Optional[bool] = ..., share: _Optional[int] = ..., role: _Optional[_Union[Role, str]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("revision", "phase", "digest", "done", "total", "error", "gap_seconds")

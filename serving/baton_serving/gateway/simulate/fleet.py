@@ -100,6 +100,15 @@ class Simulation:
         self.prefills = tuple(one for one in self.prefills if one is not worker)
         self.decodes = tuple(one for one in self.decodes if one is not worker)
 
+    def change_role(self, worker: SimWorker, now: float) -> None:
+        """The worker gets requests of the other role from now on, and ends those that it has."""
+        was_prefill = any(one is worker for one in self.prefills)
+        self.leave(worker, now)
+        if was_prefill:
+            self.decodes = (*self.decodes, worker)
+        else:
+            self.prefills = (*self.prefills, worker)
+
     def settle(self, now: float) -> None:
         """Let every worker's books be of this moment."""
         for worker in (*self.prefills, *self.decodes):
