@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from cluster.conftest import ROOT, SYSTEM
 from cluster.nodes.deployment import COMPONENT, Deployment
 from support.devcluster import cluster as devcluster
+from support.devcluster import needs
 from support.devcluster.layout import Layout
 from support.kube import binaries
 from support.kube.client import Cluster, Item, eventually
@@ -43,13 +43,9 @@ def theirs() -> bool:
     """Whether the cluster is somebody else's. Skips where there is none and none can be started."""
     if os.environ.get("KUBECONFIG"):
         return True
-    wanted = [*binaries.CONTROL_PLANE, *binaries.NODES]
-    if (missing := binaries.find(wanted)[1]) and shutil.which("go"):
-        binaries.build(missing)
-    if missing := binaries.find(wanted)[1]:
-        pytest.skip(f"missing: {', '.join(missing)}; set KUBE_BIN_DIR, or install Go to build them")
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        pytest.skip("a cluster of its own needs root on Debian or Ubuntu; set KUBECONFIG to use another")
+    if lacking := needs.lacking():
+        pytest.skip(f"no KUBECONFIG, and for a cluster of its own this machine lacks: {'; '.join(lacking)}")
+    binaries.build(binaries.find([*binaries.CONTROL_PLANE, *binaries.NODES])[1])
     return False
 
 
