@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from cluster.conftest import ROOT
+from support.baton_processes import bound_to_parent
 from support.kube import binaries
 from support.kube.person import Person
 
@@ -29,11 +33,30 @@ def test_the_page_leads_to_a_service_and_back(theirs: bool, person: Person, tmp_
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "KUBECONFIG": str(person.kubeconfig)}
     assert len(commands()) > 8
-    for command in commands():
-        words = ["bash", "-c", command]
-        done = subprocess.run(
-            words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-        if "get --namespace quickstart inferenceservice" in command:
-            assert done.stdout.splitlines()[1].split()[:2] == ["quickstart", "True"]
+    with contextlib.ExitStack() as stack:
+        for command in commands():
+            if command.endswith(" &"):
+                stack.enter_context(in_background(command.removesuffix(" &"), environment))
+                continue
+            words = ["bash", "-c", command]
+            done = subprocess.run(
+                words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+            )
+            assert done.returncode == 0, f"{command}: {done.stderr}"
+            if "get --namespace quickstart inferenceservice" in command:
+                assert done.stdout.splitlines()[1].split()[:2] == ["quickstart", "True"]
+            if command.startswith("curl"):
+                assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "47 + 38 = 85."
+
+
+@contextlib.contextmanager
+def in_background(command: str, environment: Mapping[str, str]) -> Iterator[None]:
+    """Until it has printed a line: what it is for is there then."""
+    words = bound_to_parent(["bash", "-c", f"exec {command}"])
+    with subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline(), f"{command} ended"
+            yield
+        finally:
+            process.kill()
