@@ -1,4 +1,7 @@
-"""The commands that docs/first-token.md shows after `<!-- cluster -->` work as they stand, one after the other."""
+"""The commands that docs/first-token.md shows after `<!-- cluster -->` work as they stand, one after the other.
+
+On a cluster of one node, with nothing on it yet.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from pathlib import Path
 
 import pytest
 from cluster.conftest import ROOT
+from cluster.nodes.conftest import own_cluster
 from support.baton_processes import bound_to_parent
 from support.kube import binaries
-from support.kube.person import Person
 
 PAGE = ROOT / "docs/first-token.md"
 BLOCK = re.compile(r"^<!-- cluster -->\n```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -25,13 +28,19 @@ def commands() -> list[str]:
     return [part.rstrip("\n") for block in blocks for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
 
 
-def test_the_page_leads_to_a_service_and_back(theirs: bool, person: Person, tmp_path: Path) -> None:
+@pytest.fixture
+def kubeconfig(tmp_path: Path, theirs: bool) -> Iterator[Path]:
     if theirs:
         pytest.skip("removes what others may use")
+    with own_cluster(tmp_path / "cluster", nodes=1) as layout:
+        yield layout.kubeconfig
+
+
+def test_the_page_leads_to_a_service_and_back(kubeconfig: Path, tmp_path: Path) -> None:
     for name in ("kubectl", "helm"):
         (tmp_path / name).symlink_to(binaries.find([name])[0][name])
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "KUBECONFIG": str(person.kubeconfig)}
+    environment = {**os.environ, "PATH": path, "KUBECONFIG": str(kubeconfig)}
     assert len(commands()) > 8
     with contextlib.ExitStack() as stack:
         for command in commands():
