@@ -9,15 +9,17 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from cluster.conftest import ROOT
+from cluster.conftest import ROOT, SYSTEM
 from cluster.nodes.conftest import own_cluster
 from support.baton_processes import bound_to_parent
 from support.kube import binaries
+from support.kube.person import Person
 
 PAGE = ROOT / "docs/first-token.md"
 BLOCK = re.compile(r"^<!-- cluster -->\n```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -56,6 +58,15 @@ def test_the_page_leads_to_a_service_and_back(kubeconfig: Path, tmp_path: Path) 
                 assert done.stdout.splitlines()[1].split()[:2] == ["quickstart", "True"]
             if command.startswith("curl"):
                 assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "47 + 38 = 85."
+
+
+def test_the_manifest_for_gpus_is_one(release: Sequence[str], person: Person) -> None:
+    """And the chart takes what the page sets for it."""
+    [manifest] = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    person.kubectl("apply", "--dry-run=server", "--namespace", SYSTEM, "-f", "-", text=manifest)
+    [command] = re.findall(r"^\$ helm install (.*?) --wait \\\n +(--set \S+)$", PAGE.read_text(), re.MULTILINE)
+    flags = shlex.split(" ".join(command))
+    person.helm("template", *flags[:1], str(ROOT / flags[1]), *flags[2:])
 
 
 @contextlib.contextmanager
