@@ -110,14 +110,14 @@ def leftovers_in(folder: Path) -> list[str]:
 def _processes(folder: str) -> list[int]:
     """Processes whose command line names the folder."""
     found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                words = (folder / "cmdline").read_text(errors="replace")
+                words = (entry / "cmdline").read_text(errors="replace")
             except (FileNotFoundError, ProcessLookupError):
                 continue
             if folder in words:
-                found.append(int(folder.name))
+                found.append(int(entry.name))
     return found
 
 
