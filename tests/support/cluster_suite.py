@@ -29,6 +29,7 @@ _GONE_WITHIN = 30.0
 def main(limit: float, arguments: Sequence[str]) -> int:
     """The exit status."""
     end = time.monotonic() + limit
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores it, and so would pytest
     if lacking := needs.lacking():
         _say("skipped the tests on a cluster. This machine lacks", *lacking)
         return 0
