@@ -58,20 +58,17 @@ DEFINITIONS = ("leaderworkersets.yaml", "httproutes.yaml")
 # What pods need to run.
 NODES = ("kube-scheduler", "kubelet", "kube-proxy", "coredns", "pause")
 TOOLS = (
-    # One module with one version of everything: what several of them need is compiled once.
     Tool(
-        "programs",
+        "k8s",
         {
-            **{
-                name: f"k8s.io/kubernetes/cmd/{name}"
-                for name in (*CONTROL_PLANE[:3], "kube-scheduler", "kubelet", "kube-proxy")
-            },
-            "etcd": "go.etcd.io/etcd/server/v3",
-            "helm": "helm.sh/helm/v4/cmd/helm",
-            "coredns": "./coredns",
-            "pause": "./pause",
+            name: f"k8s.io/kubernetes/cmd/{name}"
+            for name in (*CONTROL_PLANE[:3], "kube-scheduler", "kubelet", "kube-proxy")
         },
     ),
+    Tool("etcd", {"etcd": "go.etcd.io/etcd/server/v3"}),
+    Tool("helm", {"helm": "helm.sh/helm/v4/cmd/helm"}),
+    Tool("coredns", {"coredns": "."}),
+    Tool("pause", {"pause": "."}),
     Tool(
         "lws",
         {"leaderworkerset": "sigs.k8s.io/lws/cmd"},
@@ -143,14 +140,14 @@ def _build(tool: Tool, names: Collection[str]) -> None:
         command = bound_to_parent([*command, *packages])
         subprocess.run(command, cwd=MODULES / tool.module, env=environment, check=True)
         for name in names:
-            (partial / _named_by_go(tool.programs[name])).rename(folder / name)
+            (partial / _named_by_go(tool, tool.programs[name])).rename(folder / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _named_by_go(package: str) -> str:
+def _named_by_go(tool: Tool, package: str) -> str:
     """The last part of the path that is not a version."""
-    return re.sub(r"/v\d+$", "", package).rpartition("/")[2]
+    return tool.module if package == "." else re.sub(r"/v\d+$", "", package).rpartition("/")[2]
 
 
 def _fetch(tool: Tool, name: str) -> None:
