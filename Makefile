@@ -35,7 +35,7 @@ lint: setup  ## Format check, lint, types and import layers
 # KUBECONFIG=FILE: only what needs real pods, on that cluster; CHART_VALUES=FILE then names images that it can pull.
 .PHONY: test-cluster
 test-cluster: setup  ## Operator, CRDs and chart on a real API server, then with real pods; builds what is missing
-	$(BIN)/python tests/support/kube/binaries.py
+	PYTHONPATH=tests $(BIN)/python -m support.kube.binaries
 	$(PYTEST) -m "$(if $(KUBECONFIG),node,cluster)" tests/cluster --durations=15
 
 .PHONY: cluster-up

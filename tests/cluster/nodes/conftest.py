@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,17 +16,15 @@ import pytest
 from cluster.conftest import ROOT, SYSTEM
 from cluster.nodes.deployment import COMPONENT, Deployment
 from support.devcluster import cluster as devcluster
+from support.devcluster import needs
 from support.devcluster.layout import Layout
 from support.kube import binaries
 from support.kube.client import Cluster, Item, eventually
 from support.kube.person import Person
 
-# One service is made, changed, disturbed and removed; the last one starts from nothing.
 PAIRS = 7  # pods of the service below
-_ORDER = (
-    *("test_first_token", "test_security", "test_rollout", "test_scaling", "test_faults"),
-    *("test_removal", "test_documents"),
-)
+# After those that start a cluster of their own: one service is made, changed, disturbed and removed.
+_ORDER = ("test_first_token", "test_security", "test_rollout", "test_scaling", "test_faults", "test_removal")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,13 +40,9 @@ def theirs() -> bool:
     """Whether the cluster is somebody else's. Skips where there is none and none can be started."""
     if os.environ.get("KUBECONFIG"):
         return True
-    wanted = [*binaries.CONTROL_PLANE, *binaries.NODES]
-    if (missing := binaries.find(wanted)[1]) and shutil.which("go"):
-        binaries.build(missing)
-    if missing := binaries.find(wanted)[1]:
-        pytest.skip(f"missing: {', '.join(missing)}; set KUBE_BIN_DIR, or install Go to build them")
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        pytest.skip("a cluster of its own needs root on Debian or Ubuntu; set KUBECONFIG to use another")
+    if lacking := needs.lacking():
+        pytest.skip(f"no KUBECONFIG, and for a cluster of its own this machine lacks: {'; '.join(lacking)}")
+    binaries.build(binaries.find([*binaries.CONTROL_PLANE, *binaries.NODES])[1])
     return False
 
 
@@ -59,14 +52,22 @@ def layout(theirs: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     if theirs:
         yield None
         return
-    devcluster.build_images()
-    read, write = os.pipe()  # closed with this process, however it ends; so does the cluster
-    made = devcluster.start(tmp_path_factory.mktemp("devcluster"), nodes=2, owner=read)
+    with own_cluster(tmp_path_factory.mktemp("devcluster"), nodes=2) as layout:
+        yield layout
+
+
+@contextlib.contextmanager
+def own_cluster(state: Path, nodes: int) -> Iterator[Layout]:
+    """A development cluster that ends with this process, however that does, and leaves nothing."""
+    read, write = os.pipe()
+    layout = devcluster.start(state, nodes, owner=read)
     os.close(read)
-    yield made
-    os.close(write)
-    devcluster.stop(made.state)
-    assert devcluster.leftovers(made) == []
+    try:
+        yield layout
+    finally:
+        os.close(write)
+        devcluster.stop(state)
+    assert devcluster.leftovers(layout) == []
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ sys.stdin.read()
 def state(tmp_path: Path, theirs: bool) -> Iterator[Path]:
     if theirs:
         pytest.skip("another one's cluster")
+    devcluster.build_images()  # not on the test's clock
     yield tmp_path / "cluster"
     devcluster.stop(tmp_path / "cluster")
 

@@ -116,6 +116,19 @@ def test_a_worker_may_be_evicted_for_memory(spread: Deployment, figures: Figures
         eventually(lambda: not taints(spread, "node-2"), 120.0, pause=0.5)
 
 
+def test_a_node_may_throw_out_all_its_pods(spread: Deployment, figures: Figures, own: Layout) -> None:
+    """Of either role half the workers, a gateway and perhaps the bootstrap server end together."""
+    node = own.nodes[1].name
+    with nobody_notices(spread, figures, f"{node} throws out all pods"):
+        with faults.without_memory(own, own.nodes[1]):
+            eventually(lambda: not on(spread, node), 120.0, lambda: on(spread, node), 0.2)
+        eventually(lambda: not taints(spread, node), 120.0, pause=0.5)
+
+
+def on(pairs: Deployment, node: str) -> list[str]:
+    return [pod["metadata"]["name"] for pod in pairs.staying() if pod["spec"].get("nodeName") == node]
+
+
 def evicted(pairs: Deployment) -> list[str]:
     """Names of workers of which only a record is left: nothing else ends a pod that does not go away."""
     found: list[str] = []

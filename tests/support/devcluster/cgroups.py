@@ -46,6 +46,11 @@ def left(name: str) -> list[Path]:
     return [hierarchy / name for hierarchy in _hierarchies() if (hierarchy / name).exists()]
 
 
+def all_of_clusters() -> list[Path]:
+    """Those of every cluster, whoever started it."""
+    return [path for hierarchy in _hierarchies() for path in hierarchy.glob("baton-*")]
+
+
 def _hierarchies() -> Iterator[Path]:
     if (_ROOT / "cgroup.controllers").exists():
         yield _ROOT

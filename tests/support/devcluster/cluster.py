@@ -45,7 +45,7 @@ def start(state: Path, nodes: int = 1, owner: int | None = None) -> Layout:
     stop(state)
     programs, missing = binaries.find([*binaries.CONTROL_PLANE, *binaries.NODES])
     if missing:
-        raise RuntimeError(f"missing: {', '.join(missing)}; run python tests/support/kube/binaries.py")
+        raise RuntimeError(f"missing: {', '.join(missing)}; run PYTHONPATH=tests python -m support.kube.binaries")
     shutil.rmtree(state, ignore_errors=True)  # logs of an earlier one
     with image_store.in_use() as used:
         layout = Layout(state.resolve(), nodes, free_port(), programs, debian.runtime().root, build_images())
@@ -97,23 +97,27 @@ def stop(state: Path) -> None:
 
 def leftovers(layout: Layout) -> list[str]:
     """What of a stopped cluster is still there; nothing, one hopes."""
+    return [*leftovers_in(layout.state), *(f"cgroup {path}" for path in cgroups.left(layout.cgroup))]
+
+
+def leftovers_in(folder: Path) -> list[str]:
+    """Mounts and processes of clusters whose folders are below this one."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    found = [f"mount {place}" for place in mounts if place.startswith(str(layout.state))]
-    found += [f"cgroup {path}" for path in cgroups.left(layout.cgroup)]
-    return found + [f"process {pid}" for pid in _processes(str(layout.state))]
+    found = [f"mount {place}" for place in mounts if place.startswith(str(folder))]
+    return found + [f"process {pid}" for pid in _processes(str(folder))]
 
 
-def _processes(state: str) -> list[int]:
-    """Processes whose command line names the cluster's folder."""
+def _processes(folder: str) -> list[int]:
+    """Processes whose command line names the folder."""
     found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                words = (folder / "cmdline").read_text(errors="replace")
+                words = (entry / "cmdline").read_text(errors="replace")
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if state in words:
-                found.append(int(folder.name))
+            if folder in words:
+                found.append(int(entry.name))
     return found
 
 

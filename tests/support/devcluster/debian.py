@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.baton_processes import bound_to_parent
 from support.kube import binaries
 
 _RUNTIME = ("containerd", "runc", "containernetworking-plugins", "nftables", "iproute2")
@@ -53,7 +54,8 @@ def base_system() -> Path:
     command = ["sh", script, "--variant=minbase", f"--include={','.join(_BASE)}", _SUITE, str(partial)]
     try:
         # debootstrap mounts /proc inside: in a mount namespace of its own nothing of that stays.
-        subprocess.run(["unshare", "--mount", *command], env=environment, check=True, stdout=subprocess.DEVNULL)
+        apart = bound_to_parent(["unshare", "--mount", "--pid", "--fork", "--kill-child", *command])
+        subprocess.run(apart, env=environment, check=True, stdout=subprocess.DEVNULL)
         (partial / "usr/local/bin/python").symlink_to("/usr/bin/python3")
         shutil.rmtree(partial / "var/cache/apt", ignore_errors=True)
         partial.chmod(0o755)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from support.devcluster.debian import Runtime
 from support.devcluster.layout import Layout, Node
@@ -40,19 +40,26 @@ def cut(layout: Layout, one: Node, other: Node, seconds: float) -> Iterator[None
         _nft(layout, "delete", "table", "bridge", "cut")
 
 
-@contextlib.contextmanager
-def short_of_memory(layout: Layout, node: Node) -> Iterator[None]:
+def short_of_memory(layout: Layout, node: Node) -> contextlib.AbstractContextManager[None]:
     """The node's kubelet is told to keep nearly all memory free, and so evicts one pod after another.
 
-    Pods that ask for no memory it refuses as soon as it is there again. A hard limit would count as memory that the
-    node does not have, and all pods as too many.
+    Pods that ask for no memory it refuses as soon as it is there again.
     """
+    settings = {"evictionSoft": {"memory.available": "99%"}, "evictionSoftGracePeriod": {"memory.available": "1s"}}
+    return _kubelet_with(layout, node, settings)
+
+
+def without_memory(layout: Layout, node: Node) -> contextlib.AbstractContextManager[None]:
+    """A hard limit counts as memory that the node does not have: its kubelet throws out all pods, at once."""
+    return _kubelet_with(layout, node, {"evictionHard": {"memory.available": "99%"}})
+
+
+@contextlib.contextmanager
+def _kubelet_with(layout: Layout, node: Node, settings: Mapping[str, object]) -> Iterator[None]:
     file = layout.of(node, "kubelet.json")
     before = file.read_text()
-    settings = json.loads(before)
-    settings |= {"evictionSoft": {"memory.available": "99%"}, "evictionSoftGracePeriod": {"memory.available": "1s"}}
     try:
-        _restart_kubelet(layout, node, json.dumps(settings))
+        _restart_kubelet(layout, node, json.dumps({**json.loads(before), **settings}))
         yield
     finally:
         _restart_kubelet(layout, node, before)

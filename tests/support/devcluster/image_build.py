@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.baton_processes import bound_to_parent
 from support.devcluster import debian
 from support.devcluster.dockerfile import Config, Copy, Mount, Run, Stage, read
 from support.kube import binaries
@@ -184,7 +185,7 @@ class Builder:
         inner = f"mkdir -p {step.folder} && cd {step.folder} && {step.script}"
         lines.append(f"exec chroot {root} /usr/bin/env -i {' '.join(assignments)} /bin/sh -ec {shlex.quote(inner)}")
         own = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
-        command = [*own, "sh", "-ec", "\n".join(lines)]
+        command = bound_to_parent([*own, "sh", "-ec", "\n".join(lines)])
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )

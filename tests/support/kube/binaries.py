@@ -2,7 +2,7 @@
 
 Definitions of other projects' kinds are taken from their modules in the same way.
 
-    python tests/support/kube/binaries.py [NAME ...]
+    python -m support.kube.binaries [NAME ...]
 
 builds whatever is missing of those named, or of all, and prints where each program lies. They are kept outside the
 clone, in `$XDG_CACHE_HOME/baton/kube`, in one folder for each set of pins.
@@ -17,9 +17,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from support.baton_processes import bound_to_parent
 
 MODULES = Path(__file__).parents[2] / "cluster" / "tools"
 _ENVTEST = (Path("/usr/local/kubebuilder/bin"), Path.home() / ".local/share/kubebuilder-envtest/k8s")
@@ -38,7 +41,8 @@ class Tool:
 
     def folder(self) -> Path:
         """Where the programs are kept; another one whenever a pin changes."""
-        names = sorted(path for path in (MODULES / self.module).iterdir() if path.name.startswith(("go.", "main.")))
+        module = MODULES / self.module
+        names = sorted([*module.glob("go.*"), *module.rglob("*.go")])
         pins = b"".join(path.read_bytes() for path in names)
         return cache() / f"{self.module}-{hashlib.sha256(pins).hexdigest()[:16]}"
 
@@ -63,13 +67,13 @@ TOOLS = (
     ),
     Tool("etcd", {"etcd": "go.etcd.io/etcd/server/v3"}),
     Tool("helm", {"helm": "helm.sh/helm/v4/cmd/helm"}),
+    Tool("coredns", {"coredns": "."}),
+    Tool("pause", {"pause": "."}),
     Tool(
         "lws",
         {"leaderworkerset": "sigs.k8s.io/lws/cmd"},
         {"leaderworkerset-webhooks.yaml": "sigs.k8s.io/lws:config/webhook/manifests.yaml"},
     ),
-    Tool("coredns", {"coredns": "."}),
-    Tool("pause", {"pause": "."}),
     Tool(
         "definitions",
         files={
@@ -87,14 +91,25 @@ def find(names: Collection[str] = ()) -> tuple[dict[str, Path], list[str]]:
     return found, [name for name in wanted if name not in found]
 
 
-def build(missing: list[str]) -> None:
+def build(missing: Collection[str]) -> None:
     """Make what is named. Raises `CalledProcessError`, or `FileNotFoundError` where there is no Go."""
     for tool in TOOLS:
-        for name in missing:
-            if name in tool.programs:
-                _build(tool, name)
-            if name in tool.files:
+        if names := [name for name in tool.programs if name in missing]:
+            _build(tool, names)
+        for name in tool.files:
+            if name in missing:
                 _fetch(tool, name)
+
+
+def go_lacks() -> str:
+    """Why the modules cannot be built with the Go of this machine; empty when they can."""
+    if shutil.which("go") is None:
+        return "there is none"
+    # Go reads the version that a module asks for before it does anything.
+    done = subprocess.run(
+        ["go", "list", "-m"], cwd=MODULES / TOOLS[0].module, capture_output=True, text=True, check=False
+    )
+    return done.stderr.strip() if done.returncode else ""
 
 
 def _find(name: str, tool: Tool) -> Path | None:
@@ -112,17 +127,27 @@ def _folders(tool: Tool) -> Iterator[Path]:
         yield from sorted(folder.glob("*"), reverse=True)
 
 
-def _build(tool: Tool, name: str) -> None:
+def _build(tool: Tool, names: Collection[str]) -> None:
+    """All in one call, so that no core waits for one of them to be linked."""
     folder = tool.folder()
     folder.mkdir(parents=True, exist_ok=True)
-    made = folder / f".{name}.{os.getpid()}"
-    command = ["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", _linker_flags(tool), "-o", str(made)]
+    partial = Path(tempfile.mkdtemp(prefix=".", dir=folder))
+    command = ["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", _linker_flags(tool), "-o", f"{partial}/"]
+    # Compilers that collect less garbage are done sooner; each has a few hundred megabytes then.
+    environment = {"GOGC": "400", **os.environ, "CGO_ENABLED": "0"}
     try:
-        environment = {**os.environ, "CGO_ENABLED": "0"}
-        subprocess.run([*command, tool.programs[name]], cwd=MODULES / tool.module, env=environment, check=True)
-        made.rename(folder / name)
+        packages = [tool.programs[name] for name in names]
+        command = bound_to_parent([*command, *packages])
+        subprocess.run(command, cwd=MODULES / tool.module, env=environment, check=True)
+        for name in names:
+            (partial / _named_by_go(tool, tool.programs[name])).rename(folder / name)
     finally:
-        made.unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _named_by_go(tool: Tool, package: str) -> str:
+    """The last part of the path that is not a version."""
+    return tool.module if package == "." else re.sub(r"/v\d+$", "", package).rpartition("/")[2]
 
 
 def _fetch(tool: Tool, name: str) -> None:
@@ -136,7 +161,7 @@ def _fetch(tool: Tool, name: str) -> None:
 def _linker_flags(tool: Tool) -> str:
     """Kubernetes learns its own version from the linker."""
     pin = re.search(r"k8s\.io/kubernetes v(\d+)\.(\d+)\.\d+", (MODULES / tool.module / "go.mod").read_text())
-    if tool.module != "k8s" or pin is None:
+    if pin is None:
         return "-s -w"
     values = {"gitVersion": pin[0].split()[1], "gitMajor": pin[1], "gitMinor": pin[2]}
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -147,8 +172,8 @@ def _linker_flags(tool: Tool) -> str:
 
 if __name__ == "__main__":
     wanted = sys.argv[1:]
-    if (lacking := find(wanted)[1]) and shutil.which("go") is None:
-        raise SystemExit(f"missing {', '.join(lacking)}, and no Go to build them with")
+    if (lacking := find(wanted)[1]) and (why := go_lacks()):
+        raise SystemExit(f"missing {', '.join(lacking)}, and no Go to build them with: {why}")
     build(lacking)
     for program, path in find(wanted)[0].items():
         print(f"{program}: {path}")
