@@ -375,8 +375,7 @@ class OptimizationOptions:
     disable_overlap_schedule: bool = option(
         "--disable-overlap-schedule",
         default=False,
-        help="Process a step's results before the next is launched; slower, easier to follow in a debugger. On the CPU "
-        "it is always so: nothing could overlap.",
+        help="Process a step's results before the next is launched, as the CPU always does; easier to debug, slower.",
     )
     enable_nan_detection: bool = option(
         "--enable-nan-detection", default=False, help="Fail a request whose logits are not numbers."
