@@ -64,8 +64,17 @@ def spanning(cluster: Cluster) -> Iterator[None]:
     place = "apiextensions.k8s.io/v1", "customresourcedefinitions", "", "inferenceservices.baton.dev"
     spec = cluster.get(*place)["spec"]
     cluster.patch(*place, {"spec": {"versions": [_without(spec["versions"][0], "cannot have nodes above 1")]}})
+    eventually(lambda: _takes_nodes(cluster))
     yield
     cluster.patch(*place, {"spec": {"versions": spec["versions"]}})
+    eventually(lambda: not _takes_nodes(cluster))
+
+
+def _takes_nodes(cluster: Cluster) -> bool:
+    spec = {"model": {"uri": "hf://a/b"}, "decode": {"parallelism": {"tensor": 2, "nodes": 2}}}
+    item = {"apiVersion": BATON, "kind": "InferenceService", "metadata": {"generateName": "probe-"}, "spec": spec}
+    path = cluster.path(BATON, "inferenceservices", "default")
+    return cluster.http.post(path, json=item, params={"dryRun": "All"}).status_code < 300
 
 
 def _without(node: Any, message: str) -> Any:

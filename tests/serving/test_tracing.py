@@ -90,9 +90,7 @@ def collector(request: pytest.FixtureRequest) -> Iterator[tuple[Collector, str]]
 async def test_gateway_prefill_and_decode_are_one_trace(collector: tuple[Collector, str]) -> None:
     got, endpoint = collector
     tracings = [Tracing(name, endpoint) for name in ("gateway", "p", "d")]
-    prefill, decode = (
-        RequestSpans(one, lambda role=role: role) for one, role in zip(tracings[1:], ("prefill", "decode"), strict=True)
-    )
+    prefill, decode = RequestSpans(tracings[1], lambda: "prefill"), RequestSpans(tracings[2], lambda: "decode")
     async with (
         api_world(says("hello"), observers=(prefill,)) as first,
         api_world(says("hello"), observers=(decode,)) as second,

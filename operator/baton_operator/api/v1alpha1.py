@@ -305,6 +305,12 @@ def _scale_to_zero_as_a_pair(spec: Spec) -> bool:
     return prefill is not None and prefill.min_replicas == 0
 
 
+# Field by field: to the API server the two objects are of different types, which it does not compare.
+_ALIKE = " && ".join(
+    f"self.prefill.parallelism.{name} == self.decode.parallelism.{name}" for name in Parallelism.model_fields
+)
+
+
 def _alike(spec: Spec) -> bool:
     prefill, decode = spec.prefill, spec.decode
     return (prefill.parallelism, prefill.extra_args) == (decode.parallelism, decode.extra_args)
@@ -369,8 +375,7 @@ class Spec(Part):
             cluster=True,
         ),
         Rule(
-            "!self.scaling.roleFlip || (self.prefill.parallelism == self.decode.parallelism"
-            " && self.prefill.extraArgs == self.decode.extraArgs)",
+            f"!self.scaling.roleFlip || ({_ALIKE} && self.prefill.extraArgs == self.decode.extraArgs)",
             lambda spec: not spec.scaling.role_flip or _alike(spec),
             "scaling.roleFlip is set, but workers of the two roles differ; write the same parallelism and extraArgs "
             "for prefill and decode, or leave roleFlip out",

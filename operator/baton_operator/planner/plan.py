@@ -112,7 +112,7 @@ def _reconcile(context: Context, observed: Observed, now: datetime) -> Plan:
         create=tuple(item for item in scalers if ref_of(item) not in observed.objects),
         delete=tuple(ref for ref, item in sorted(observed.objects.items()) if ref not in kept and not _leaving(item)),
         status=_if_changed(context, status),
-        scaler_statuses=dict(_scaler_statuses(context, rollout.current, observed)),
+        scaler_statuses=dict(_scaler_statuses(context, rollout, observed)),
         events=(*_events(context, status), *_story(context, rollout)),
         finalizers=None if FINALIZER in context.service.finalizers else (*context.service.finalizers, FINALIZER),
         requeue_after=min((each for each in waits if each is not None), default=None),
@@ -182,13 +182,13 @@ def _deadline(context: Context, observed: Observed, current: Sequence[RoleRevisi
 
 
 def _scaler_statuses(
-    context: Context, current: Sequence[RoleRevision], observed: Observed
+    context: Context, rollout: Rollout, observed: Observed
 ) -> Iterator[tuple[Ref, Mapping[str, object]]]:
-    for revision in current:
+    for revision in rollout.current:
         ref = scaler_ref(context, revision.role)
         scaler = observed.objects.get(ref)
         if scaler is not None and role_of(context, revision.role).autoscaling is not None:
-            status = scaler_status(context, revision.role, observed.groups())
+            status = scaler_status(context, revision.role, observed.groups(), rollout.flips)
             if changed(scaler, status):
                 yield ref, status
 

@@ -51,9 +51,14 @@ def build_scalers(
             yield context.child(ref.api_version, ref.kind, ref.name, revision.role, {"spec": {"replicas": count}})
 
 
-def scaler_status(context: Context, role: str, groups: Sequence[Group]) -> Mapping[str, object]:
+def scaler_status(
+    context: Context, role: str, groups: Sequence[Group], flips: Mapping[str, str]
+) -> Mapping[str, object]:
+    """Workers in the role, with those that have taken it from the other; the selector finds those started for it."""
+    taken = sum(1 if now == role else -1 for now in flips.values())
     selector = ",".join(f"{key}={value}" for key, value in context.selector(role).items())
-    return {"replicas": sum(group.present for group in groups if group.role == role), "selector": selector}
+    count = sum(group.present for group in groups if group.role == role) + taken
+    return {"replicas": max(0, count), "selector": selector}
 
 
 def changed(scaler: Object, status: Mapping[str, object]) -> bool:

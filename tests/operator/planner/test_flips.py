@@ -64,7 +64,7 @@ def run(cluster: RollingCluster, rounds: int = 40) -> None:
         cluster.live()
 
 
-def roles(cluster: RollingCluster) -> Counter[str]:
+def roles_of(cluster: RollingCluster) -> Counter[str]:
     return Counter(one.role for one in cluster.workers or ())
 
 
@@ -77,14 +77,14 @@ def test_a_shift_between_roles_starts_no_worker_and_ends_none(seed: int) -> None
     cluster = RollingCluster(manifest(2, 3), seed)
     run(cluster)
     started, told = pods(cluster), cluster.replicas()
-    assert roles(cluster) == {PREFILL: 2, DECODE: 3}
+    assert roles_of(cluster) == {PREFILL: 2, DECODE: 3}
     for prefill, decode in ((3, 2), (4, 1), (1, 4), (2, 3)):
         cluster.edit(manifest(prefill, decode))
         for _ in range(15):
             cluster.round()
             assert cluster.serving()
             cluster.live()
-        assert roles(cluster) == {PREFILL: prefill, DECODE: decode}
+        assert roles_of(cluster) == {PREFILL: prefill, DECODE: decode}
         assert (pods(cluster), cluster.replicas()) == (started, told)
         status = cluster.service["status"]
         assert (status["prefill"]["ready"], status["decode"]["ready"]) == (prefill, decode)
@@ -95,13 +95,26 @@ def test_a_shift_between_roles_starts_no_worker_and_ends_none(seed: int) -> None
     assert cluster.writes == before
 
 
+def test_scalers_count_workers_in_the_role_that_they_have() -> None:
+    scaling = "autoscaling: {driver: external, maxReplicas: 9}"
+    roles = f"prefill: {{replicas: 2, {scaling}}}, decode: {{replicas: 3, {scaling}}}"
+    cluster = RollingCluster(f"{{model: {{uri: 'hf://a/b'}}, scaling: {{roleFlip: true}}, {roles}}}")
+    run(cluster)
+    scalers = cluster.of_kind("WorkerScaler")
+    scalers["chat-prefill"]["spec"]["replicas"], scalers["chat-decode"]["spec"]["replicas"] = 3, 2
+    run(cluster)
+    assert roles_of(cluster) == {PREFILL: 3, DECODE: 2}
+    found = {name: item["status"]["replicas"] for name, item in cluster.of_kind("WorkerScaler").items()}
+    assert found == {"chat-prefill": 3, "chat-decode": 2}
+
+
 def test_without_leave_workers_end_and_new_ones_start() -> None:
     cluster = RollingCluster(manifest(2, 3, "false"))
     run(cluster)
     started = pods(cluster)
     cluster.edit(manifest(3, 2, "false"))
     run(cluster)
-    assert roles(cluster) == {PREFILL: 3, DECODE: 2}
+    assert roles_of(cluster) == {PREFILL: 3, DECODE: 2}
     assert pods(cluster) != started
     assert not cluster.service["status"].get("flips")
 
@@ -114,7 +127,7 @@ def test_when_leave_is_taken_back_all_go_home() -> None:
     assert cluster.service["status"]["flips"]
     cluster.edit(manifest(3, 2, "false"))
     run(cluster)
-    assert roles(cluster) == {PREFILL: 3, DECODE: 2}
+    assert roles_of(cluster) == {PREFILL: 3, DECODE: 2}
     assert not cluster.service["status"].get("flips")
 
 
@@ -141,7 +154,7 @@ def test_a_new_version_begins_with_workers_in_their_own_roles(seed: int) -> None
         assert cluster.serving()
         cluster.live()
     assert cluster.rollout["phase"] == "Done"
-    assert roles(cluster) == {PREFILL: 3, DECODE: 2}
+    assert roles_of(cluster) == {PREFILL: 3, DECODE: 2}
     assert not cluster.service["status"].get("flips")
 
 
@@ -154,5 +167,5 @@ def test_a_worker_that_starts_again_takes_its_role_again(seed: int) -> None:
     (flip,) = cluster.service["status"]["flips"]
     cluster.kill(flip["name"])
     run(cluster)
-    assert roles(cluster) == {PREFILL: 3, DECODE: 2}
+    assert roles_of(cluster) == {PREFILL: 3, DECODE: 2}
     assert cluster.condition("Ready")["status"] == "True"

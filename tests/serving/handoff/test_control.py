@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zmq
+from msgspec.structs import replace
 from support.handoff_workers import Cluster, send_whole
 
 from baton_serving.handoff.control import CurveKeys
@@ -11,8 +12,13 @@ from baton_serving.handoff.protocol import PageSpan
 from baton_serving.handoff.rim import Limits, PeerAddress
 
 
+def key_pair() -> CurveKeys:
+    public, secret = zmq.curve_keypair()
+    return CurveKeys(public.decode(), secret.decode())
+
+
 def test_control_connections_can_be_encrypted(fake_cluster: Cluster) -> None:
-    ours, others = (CurveKeys(*(key.decode() for key in zmq.curve_keypair())) for _ in range(2))
+    ours, others = key_pair(), key_pair()
     sender = fake_cluster.worker("p", curve=ours)
     receiver = fake_cluster.worker("d", curve=ours, limits=Limits(connect=0.5))
     sender.fill(1)
@@ -31,8 +37,8 @@ def test_control_connections_can_be_encrypted(fake_cluster: Cluster) -> None:
 
 
 def test_keys_change_under_open_transfers(fake_cluster: Cluster) -> None:
-    first, second = (tuple(key.decode() for key in zmq.curve_keypair()) for _ in range(2))
-    before, after = CurveKeys(*first, others=(second[0],)), CurveKeys(*second, others=(first[0],))
+    first, second = key_pair(), key_pair()
+    before, after = replace(first, others=(second.public,)), replace(second, others=(first.public,))
     sender, receiver = (fake_cluster.worker(name, curve=before) for name in ("p", "d"))
     sender.fill(1)
     sender.service.open("t1")
@@ -53,10 +59,10 @@ def test_keys_change_under_open_transfers(fake_cluster: Cluster) -> None:
     assert (sender.service.stats().peers, receiver.service.stats().peers) == (1, 1)  # it is one link still
 
     receiver.service.change_keys(after)
-    late = fake_cluster.worker("e", curve=CurveKeys(*second))
+    late = fake_cluster.worker("e", curve=second)
     send_whole(sender, late, "t3", [1, 2], [3, 4])
     late.wait(Arrived, "t3")
-    sender.service.change_keys(CurveKeys(*second))
+    sender.service.change_keys(second)
     slow = fake_cluster.worker("f", curve=before, limits=Limits(connect=0.5))
     slow.service.expect("t4", 0, "p")
     assert "cannot reach" in slow.wait(ReceiveFailed, "t4").failure.message
