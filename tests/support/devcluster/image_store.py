@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -96,11 +97,15 @@ def link(images: Path, root: Path) -> None:
 
 
 def _pause(program: Path) -> Built:
-    changes = program.parent / "image" / "changes"
-    changes.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.link(program, changes / "pause")
-    return Built([changes], Config(user="65535:65535", entrypoint=["/pause"]))
+    """An image of this one program, which may be a link, or on a file system of its own."""
+    content = program.read_bytes()
+    made = binaries.cache() / f"pause-{hashlib.sha256(content).hexdigest()[:16]}" / "image" / "changes"
+    made.mkdir(parents=True, exist_ok=True)
+    partial = made.with_name(f".pause.{os.getpid()}")
+    partial.write_bytes(content)
+    partial.chmod(0o755)
+    partial.rename(made / "pause")
+    return Built([made], Config(user="65535:65535", entrypoint=["/pause"]))
 
 
 @contextlib.contextmanager
