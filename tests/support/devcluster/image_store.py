@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -100,11 +99,13 @@ def _pause(program: Path) -> Built:
     """An image of this one program, which may be a link, or on a file system of its own."""
     content = program.read_bytes()
     made = binaries.cache() / f"pause-{hashlib.sha256(content).hexdigest()[:16]}" / "image" / "changes"
-    made.mkdir(parents=True, exist_ok=True)
-    partial = made.with_name(f".pause.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.chmod(0o755)
-    partial.rename(made / "pause")
+    if not made.is_dir():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".", dir=made.parent))
+        (partial / "pause").write_bytes(content)
+        for path in (partial, partial / "pause"):
+            path.chmod(0o755)
+        partial.rename(made)
     return Built([made], Config(user="65535:65535", entrypoint=["/pause"]))
 
 
