@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -96,11 +96,17 @@ def link(images: Path, root: Path) -> None:
 
 
 def _pause(program: Path) -> Built:
-    changes = program.parent / "image" / "changes"
-    changes.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.link(program, changes / "pause")
-    return Built([changes], Config(user="65535:65535", entrypoint=["/pause"]))
+    """An image of this one program, which may be a link, or on a file system of its own."""
+    content = program.read_bytes()
+    made = binaries.cache() / f"pause-{hashlib.sha256(content).hexdigest()[:16]}" / "image" / "changes"
+    if not made.is_dir():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".", dir=made.parent))
+        (partial / "pause").write_bytes(content)
+        for path in (partial, partial / "pause"):
+            path.chmod(0o755)
+        partial.rename(made)
+    return Built([made], Config(user="65535:65535", entrypoint=["/pause"]))
 
 
 @contextlib.contextmanager
