@@ -2,12 +2,13 @@
 
 How a step is cut follows from the rows' lengths, which a small kernel reads on the device: nothing of a plan depends
 on the host, so a CUDA graph that holds plan and layers replays for any lengths. One program attends the query heads
-of one kv-head to one stretch of one row; rows of several stretches are combined by a second kernel. Source of the
-split: Dao et al. 2023, "Flash-Decoding for long-context inference".
+of one kv-head to one stretch of one row; the last program of a row to finish combines what all of them found. Source of
+the split: Dao et al. 2023, "Flash-Decoding for long-context inference".
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,14 +19,28 @@ import triton.language as tl
 from baton_kernels.kv_scale import UNSCALED, KVScale
 from baton_kernels.paged_attention import AttentionSpec, PagedRows
 from baton_kernels.registry import KernelUnavailable
-from baton_kernels.triton_launch import dot_type, holds_8_bit_floats, overlaps, wait_then_release
+from baton_kernels.triton_launch import dot_type, fetch_ahead, holds_8_bit_floats, overlaps, wait_then_release
 
 _TILE = 64  # keys per iteration
-_PROGRAMS_PER_SM = 8  # stretches aimed at: two fit on a multiprocessor at a time
 _STAGES = 2  # tiles under way in a program, in 16-bit types
-_PROGRAMS_PER_SM_8, _STAGES_8 = 4, 6  # of 8-bit floats: half the bytes a tile, so more of them must be under way
-_WARPS = 4
-_MANY_ROWS = 192  # from here on half the warps are faster: enough programs wait for memory at a time
+_STAGES_8 = 6  # of 8-bit floats: half the bytes a tile, so more of them must be under way
+_JOINED = 32  # partial results of query heads that are added up at a time
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How steps of up to `rows` rows are cut: `programs` of so many warps are aimed at per multiprocessor, and the
+    first `ahead` tiles of a program are fetched into the L2 early."""
+
+    rows: float
+    programs: int
+    warps: int
+    ahead: int
+
+
+# Measured on an H200. Many programs a row pay while there are few rows; 64 rows of 8 heads fit on the chip at once.
+CUTS = (Cut(16, 3, 2, 0), Cut(47, 6, 2, 0), Cut(191, 4, 4, 2), Cut(math.inf, 4, 2, 0))
+CUTS_8 = (Cut(47, 2, 2, 0), Cut(191, 2, 4, 0), Cut(math.inf, 2, 2, 0))
 
 
 @triton.jit
@@ -66,6 +81,51 @@ def _plan_kernel(
 
 
 @triton.jit
+def _join(
+    partial_ptr,
+    lse_ptr,
+    out_ptr,
+    row,
+    head,
+    start,
+    stop,
+    GROUP: tl.constexpr,
+    V_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The row's result for the query heads of a kv-head, from its stretches `start` to `stop`, BLOCK at a time."""
+    q_heads = tl.num_programs(1) * GROUP
+    groups: tl.constexpr = triton.next_power_of_2(GROUP)
+    heads = tl.arange(0, groups)
+    lines = head * GROUP + heads
+    here = heads < GROUP
+    dims = tl.arange(0, BLOCK_V)
+    best = tl.full((groups,), float("-inf"), tl.float32)
+    mass = tl.zeros((groups,), tl.float32)
+    total = tl.zeros((groups, BLOCK_V), tl.float32)
+    for first in range(start, stop, BLOCK):
+        items = first + tl.arange(0, BLOCK)
+        inside = (items < stop)[:, None] & here[None, :]
+        place = items[:, None].to(tl.int64) * q_heads + lines[None, :]
+        # Past the L1, which may hold what was there before.
+        lse = tl.load(lse_ptr + place, mask=inside, other=float("-inf"), cache_modifier=".cg")
+        cells = place[:, :, None] * V_DIM + dims[None, None, :]
+        whole = inside[:, :, None] & (dims < V_DIM)[None, None, :]
+        parts = tl.load(partial_ptr + cells, mask=whole, other=0.0, cache_modifier=".cg")
+        higher = tl.maximum(best, tl.max(lse, axis=0))
+        higher = tl.where(here, higher, 0.0)
+        weights = tl.exp2(lse - higher[None, :])
+        keep = tl.exp2(best - higher)
+        mass = mass * keep + tl.sum(weights, axis=0)
+        total = total * keep[:, None] + tl.sum(parts * weights[:, :, None], axis=0)
+        best = higher
+    place = out_ptr + (row.to(tl.int64) * q_heads + lines[:, None]) * V_DIM + dims[None, :]
+    result = total / tl.where(here, mass, 1.0)[:, None]
+    tl.store(place, result.to(out_ptr.dtype.element_ty), mask=here[:, None] & (dims < V_DIM)[None, :])
+
+
+@triton.jit
 def _stretch_kernel(
     q_ptr,
     k_ptr,
@@ -75,7 +135,9 @@ def _stretch_kernel(
     lse_ptr,
     table_ptr,
     lens_ptr,
+    starts_ptr,
     items_ptr,
+    finished_ptr,
     q_row_stride,
     q_head_stride,
     k_page_stride,
@@ -101,16 +163,29 @@ def _stretch_kernel(
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
     DOT_TYPE: tl.constexpr,
+    AHEAD: tl.constexpr,
+    BLOCK_JOIN: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    if OVERLAP:
-        wait_then_release()
+    # The plan, lengths and page tables are older than the kernel before, and so is what most of the pages hold: of that
+    # the first tiles are on their way before this step's tokens are written.
     item = tl.program_id(0)
     head = tl.program_id(1)
     row = tl.load(items_ptr + item * 4)
     begin = tl.load(items_ptr + item * 4 + 1)
     end = tl.load(items_ptr + item * 4 + 2)
     alone = tl.load(items_ptr + item * 4 + 3)
+    k_head = k_ptr + head.to(tl.int64) * k_head_stride
+    v_head = v_ptr + head.to(tl.int64) * v_head_stride
+    line = table_ptr + row.to(tl.int64) * table_stride
+    if OVERLAP:
+        for early in tl.static_range(AHEAD):
+            if begin + early < end:
+                early_page = tl.load(line + (begin + early) * TILE // PAGE).to(tl.int64)
+                early_slots = (begin + early) * TILE % PAGE + tl.arange(0, TILE)
+                fetch_ahead(k_head + early_page * k_page_stride + early_slots * k_slot_stride, K_DIM)
+                fetch_ahead(v_head + early_page * v_page_stride + early_slots * v_slot_stride, V_DIM)
+        wait_then_release()
     if begin < end:  # more programs are launched than a step may have stretches
         kv_len = tl.load(lens_ptr + row)
         heads = tl.arange(0, BLOCK_G)
@@ -124,9 +199,6 @@ def _stretch_kernel(
         best = tl.full((BLOCK_G,), float("-inf"), tl.float32)
         mass = tl.zeros((BLOCK_G,), tl.float32)
         total = tl.zeros((BLOCK_G, BLOCK_V), tl.float32)
-        k_head = k_ptr + head.to(tl.int64) * k_head_stride
-        v_head = v_ptr + head.to(tl.int64) * v_head_stride
-        line = table_ptr + row.to(tl.int64) * table_stride
         for tile in tl.range(begin, end, num_stages=STAGES):
             positions = tile * TILE + tl.arange(0, TILE)
             seen = positions < kv_len
@@ -167,45 +239,13 @@ def _stretch_kernel(
             partial = partial_ptr + (item.to(tl.int64) * q_heads + lines[:, None]) * V_DIM + v_dims
             tl.store(partial, result, mask=inside)
             tl.store(lse_ptr + item * q_heads + lines, best + tl.log2(mass), mask=here)
-
-
-@triton.jit
-def _combine_kernel(
-    partial_ptr,
-    lse_ptr,
-    out_ptr,
-    starts_ptr,
-    q_heads,
-    V_DIM: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    if OVERLAP:
-        wait_then_release()
-    row = tl.program_id(0)
-    head = tl.program_id(1)
-    start = tl.load(starts_ptr + row)
-    end = tl.load(starts_ptr + row + 1)
-    if end - start > 1:
-        dims = tl.arange(0, BLOCK_V)
-        best = float("-inf")
-        mass = 0.0
-        total = tl.zeros((BLOCK_V,), tl.float32)
-        for first in range(start, end, BLOCK):
-            items = first + tl.arange(0, BLOCK)
-            inside = items < end
-            lse = tl.load(lse_ptr + items * q_heads + head, mask=inside, other=float("-inf"))
-            place = partial_ptr + (items[:, None].to(tl.int64) * q_heads + head) * V_DIM + dims
-            parts = tl.load(place, mask=inside[:, None] & (dims < V_DIM), other=0.0)
-            higher = tl.maximum(best, tl.max(lse, axis=0))
-            weights = tl.exp2(lse - higher)
-            keep = tl.exp2(best - higher)
-            mass = mass * keep + tl.sum(weights, axis=0)
-            total = total * keep + tl.sum(parts * weights[:, None], axis=0)
-            best = higher
-        place = out_ptr + (row.to(tl.int64) * q_heads + head) * V_DIM + dims
-        tl.store(place, (total / mass).to(out_ptr.dtype.element_ty), mask=dims < V_DIM)
+            tl.debug_barrier()  # all of the program's stores, before one thread tells of them
+            finished = finished_ptr + row * tl.num_programs(1) + head
+            start = tl.load(starts_ptr + row)
+            stop = tl.load(starts_ptr + row + 1)
+            if tl.atomic_add(finished, 1, sem="acq_rel") == stop - start - 1:
+                tl.store(finished, 0)
+                _join(partial_ptr, lse_ptr, out_ptr, row, head, start, stop, GROUP, V_DIM, BLOCK_V, BLOCK_JOIN)
 
 
 class TritonDecodeAttention:
@@ -218,8 +258,7 @@ class TritonDecodeAttention:
         on_gpu = spec.device.type == "cuda"
         if spec.kv_dtype.itemsize == 1 and on_gpu and not holds_8_bit_floats(spec.device):
             raise KernelUnavailable(f"reads pages of {spec.kv_dtype} on GPUs of compute capability 8.9 and later only")
-        sms = torch.cuda.get_device_properties(spec.device).multi_processor_count if on_gpu else 1
-        self._programs = sms * (_PROGRAMS_PER_SM_8 if spec.kv_dtype.itemsize == 1 else _PROGRAMS_PER_SM)
+        self._multiprocessors = torch.cuda.get_device_properties(spec.device).multi_processor_count if on_gpu else 1
 
     def plan(self, rows: PagedRows) -> _TritonPlan:
         spec, device = self._spec, rows.page_table.device
@@ -228,7 +267,9 @@ class TritonDecodeAttention:
         if lens is None:
             lens = torch.tensor(rows.kv_lens, dtype=torch.int32)
             lens = lens.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else lens
-        stretches = count + self._programs // spec.kv_heads + 1
+        cut = next(cut for cut in (CUTS_8 if spec.kv_dtype.itemsize == 1 else CUTS) if count <= cut.rows)
+        programs = self._multiprocessors * cut.programs
+        stretches = count + programs // spec.kv_heads + 1
         starts = torch.empty(count + 1, dtype=torch.int32, device=device)
         items = torch.zeros((stretches, 4), dtype=torch.int32, device=device)
         _plan_kernel[(1,)](
@@ -237,14 +278,16 @@ class TritonDecodeAttention:
             items,
             count,
             spec.kv_heads,
-            self._programs,
+            programs,
             WINDOW=spec.window or 0,
             TILE=_TILE,
             BLOCK=triton.next_power_of_2(count),
         )
+        # After the plan: with a kernel between them, layers may read it before they wait for the kernel before them.
+        finished = torch.zeros((count, spec.kv_heads), dtype=torch.int32, device=device)
         partial = torch.empty((stretches, spec.q_heads, spec.v_dim), dtype=torch.float32, device=device)
         lse = torch.empty((stretches, spec.q_heads), dtype=torch.float32, device=device)
-        return _TritonPlan(spec, rows.page_table, lens, starts, items, partial, lse)
+        return _TritonPlan(spec, cut, rows.page_table, lens, starts, items, finished, partial, lse)
 
 
 def _stages(q: torch.Tensor, pages: torch.Tensor) -> int:
@@ -255,23 +298,26 @@ def _stages(q: torch.Tensor, pages: torch.Tensor) -> int:
 
 @dataclass(frozen=True)
 class _TritonPlan:
-    """`starts` and `items` as `_plan_kernel` wrote them; `partial` and `lse` are per stretch and query head."""
+    """`starts` and `items` as `_plan_kernel` wrote them; `finished` counts stretches per row and kv-head and is zero
+    between two layers; `partial` and `lse` are per stretch and query head."""
 
     reads_new: ClassVar[bool] = False
     spec: AttentionSpec
+    cut: Cut
     table: torch.Tensor
     lens: torch.Tensor
     starts: torch.Tensor
     items: torch.Tensor
+    finished: torch.Tensor
     partial: torch.Tensor
     lse: torch.Tensor
 
     def run(
         self, q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor, scale: KVScale = UNSCALED
     ) -> torch.Tensor:
-        spec, rows = self.spec, self.table.shape[0]
+        spec = self.spec
         group, overlap = spec.q_heads // spec.kv_heads, overlaps(q.device)
-        out = torch.empty((rows, spec.q_heads, spec.v_dim), dtype=q.dtype, device=q.device)
+        out = torch.empty((self.table.shape[0], spec.q_heads, spec.v_dim), dtype=q.dtype, device=q.device)
         _stretch_kernel[(self.items.shape[0], spec.kv_heads)](
             q,
             k_pages,
@@ -281,7 +327,9 @@ class _TritonPlan:
             self.lse,
             self.table,
             self.lens,
+            self.starts,
             self.items,
+            self.finished,
             q.stride(0),
             q.stride(1),
             *k_pages.stride()[:3],
@@ -303,21 +351,10 @@ class _TritonPlan:
             STAGES=_stages(q, k_pages),
             PRECISION="ieee",
             DOT_TYPE=dot_type(q, k_pages),
+            AHEAD=self.cut.ahead if spec.page_size % _TILE == 0 else 0,
+            BLOCK_JOIN=max(1, _JOINED // triton.next_power_of_2(group)),
             OVERLAP=overlap,
-            num_warps=_WARPS if rows < _MANY_ROWS else _WARPS // 2,
-            launch_pdl=overlap,
-        )
-        _combine_kernel[(rows, spec.q_heads)](
-            self.partial,
-            self.lse,
-            out,
-            self.starts,
-            spec.q_heads,
-            V_DIM=spec.v_dim,
-            BLOCK_V=triton.next_power_of_2(spec.v_dim),
-            BLOCK=16,
-            OVERLAP=overlap,
-            num_warps=4,
+            num_warps=self.cut.warps,
             launch_pdl=overlap,
         )
         return out

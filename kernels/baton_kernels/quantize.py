@@ -34,7 +34,8 @@ class QuantizeRows(Protocol):
 
 def quantize_rows_torch(x: torch.Tensor) -> Rows8:
     wide = x.float()
-    scales = (wide.abs().amax(dim=-1) / FP8_MAX).clamp(min=LEAST_SCALE)
+    # A product, which is rounded alike everywhere: CUDA divides by a number as if by its inverse.
+    scales = (wide.abs().amax(dim=-1) * (1.0 / FP8_MAX)).clamp(min=LEAST_SCALE)
     return Rows8((wide / scales.unsqueeze(-1)).clamp(-FP8_MAX, FP8_MAX).to(FP8), scales)
 
 

@@ -39,3 +39,18 @@ def dot_type(q: torch.Tensor, pages: torch.Tensor) -> tl.dtype:
 def wait_then_release():
     gdc_wait()
     gdc_launch_dependents()
+
+
+@triton.jit
+def fetch_ahead(places, COUNT: tl.constexpr):
+    """Begin to bring COUNT numbers at each of `places` into the L2, a multiple of 16 bytes that lie together. What is
+    there may still be written: the L2 holds the newest."""
+    size = COUNT * places.dtype.element_ty.primitive_bitwidth // 8
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+        "=r,l,r",
+        [places.to(tl.int64), tl.full(places.shape, size, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

@@ -12,11 +12,12 @@ import triton.language as tl
 from baton_kernels.linear8 import fits, linear8_torch
 from baton_kernels.quantize import Rows8
 from baton_kernels.triton_launch import overlaps, wait_then_release
-from baton_kernels.triton_matmul import SEVERAL, matmul, tile_for
+from baton_kernels.triton_matmul import SEVERAL, WIDE, matmul, tile_for
 from baton_kernels.triton_quantize import quantize_rows_triton
 
 _OUTPUTS = 4  # per program
 _INPUTS = 4096  # per iteration
+_WIDE_OUTPUTS = 16384
 _FEW_OUTPUTS, _FEW_INPUTS = 4608, 1024  # up to so many outputs, smaller programs fill the chip better
 
 
@@ -67,8 +68,10 @@ def linear8_cuda(
         x = quantize_rows_triton(x)
     if not fits(weight):
         return linear8_torch(x, weight, scale, bias, dtype)
-    if x.values.shape[0] <= SEVERAL.rows:
-        return matmul(x.values, weight, bias, dtype, (x.scales, scale), tile_for(x.values.shape[0], 1))
+    rows = x.values.shape[0]
+    if rows <= SEVERAL.rows:
+        wide = 32 < rows <= WIDE.rows and weight.shape[0] >= _WIDE_OUTPUTS
+        return matmul(x.values, weight, bias, dtype, (x.scales, scale), WIDE if wide else tile_for(rows, 1))
     return torch._scaled_mm(
         x.values,
         weight.t(),

@@ -96,6 +96,7 @@ class Tile:
 
 FEW = tuple(Tile(rows, 64, 256, 4, 6, flipped=True) for rows in (16, 32, 64))
 SEVERAL = Tile(128, 64, 256, 4, 4, flipped=True)
+WIDE = Tile(64, 64, 128, 4, 4, flipped=True)  # of 8-bit floats, where there are tiles enough for three at a time
 MANY = Tile(128, 128, 128, 8, 4)
 MANY_NARROW = Tile(128, 256, 128, 8, 3)
 

@@ -19,8 +19,8 @@ _ACTIVATION_CODES = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 @triton.jit
 def _store_row(values_ptr, scales_ptr, row, x, columns, inside, dim, LIMIT: tl.constexpr, LEAST: tl.constexpr):
     """Row `row` of the result from `x` in float32, zero outside."""
-    scale = tl.maximum(tl.max(tl.abs(x), axis=0) / LIMIT, LEAST)
-    # The division is exact for the largest value; the clamp keeps the rounding of others below the format's end.
+    scale = tl.maximum(tl.max(tl.abs(x), axis=0) * (1.0 / LIMIT), LEAST)
+    # The clamp keeps what is rounded up below the format's end.
     scaled = tl.clamp(tl.div_rn(x, tl.zeros_like(x) + scale), -LIMIT, LIMIT)
     tl.store(values_ptr + row * dim + columns, scaled.to(values_ptr.dtype.element_ty), mask=inside)
     tl.store(scales_ptr + row, scale)

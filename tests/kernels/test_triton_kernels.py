@@ -9,7 +9,8 @@ import pytest
 
 
 def test_the_triton_kernels_compute_what_their_references_do() -> None:
-    pytest.importorskip("triton", reason="Triton is not installed")
+    # Older interpreters turn arrays of one element into numbers, which numpy 2.4 no longer does.
+    pytest.importorskip("triton", minversion="3.7", reason="needs Triton 3.7 or later")
     # Triton decides on import whether to interpret, so this process may be too old for it.
     command = [
         sys.executable,

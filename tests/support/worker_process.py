@@ -32,12 +32,13 @@ class WorkerProcess:
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         command = [*(sys.executable, "-m", "baton_serving.cli.main", "serve", "--model-path", str(model)), *flags]
-        if "--port" not in flags:
-            command += ["--port", "0"]
+        for flag, usual in (("--port", "0"), ("--device", "cpu")):
+            if flag not in flags:
+                command += [flag, usual]
         self._log = folder / "log.txt"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--device", "cpu"],
+                command,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
