@@ -260,7 +260,7 @@ class TritonDecodeAttention:
         on_gpu = spec.device.type == "cuda"
         if spec.kv_dtype.itemsize == 1 and on_gpu and not holds_8_bit_floats(spec.device):
             raise KernelUnavailable(f"reads pages of {spec.kv_dtype} on GPUs of compute capability 8.9 and later only")
-        self._multiprocessors = torch.cuda.get_device_properties(spec.device).multi_processor_count if on_gpu else 1
+        self._multiprocessors = torch.cuda.get_device_properties(spec.device).multi_processor_count if on_gpu else 8
 
     def plan(self, rows: PagedRows) -> _TritonPlan:
         spec, device = self._spec, rows.page_table.device
