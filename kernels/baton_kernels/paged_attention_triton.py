@@ -30,16 +30,18 @@ _JOINED = 32  # partial results of query heads that are added up at a time
 @dataclass(frozen=True)
 class Cut:
     """How steps of up to `rows` rows are cut: `programs` of so many warps are aimed at per multiprocessor, and the
-    first `ahead` tiles of a program are fetched into the L2 early."""
+    first `ahead` tiles of a program are fetched into the L2 early. `registers` are a thread's at most."""
 
     rows: float
     programs: int
     warps: int
     ahead: int
+    registers: int | None = None
 
 
-# Measured on an H200. Many programs a row pay while there are few rows; 64 rows of 8 heads fit on the chip at once.
-CUTS = (Cut(16, 3, 2, 0), Cut(47, 6, 2, 0), Cut(191, 4, 4, 2), Cut(math.inf, 4, 2, 0))
+# Measured on an H200. Many programs a row pay while there are few rows. With 128 registers four programs are at work at
+# a time, so that 64 rows of 8 heads fit on the chip at once.
+CUTS = (Cut(16, 3, 2, 0), Cut(47, 6, 2, 0), Cut(191, 4, 4, 2, registers=128), Cut(math.inf, 4, 2, 0))
 CUTS_8 = (Cut(47, 2, 2, 0), Cut(191, 2, 4, 0), Cut(math.inf, 2, 2, 0))
 
 
@@ -258,7 +260,7 @@ class TritonDecodeAttention:
         on_gpu = spec.device.type == "cuda"
         if spec.kv_dtype.itemsize == 1 and on_gpu and not holds_8_bit_floats(spec.device):
             raise KernelUnavailable(f"reads pages of {spec.kv_dtype} on GPUs of compute capability 8.9 and later only")
-        self._multiprocessors = torch.cuda.get_device_properties(spec.device).multi_processor_count if on_gpu else 1
+        self._multiprocessors = torch.cuda.get_device_properties(spec.device).multi_processor_count if on_gpu else 8
 
     def plan(self, rows: PagedRows) -> _TritonPlan:
         spec, device = self._spec, rows.page_table.device
@@ -355,6 +357,7 @@ class _TritonPlan:
             BLOCK_JOIN=max(1, _JOINED // triton.next_power_of_2(group)),
             OVERLAP=overlap,
             num_warps=self.cut.warps,
+            maxnreg=self.cut.registers,
             launch_pdl=overlap,
         )
         return out
