@@ -34,10 +34,10 @@ def test_a_step_that_ends_gives_its_status(ending: str) -> None:
 
 
 def test_a_step_that_does_not_end_in_time_may_tidy_up(tmp_path: Path) -> None:
-    """It is asked first, as `pytest` is, whose fixtures then stop what they started."""
+    """It is asked first, so that it can stop what it started."""
     tidied = tmp_path / "tidied"
-    script = f"trap 'touch {tidied}; exit' INT; while :; do sleep 0.1; done"
-    assert cluster_suite._run(["sh", "-c", script], time.monotonic() + 2, signal.SIGINT) is None
+    script = f"trap 'touch {tidied}; exit' TERM; while :; do sleep 0.1; done"
+    assert cluster_suite._run(["sh", "-c", script], time.monotonic() + 2, signal.SIGTERM) is None
     assert tidied.exists()
 
 
