@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import pytest
 from support.handoff_workers import Pool, content
 
+from baton_serving.handoff.backends import mooncake
 from baton_serving.handoff.backends.base import BackendError, DeviceMemory, HostMemory, Outcome, TransferBackend
 from baton_serving.handoff.backends.devices import rdma_devices
 from baton_serving.handoff.backends.fake import FakeFabric, Script
@@ -134,6 +136,23 @@ def test_an_unreachable_peer_is_an_error_not_a_hang(bench: Bench) -> None:
         assert attempt() is Outcome.BROKEN
     assert time.monotonic() - began < 10
     assert not bench.target.bytes.any()
+
+
+def test_a_handshake_ends_although_the_library_waits_only_after_the_first_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Left alone, it waits for a peer that says nothing for a minute, and so does every other write of the engine."""
+    monkeypatch.setattr(mooncake, "_HANDSHAKE_TIMEOUT", 0.0)
+    bench = Bench("mooncake")
+    writer = bench.engine("a", bench.source)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        peer = writer.connect(f"127.0.0.1:{silent.getsockname()[1]}".encode(), 0)
+        with pytest.raises(BackendError, match="cannot reach"):
+            while not writer.connected(peer):
+                assert time.monotonic() - began < 30
+                time.sleep(0.001)
+    bench.close_all()
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ _FAST_BYTES = 1 << 29
 _FAST_POSTS = 8  # some milliseconds' worth, so that the link never waits for somebody to see what ended
 _HANDSHAKE_TIMEOUT = 2.0  # seconds
 _HANDSHAKE_POLL = 0.001
+_CUT_EVERY = 0.1
 _WARM_UP_BYTES = 64
 
 
@@ -66,25 +67,37 @@ class Handshake:
     def __init__(self, engine: TransferEngine, session: str, source: int, target: int) -> None:
         self.state = Outcome.PENDING
         self._session = session
-        self._timer = threading.Timer(_HANDSHAKE_TIMEOUT, self._cut)
-        self._timer.daemon = True
-        self._thread = threading.Thread(
-            target=self._run, args=(engine, source, target), name="mooncake-handshake", daemon=True
+        self._over = threading.Event()
+        self._late = False
+        self._threads = (
+            threading.Thread(target=self._run, args=(engine, source, target), name="mooncake-handshake", daemon=True),
+            threading.Thread(target=self._watch, name="mooncake-handshake-limit", daemon=True),
         )
-        self._timer.start()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def _run(self, engine: TransferEngine, source: int, target: int) -> None:
         block = engine.transfer_submit_write(self._session, source, target, _WARM_UP_BYTES)
-        status = RUNNING if block not in NO_TICKET else -1
-        while status == RUNNING and self._timer.is_alive():
+        status = -1 if block in NO_TICKET else engine.transfer_check_status(block)
+        while status == RUNNING and not self._late:
             time.sleep(_HANDSHAKE_POLL)
             status = engine.transfer_check_status(block)
-        self._timer.cancel()
         self.state = Outcome.DONE if status == DONE else Outcome.BROKEN
+        self._over.set()
+
+    def _watch(self) -> None:
+        if not self._over.wait(_HANDSHAKE_TIMEOUT):
+            self._end()
+
+    def _end(self) -> None:
+        """End the wait for a hung peer. Again and again: the library may come to wait only after the first time."""
+        self._late = True
+        while not self._over.is_set():
+            self._cut()
+            self._over.wait(_CUT_EVERY)
 
     def _cut(self) -> None:
-        """End the wait for a hung peer: shut down what this process has open towards its handshake port."""
+        """Shut down what this process has open towards the peer's handshake port."""
         port = int(self._session.rsplit(":", 1)[1])
         for connection in psutil.Process().net_connections(kind="tcp"):
             if connection.raddr and connection.raddr.port == port and connection.fd >= 0:
@@ -93,10 +106,9 @@ class Handshake:
 
     def stop(self) -> None:
         """Let go of the engine."""
-        self._timer.cancel()
-        if self.state is Outcome.PENDING:
-            self._cut()
-        self._thread.join()
+        self._end()
+        for thread in self._threads:
+            thread.join()
 
 
 class MooncakeBackend:
