@@ -91,6 +91,10 @@ class RollingCluster(FakeCluster):
             if pod["metadata"]["name"] == name:
                 pod["status"] = {}
 
+    def start(self, name: str) -> None:
+        """The worker is up, though its workload may not say so yet."""
+        self._start(next(pod for pod in self.pods if pod["metadata"]["name"] == name), self.told.get(name))
+
     def spares(self, name: str) -> bool:
         """Whether something serves without this worker, also when everybody has done what they were told by now."""
         leaving = {name} | {pod for ref in self.workloads() for pod in self._surplus(ref)}

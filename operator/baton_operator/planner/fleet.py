@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from baton_operator.planner.context import COMPONENT, REVISION
@@ -40,7 +41,8 @@ class Member:
 
 class Fleet:
     """`versions` are those that matter now, by name, the goal first. `resting`: all are known to serve it. `flips` are
-    the roles of workers that are to have another than they were started for."""
+    the roles of workers that are to have another than they were started for. Workloads that are `shrinking` have more
+    pods than wanted, and nobody knows yet which of them go."""
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class Fleet:
             if label(pod, _WORKER_INDEX) in ("", "0"):
                 self._pods.setdefault((label(pod, COMPONENT), label(pod, REVISION)), []).append(pod)
         self.members = [member for group in observed.groups() for member in self._of(group)]
+        self.shrinking = {key_of(group) for group in observed.groups() if len(self._pods_of(group)) > group.wanted}
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -73,6 +76,13 @@ class Fleet:
     def reporting(self) -> Set[str]:
         """Workers that the bootstrap server lists."""
         return self._reports.keys()
+
+    def serves(self, group: Group) -> bool:
+        """Whether any of its pods does, also one that may be on its way out."""
+        worker = partial(
+            self._worker, role=WHOLE if group.whole else group.role, starts=self._starts(group), group=group
+        )
+        return any(worker(pod, order=0).ready for pod in self._pods_of(group))
 
     def seen(self, now: float) -> Seen:
         """What the rollout is planned from."""
@@ -106,7 +116,7 @@ class Fleet:
     def _of(self, group: Group) -> Iterator[Member]:
         key, starts = key_of(group), self._starts(group)
         role = WHOLE if group.whole else group.role
-        pods = sorted(self._pods.get(key, []), key=self._likely_to_stay)
+        pods = sorted(self._pods_of(group), key=self._likely_to_stay)
         # Of more pods than wanted any may be on its way out: count on the ready ones least.
         for order, pod in enumerate(pods[: group.wanted]):
             yield Member(self._worker(pod, role, starts, order, group), key, starts)
@@ -115,6 +125,9 @@ class Fleet:
             there = not pods and place < ready and self._observed.workers is None
             serves = self._silent(group, starts)
             yield Member(Worker(f"{role}-{group.revision}/{place}", role, serves, there, order=place), key, starts)
+
+    def _pods_of(self, group: Group) -> Sequence[Object]:
+        return self._pods.get(key_of(group), ())
 
     def _likely_to_stay(self, pod: Object) -> tuple[bool, bool, str]:
         name = text_at(pod, "metadata", "name")

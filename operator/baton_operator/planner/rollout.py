@@ -187,7 +187,7 @@ class _Planning:
         key = key_of(group)
         if group.proven or key in {key_of(role) for v in self._versions.values() for role in v.roles}:
             return True
-        return any(member.worker.ready for member in self._fleet.members if member.key == key)
+        return self._fleet.serves(group)
 
     def _seen(self) -> Seen:
         seen = self._fleet.seen(self._now.timestamp())
@@ -211,8 +211,10 @@ class _Planning:
         found |= {key_of(group): group.wanted for group in self._groups if group.present or group.wanted}
         stops = {worker for worker, order in planned.orders.items() if order is Order.STOP}
         stay = [member for member in self._members if member.worker.id not in stops]
-        for member in self._members:
-            found[member.key] -= member.worker.id in stops
+        for (
+            member
+        ) in self._members:  # a workload that shrinks further could lose another pod than the one that is meant
+            found[member.key] -= member.worker.id in stops and member.key not in self._fleet.shrinking
         for (role, version), count in planned.counts.items():
             there = sum((m.worker.role, m.worker.version) == (role, version) for m in stay)
             key = self._host(role, version, in_place=in_place)

@@ -210,6 +210,27 @@ def test_old_workers_stay_until_every_gateway_sends_requests_to_the_new() -> Non
     cluster.until("Done")
 
 
+def test_the_only_worker_that_serves_outlives_a_workload_that_shrinks() -> None:
+    """Nobody knows which of its pods go, so it shrinks no further before those have gone."""
+    cluster = running()
+    (old,) = [name for name in cluster.weights if "decode" in name]
+    known = {pod["metadata"]["name"] for pod in cluster.pods}
+    cluster.edit(spec("c", decode=3))
+    cluster.round()
+    for ref in cluster.workloads():
+        cluster.advance(ref)
+    new = sorted(pod["metadata"]["name"] for pod in cluster.pods if pod["metadata"]["name"] not in known)
+    decodes = [name for name in new if "decode" in name]
+    cluster.start(decodes[0])
+    cluster.kill(old)
+    cluster.edit(spec("c", decode=3).replace("replicas:", f"extraArgs: [{FLAG}], replicas:"))
+    for _ in range(4):
+        cluster.round()
+        assert cluster.replicas()[decodes[0].rpartition("-")[0]] > 0
+    settle(cluster)
+    assert is_as_the_manifest_says(cluster)
+
+
 @settings(deadline=None, max_examples=10)
 @given(st.data())
 def test_whatever_happens_something_serves_and_the_right_weights_in_the_end(data: st.DataObject) -> None:
