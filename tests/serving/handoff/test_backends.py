@@ -49,9 +49,15 @@ def finish(engine: TransferBackend | BatchWrites, ticket: int, timeout: float = 
 def connect(engine: TransferBackend, other: TransferBackend, address: int) -> str:
     peer = engine.connect(other.endpoint(), address)
     assert engine.connect(other.endpoint(), address) == peer
-    while not engine.connected(peer):
-        time.sleep(0.001)
+    wait_connected(engine, peer)
     return peer
+
+
+def wait_connected(engine: TransferBackend, peer: str, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not engine.connected(peer):
+        assert time.monotonic() < deadline, "the handshake never ended"
+        time.sleep(0.001)
 
 
 class Bench:
@@ -146,12 +152,9 @@ def test_a_handshake_ends_although_the_library_waits_only_after_the_first_cut(
     bench = Bench("mooncake")
     writer = bench.engine("a", bench.source)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        began = time.monotonic()
         peer = writer.connect(f"127.0.0.1:{silent.getsockname()[1]}".encode(), 0)
         with pytest.raises(BackendError, match="cannot reach"):
-            while not writer.connected(peer):
-                assert time.monotonic() - began < 30
-                time.sleep(0.001)
+            wait_connected(writer, peer)
     bench.close_all()
 
 
