@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from baton_serving.config import choices as known
 from baton_serving.config.flags import option
+from baton_serving.config.nodes import NodeOptions
 
 
 @dataclass(frozen=True)
@@ -493,6 +494,7 @@ class ServerConfig:
     dtype: DtypeOptions = field(default_factory=DtypeOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    nodes: NodeOptions = field(default_factory=NodeOptions)
     logging: LoggingOptions = field(default_factory=LoggingOptions)
     api: ApiOptions = field(default_factory=ApiOptions)
     kernels: KernelOptions = field(default_factory=KernelOptions)
