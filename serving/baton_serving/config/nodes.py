@@ -11,9 +11,7 @@ from baton_serving.config.flags import option
 class NodeOptions:
     """Workers over several nodes."""
 
-    nnodes: int = option(
-        "--nnodes", default=1, help="Nodes that one worker's ranks are spread over, equally many on each."
-    )
+    nnodes: int = option("--nnodes", default=1, help="Nodes that the ranks of one worker are spread over evenly.")
     node_rank: int = option(
         "--node-rank", default=0, help="Which of the nodes this one is; node 0 serves, the others compute for it."
     )
@@ -21,7 +19,7 @@ class NodeOptions:
         "--dist-init-addr",
         "--nccl-init-addr",
         default=None,
-        help="HOST:PORT of node 0 at which the nodes of a worker meet, the same on all; it takes further ports for itself.",
+        help="HOST:PORT of node 0, at which the nodes of a worker meet; node 0 opens further ports besides.",
         auto="none: one node",
     )
 

@@ -390,11 +390,7 @@ class OptimizationOptions:
         "--disable-cuda-graph", default=False, help="Launch the kernels of decode and of short prefill one by one."
     )
     cuda_graph_max_bs: int | None = option(
-        "--cuda-graph-max-bs",
-        default=None,
-        unit="requests",
-        help="Largest batch captured.",
-        auto="the running requests",
+        "--cuda-graph-max-bs", default=None, unit="requests", help="Largest batch captured.", auto="running requests"
     )
     cuda_graph_bs: tuple[int, ...] | None = option(
         "--cuda-graph-bs",

@@ -30,7 +30,8 @@ from baton_serving.model.peer_memory import reduce_add_rms_norm
 class ParallelState:
     """This rank's place among `tp_size` ranks; `group` is None when there is only one.
 
-    `node_size` of them live on each node (0: all on one). With `in_order` sums over the ranks are taken in rank order, so that they don't depend on the size of a batch.
+    `node_size` of them live on each node (0: all on one). With `in_order` sums over the ranks are taken in rank order,
+    so that they don't depend on the size of a batch.
     """
 
     tp_rank: int = 0
@@ -100,7 +101,8 @@ def init_parallel(
 ) -> ParallelState:
     """Join `tp_size` ranks at `init_method` (`tcp://host:port` or `file:///path`); returns when all are there.
 
-    Of rank 0 `listening`, a socket that is bound there, is taken over; else it listens on all addresses. Gloo on the CPU, NCCL on CUDA, where `device` becomes the current device. `timeout` in seconds bounds the meeting
+    Of rank 0 `listening`, a socket that is bound there, is taken over; else it listens on all addresses.
+    Gloo on the CPU, NCCL on CUDA, where `device` becomes the current device. `timeout` in seconds bounds the meeting
     and every later collective. One rank needs no group and no meeting. ConfigError when the port cannot be had.
     """
     if tp_size == 1:
@@ -156,7 +158,7 @@ def shard(model: Decoder, state: ParallelState, device: torch.device, dtype: tor
         return
     config = model.config
     check_divisible(config, state.tp_size)
-    # The fused op takes few rows alone, and rounds otherwise than what must do for more.
+    # The fused op takes few rows alone, rounds otherwise than what must do for more, and maps memory of one host.
     fused = (
         None
         if state.in_order or not state.one_node

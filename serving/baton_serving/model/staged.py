@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class StagedWeights:
-    """This rank's part of a checkpoint, in host memory, by parameter; `digest` and `leaves` on a node's first rank alone.
+    """This rank's part of a checkpoint, in host memory, by parameter; `digest` and `leaves` on first ranks of nodes.
 
     `files` tells what was read (name, bytes, modification time, inode), so that ranks can compare.
     """

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Addresses(msgspec.Struct, frozen=True):
-    """Where a worker's processes meet: ipc sockets in a private directory, and TCP ports of node 0 for ranks on several.
+    """Where a worker's processes meet: ipc sockets in a private directory; for ranks on several nodes ports of node 0.
 
     `rendezvous` is where the ranks' process group meets, as a URL. `key` is the public CURVE key of the ports.
     """
@@ -71,8 +71,8 @@ class Addresses(msgspec.Struct, frozen=True):
 
 
 class Lock(msgspec.Struct, frozen=True):
-    """The CURVE key pair of whoever binds, or its `public` key alone, which only those know who may connect: nobody else
-    gets past the greeting (https://rfc.zeromq.org/spec/26). Without keys nothing is encrypted."""
+    """The CURVE key pair of whoever binds, or its `public` key alone, which only those know who may connect: nobody
+    else gets past the greeting (https://rfc.zeromq.org/spec/26). Without keys nothing is encrypted."""
 
     public: str = ""
     secret: str = ""

@@ -16,7 +16,7 @@ from baton_serving.runtime.reachable import host_port
 
 
 class RankSockets:
-    """All bound; `addresses` says where, ports that the system chose included. With one rank there is nobody to talk to.
+    """All bound; `addresses` says where, ports that the system chose included. With one rank there are none.
 
     `listening` is where the process group of ranks on several nodes meets, for whoever makes it.
     """
