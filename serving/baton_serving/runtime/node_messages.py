@@ -69,5 +69,6 @@ ToNode = Refused | Welcome | Ready | Beat | End
 def shared_flags(config: ServerConfig) -> dict[str, str]:
     """What all nodes of a worker must be told alike, by flag; the release among it."""
     shared = (one for one in settings(ServerConfig) if one.group not in _OWN_GROUPS and one.field not in _OWN_FIELDS)
-    flags = {one.flag.name: str(getattr(getattr(config, one.group), one.field)) for one in shared}
+    values = {one.flag.name: getattr(getattr(config, one.group), one.field) for one in shared}
+    flags = {name: "not given" if value is None else str(value) for name, value in values.items()}
     return {"the release of Baton": __version__, **flags}
