@@ -178,7 +178,7 @@ def build(extra: dict[str, object], folder: Path, tp_rank: int = 0) -> Rank:
     """The rank with a pool full of random numbers."""
     values = {"model_path": str(folder), "load_format": "dummy", "device": "cuda", "random_seed": 1}
     values |= {"chunked_prefill_size": 16384, "max_total_tokens": 560_000, "context_length": 16384, **extra}
-    rank = build_rank(resolve_here(config_from_values(values)), tp_rank, str(folder / "ranks"))
+    rank = build_rank(resolve_here(config_from_values(values)), tp_rank, f"file://{folder}/ranks")
     for layer in range(36):
         for side in rank.pool.layer_kv(layer):
             if side.dtype.itemsize == 1:

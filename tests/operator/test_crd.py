@@ -135,9 +135,11 @@ SPECS: list[dict[str, Any]] = [
     {"model": HF, "prefill": {"parallelism": {"tensor": 4}}, "decode": {"parallelism": {"tensor": 6}}},
     {"model": HF, "prefill": {"parallelism": {"tensor": 4}, "replicas": 0}, "decode": {"parallelism": {"tensor": 6}}},
     {"model": HF, "decode": {"parallelism": {"tensor": 4, "nodes": 3}}},
+    *({"model": HF, "decode": {"parallelism": {kind: 2, "tensor": 2}}} for kind in ("pipeline", "data", "expert")),
     *(
-        {"model": HF, "decode": {"parallelism": {kind: 2, "tensor": 2}}}
-        for kind in ("pipeline", "data", "expert", "nodes")
+        {"model": HF, role: {"parallelism": {"nodes": 2, "tensor": 2}}, "security": security}
+        for role in ("prefill", "decode")
+        for security in ({}, {"mutualTls": True}, {"token": {"name": "a", "key": "b"}})
     ),
     {"model": HF, "scaling": {"roleFlip": True}},
     {"model": HF, "scaling": {"roleFlip": True}, "prefill": {"parallelism": {"tensor": 2}}},

@@ -18,6 +18,7 @@ from baton_serving.runtime.channels import Addresses
 from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.followers import Followers, follow
 from baton_serving.runtime.rank import build_rank
+from baton_serving.runtime.rank_sockets import RankSockets
 from baton_serving.runtime.weights import RankWeights
 
 
@@ -52,13 +53,16 @@ class SecondRank:
         flags = {**flags, "tp_size": 2}
         addresses = Addresses.create(2)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        followers = Followers(context, addresses, timeout=60)
+        sockets = RankSockets(context, addresses)
+        followers = Followers(sockets, timeout=60)
         self._orders.send(({"model_path": str(path), **FLAGS, **flags}, addresses))
         worker = LocalWorker(path, rendezvous=addresses.rendezvous, followers=followers, **flags)
+        sockets.meet(60, transfers=False)
         try:
             yield worker
         finally:
             followers.stop()
+            sockets.close()
             assert self._orders.poll(60), "rank 1 did not leave"
             self._orders.recv()
             worker.rank.parallel.close()

@@ -137,7 +137,10 @@ class Parallelism(Part):
     expert: Annotated[int, Field(ge=1, le=1024)] = 1
     """Devices that the experts of a mixture-of-experts model are spread over."""
     nodes: Annotated[int, Field(ge=1, le=256)] = 1
-    """Nodes, one pod on each, that one worker spans; more than 1 needs LeaderWorkerSet in the cluster."""
+    """Nodes, one pod on each, that one worker spans; more than 1 needs LeaderWorkerSet in the cluster.
+
+    `resources` are those of one pod, which has its share of the worker's devices.
+    """
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -149,7 +152,6 @@ class Parallelism(Part):
         _not_yet("pipeline", "raise tensor"),
         _not_yet("data", "raise replicas"),
         _not_yet("expert", "leave it out"),
-        _not_yet("nodes", "leave it out, and choose tensor so that a worker fits on one node"),
     )
 
     @property
@@ -287,6 +289,19 @@ def _rdma_rule(role: str) -> Rule:
     )
 
 
+def _secret_rule(role: str) -> Rule:
+    return Rule(
+        f"self.{role}.parallelism.nodes == 1 || self.security.mutualTls || has(self.security.token)",
+        lambda spec: (
+            getattr(spec, role).parallelism.nodes == 1 or spec.security.mutual_tls or spec.security.token is not None
+        ),
+        f"{role} workers span nodes, which know each other by a secret of the service; write security.mutualTls: true "
+        "or security.token",
+        ".security",
+        cluster=True,
+    )
+
+
 def _tensor_sizes_fit(spec: Spec) -> bool:
     prefill, decode = spec.prefill.parallelism.tensor, spec.decode.parallelism.tensor
     return not spec.divided or not prefill % decode or not decode % prefill
@@ -390,6 +405,8 @@ class Spec(Part):
         ),
         _rdma_rule("prefill"),
         _rdma_rule("decode"),
+        _secret_rule("prefill"),
+        _secret_rule("decode"),
     )
 
     @property

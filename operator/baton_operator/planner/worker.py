@@ -60,7 +60,9 @@ def build_workload(context: Context, revision: RoleRevision, image: str) -> dict
     pod = _pod(context, revision, image, labels, name)
     nodes = role.parallelism.nodes
     if nodes > 1:
-        body: dict[str, object] = {"leaderWorkerTemplate": {"size": nodes, "workerTemplate": pod}}
+        # A worker ends as a whole, and so its pods start again together.
+        group = {"size": nodes, "restartPolicy": "RecreateGroupOnPodRestart", "workerTemplate": pod}
+        body: dict[str, object] = {"leaderWorkerTemplate": group}
         return context.child(LEADER_WORKER_SET, "LeaderWorkerSet", name, revision.role, {"spec": body}, labels)
     selector = {"matchLabels": context.selector(revision.role, revision.revision)}
     body = {"revisionHistoryLimit": 0, "selector": selector, "template": pod}
@@ -115,7 +117,7 @@ def worker_args(context: Context, revision: RoleRevision, source: ModelSource) -
     args += role_flags(role, mode, context.manifest.spec.transfer, context.bootstrap_addresses())
     if context.manifest.spec.security.mutual_tls:
         args += [*certificates(context, "workers")[2], "--probe-port", str(PROBE_PORT)]
-        args += [] if revision.whole else ["--disaggregation-curve-key-file", CURVE_FILE]
+        args += [] if revision.whole and nodes == 1 else ["--disaggregation-curve-key-file", CURVE_FILE]
     if nodes > 1:
         args += ["--nnodes", str(nodes), "--node-rank", "$(LWS_WORKER_INDEX)"]
         args += ["--dist-init-addr", f"$(LWS_LEADER_ADDRESS):{_RENDEZVOUS_PORT}"]

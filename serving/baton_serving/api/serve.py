@@ -22,6 +22,7 @@ from baton_bootstrap.tls import Tls
 from baton_serving import logs
 from baton_serving.api.app import create_app, create_probe_app
 from baton_serving.api.grpc.server import GrpcServer
+from baton_serving.api.node import serve_node
 from baton_serving.api.options import AppOptions
 from baton_serving.api.server import bind, http_server, reserve
 from baton_serving.api.state import Service
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 
 DRAIN_VARIABLE = "BATON_DRAIN_SECONDS"  # set by a deployment: how long open requests may take to end
 DRAIN_SECONDS = "25"  # below Kubernetes' default grace period of 30
+_END_SECONDS = 10.0  # for all processes of a worker to end after it
 
 
 def serve(config: ServerConfig) -> int:
@@ -71,15 +73,29 @@ def serve(config: ServerConfig) -> int:
         reserve("--grpc-port", http.host, http.grpc_port),
     ):
         tls = _tls(config)
-        config = as_assigned(config)
         listening, port = listener.getsockname()[:2]
-        with Worker(config, Identity.fresh(reachable_host(listening, meeting), port)) as worker:
+        host = reachable_host(listening, meeting)
+        if config.nodes.node_rank > 0:
+            return _serve_node(config, host, listener, tls, probes)
+        config = as_assigned(config)
+        with Worker(config, Identity.fresh(host, port)) as worker:
             stages = Stages(config.logging.show_time_cost)
             facts = worker.start()
             stages.over("all of the ranks and the detokenizer")
             api = _ApiProcess(worker, facts, listener, tls, probes)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(api.run())
+
+
+def _serve_node(
+    config: ServerConfig, host: str, listener: socket.socket, tls: Tls | None, probes: socket.socket | None
+) -> int:
+    """All that a node above 0 has to answer is probes."""
+    patience = _drain_seconds() + _END_SECONDS
+    if probes is not None:
+        listener.close()
+        return serve_node(config, host, probes, None, patience)
+    return serve_node(config, host, listener, None if tls is None else tls.server, patience)
 
 
 class _ApiProcess:
@@ -299,10 +315,14 @@ async def _warm_up(manager: TokenizerManager) -> None:
         pass
 
 
+def _drain_seconds() -> float:
+    return float(os.environ.get(DRAIN_VARIABLE) or DRAIN_SECONDS)
+
+
 async def _drain(manager: TokenizerManager) -> None:
     """Let open requests end, up to a bound, then fail the rest."""
     try:
-        async with asyncio.timeout(float(os.environ.get(DRAIN_VARIABLE) or DRAIN_SECONDS)):
+        async with asyncio.timeout(_drain_seconds()):
             await manager.wait_idle()
     except TimeoutError:
         manager.end_all(Failure(Unavailable.code, "the worker is shutting down"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import tempfile
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
 import msgspec
 from rich.console import Console
@@ -86,7 +85,7 @@ def _run_scheduler(args: Namespace) -> int:
 def _run_model(args: Namespace) -> int:
     console = Console()
     with tempfile.TemporaryDirectory() as folder, progress_bar(console) as progress:
-        rank = _build(args, str(Path(folder) / "ranks"))
+        rank = _build(args, f"file://{folder}/ranks")
         device, dtype = rank.pool.device, rank.loaded.info.dtype
         ceilings, cost = measure_ceilings(device, dtype), _cost(rank)
         runner = BatchRunner(rank, args.input_len, args.output_len)

@@ -23,6 +23,7 @@ from baton_serving.runtime.figures import Figures
 from baton_serving.runtime.followers import Followers
 from baton_serving.runtime.loop import SchedulerLoop
 from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput
+from baton_serving.runtime.rank_sockets import RankSockets
 from baton_serving.runtime.watchdog import GcWarnings, Watchdog
 from baton_serving.sampling.params import SamplingParams
 from baton_serving.scheduling.config import SchedulerConfig
@@ -140,7 +141,7 @@ def _pauses(batch: int, steps: int, step_seconds: float, overlap: bool) -> Sprea
     loop = SchedulerLoop(
         scheduler,
         runner,
-        Followers(context, addresses, 1.0),
+        Followers(RankSockets(context, addresses), 1.0),
         inbox,
         to_detokenizer,
         to_api,

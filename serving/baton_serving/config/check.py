@@ -39,6 +39,7 @@ def check(config: ServerConfig) -> None:
     _check_ports(config)
     _check_memory(config)
     _check_runtime(config)
+    _check_nodes(config)
     _check_disaggregation(config)
 
 
@@ -155,6 +156,24 @@ def _check_runtime(config: ServerConfig) -> None:
         _refuse_unless(
             level is None or level.lower() in _LOG_LEVELS, f"{flag}: {level!r} is not one of {', '.join(_LOG_LEVELS)}"
         )
+
+
+def _check_nodes(config: ServerConfig) -> None:
+    nodes, tp_size = config.nodes, config.runtime.tp_size
+    count, rank, meeting = nodes.nnodes, nodes.node_rank, nodes.dist_init_addr
+    _refuse_unless(count > 0, "--nnodes must be above 0")
+    _refuse_unless(0 <= rank < count, f"--node-rank {rank}: with --nnodes {count} it lies between 0 and {count - 1}")
+    _refuse_unless(
+        tp_size % count == 0, f"--nnodes {count} does not divide --tp-size {tp_size}: every node has as many ranks"
+    )
+    if count == 1:
+        _refuse_unless(
+            meeting is None, "--dist-init-addr needs --nnodes above 1; leave it out, or see --nccl-port for one node"
+        )
+    elif meeting is None:
+        raise ConfigError(f"--nnodes {count} needs --dist-init-addr: a HOST:PORT of node 0, the same on all nodes")
+    else:
+        address("--dist-init-addr", meeting)
 
 
 def _check_disaggregation(config: ServerConfig) -> None:

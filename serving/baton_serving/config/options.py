@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from baton_serving.config import choices as known
 from baton_serving.config.flags import option
+from baton_serving.config.nodes import NodeOptions
 
 
 @dataclass(frozen=True)
@@ -389,11 +390,7 @@ class OptimizationOptions:
         "--disable-cuda-graph", default=False, help="Launch the kernels of decode and of short prefill one by one."
     )
     cuda_graph_max_bs: int | None = option(
-        "--cuda-graph-max-bs",
-        default=None,
-        unit="requests",
-        help="Largest batch captured.",
-        auto="the running requests",
+        "--cuda-graph-max-bs", default=None, unit="requests", help="Largest batch captured.", auto="running requests"
     )
     cuda_graph_bs: tuple[int, ...] | None = option(
         "--cuda-graph-bs",
@@ -493,6 +490,7 @@ class ServerConfig:
     dtype: DtypeOptions = field(default_factory=DtypeOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    nodes: NodeOptions = field(default_factory=NodeOptions)
     logging: LoggingOptions = field(default_factory=LoggingOptions)
     api: ApiOptions = field(default_factory=ApiOptions)
     kernels: KernelOptions = field(default_factory=KernelOptions)

@@ -96,10 +96,10 @@ def resolve_device(config: ServerConfig, host: HostFacts) -> str:
     device = config.runtime.device or ("cuda" if host.cuda_devices else "cpu")
     if device == "cuda" and not host.cuda_devices:
         raise ConfigError("--device cuda: no CUDA device is visible; use --device cpu")
-    if device == "cuda" and config.runtime.tp_size > host.cuda_devices:
-        raise ConfigError(
-            f"--tp-size {config.runtime.tp_size} needs as many CUDA devices; {host.cuda_devices} are visible: lower it"
-        )
+    ranks, here = config.runtime.tp_size, len(config.nodes.ranks(config.runtime.tp_size))
+    if device == "cuda" and here > host.cuda_devices:
+        needed = "as many CUDA devices" if here == ranks else f"{here} CUDA devices on every node"
+        raise ConfigError(f"--tp-size {ranks} needs {needed}; {host.cuda_devices} are visible: lower it")
     return device
 
 
@@ -155,7 +155,7 @@ def _max_total_tokens(
             raise ConfigError(f"--max-total-tokens {asked} is less than one page of {page_size} tokens: raise it")
         return asked // page_size * page_size
     fraction = config.memory.mem_fraction_static or (0.85 if device == "cuda" else 0.4)
-    free = host.device_memory if device == "cuda" else host.host_memory // tp_size
+    free = host.device_memory if device == "cuda" else host.host_memory // len(config.nodes.ranks(tp_size))
     saved = 0
     if (config.dtype.quantization or model.quantization) == "fp8":
         saved = model.layer_parameters * (DTYPE_BYTES[dtypes[0]] - 1)

@@ -23,7 +23,6 @@ def _values(instead: str, *names: str) -> tuple[NotYet, ...]:
     return tuple(NotYet((name,), True, instead) for name in names)
 
 
-_ONE_NODE = "a worker lives on one machine"
 _ONE_POOL = "all kinds of KV share one pool, so leave it out"
 _NO_SPECULATION = "leave speculative decoding out"
 _NO_EXPERTS = "expert parallelism is not built, so leave it out"
@@ -43,9 +42,6 @@ NOT_YET: tuple[NotYet, ...] = (
     NotYet(("--pipeline-parallel-size", "--pp-size"), True, "use --tp-size", harmless="1"),
     NotYet(("--data-parallel-size", "--dp-size"), True, "start more workers behind a gateway", harmless="1"),
     NotYet(("--expert-parallel-size", "--ep-size", "--ep"), True, _NO_EXPERTS, harmless="1"),
-    NotYet(("--nnodes",), True, _ONE_NODE, harmless="1"),
-    NotYet(("--node-rank",), True, _ONE_NODE, harmless="0"),
-    NotYet(("--dist-init-addr", "--nccl-init-addr"), True, f"{_ONE_NODE}; --nccl-port sets the port of its ranks"),
     NotYet(("--base-gpu-id",), True, "choose devices with CUDA_VISIBLE_DEVICES", harmless="0"),
     NotYet(("--gpu-id-step",), True, "choose devices with CUDA_VISIBLE_DEVICES", harmless="1"),
     NotYet(("--grammar-backend",), True, _NO_GRAMMAR, harmless="none"),

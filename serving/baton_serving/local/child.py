@@ -73,15 +73,16 @@ class Child:
             if not self._announced.done() and (facts := _facts(line)) is not None:
                 self._announced.set_result(facts)
             else:
-                self._hear(line)
+                self.hear(line)
         if not self._announced.done():
             self._announced.set_result(None)
 
     async def _read_stderr(self, stream: asyncio.StreamReader) -> None:
         async for line in _lines(stream):
-            self._hear(line)
+            self.hear(line)
 
-    def _hear(self, line: str) -> None:
+    def hear(self, line: str) -> None:
+        """Take a line as one that it wrote."""
         self.last_lines.append(line)
         self._on_line(line)
 

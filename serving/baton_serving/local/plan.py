@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from baton_serving.errors import ConfigError
 BOOTSTRAP = "{bootstrap}"
 PORT = "{port}"
 HTTP_PORT = "{http_port}"
+MEETING = "{meeting}"  # a free HOST:PORT, new at each start of a worker
 
 HOST = "127.0.0.1"
 _BATON = (sys.executable, "-m", "baton_serving.cli.main")
@@ -32,13 +33,17 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One process. `env` is laid over the environment; `role` of a worker is prefill, decode or worker (whole)."""
+    """One process. `env` is laid over the environment; `role` of a worker is prefill, decode or worker (whole).
+
+    `nodes` are further processes of the same worker, which come and go with it.
+    """
 
     name: str
     kind: Kind
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     role: str = ""
+    nodes: tuple[ProcessSpec, ...] = ()
 
     def command(self, known: Mapping[str, str]) -> list[str]:
         """The command line with its placeholders filled in; ports that are not known are left to the system."""
@@ -125,17 +130,19 @@ def plan_workers(service: InferenceService, folder: Path, machine: Machine, *, u
 
     def worker(name: str, index: int) -> ProcessSpec:
         role = roles[name]
-        devices = _device_count(role)
-        env = {"BATON_WORKER_ID": f"{name}-{index}", **_literal(role)}
-        if machine.gpus:
-            before = sum(
-                counts[other] * _device_count(roles[other]) for other in list(roles)[: list(roles).index(name)]
-            )
-            visible = _rotated(name, machine.gpus, before + index * devices, devices)
-            env.setdefault("CUDA_VISIBLE_DEVICES", ",".join(visible))
-        env.setdefault("OMP_NUM_THREADS", str(max(1, machine.cores // max(1, sum(counts.values()) * devices))))
+        devices, nodes = _device_count(role), role.parallelism.nodes
+        before = sum(counts[other] * _device_count(roles[other]) for other in list(roles)[: list(roles).index(name)])
         argv = _worker_argv(service, model, name, role)
-        return ProcessSpec(f"{name}-{index}", Kind.WORKER, argv, env, role=name)
+        specs = []
+        for node in range(nodes):
+            env = {"BATON_WORKER_ID": f"{name}-{index}", **_literal(role)}
+            if machine.gpus:
+                first = before + index * devices + node * devices // nodes
+                env.setdefault("CUDA_VISIBLE_DEVICES", ",".join(_rotated(name, machine.gpus, first, devices)))
+            env.setdefault("OMP_NUM_THREADS", str(max(1, machine.cores // max(1, sum(counts.values()) * devices))))
+            words = (*argv, "--node-rank", str(node)) if node else argv
+            specs.append(ProcessSpec(f"{name}-{index}", Kind.WORKER, words, env, role=name))
+        return replace(specs[0], nodes=tuple(specs[1:]))
 
     # Neither the model nor what depends on how many workers share the machine.
     same = [(_worker_argv(service, [], name, role), _literal(role)) for name, role in roles.items()]
@@ -151,6 +158,8 @@ def _literal(role: WorkerRole) -> dict[str, str]:
 
 def _worker_argv(service: InferenceService, model: list[str], name: str, role: WorkerRole) -> tuple[str, ...]:
     argv = [*_BATON, "serve", *model, "--host", HOST, "--port", "0"]
+    if role.parallelism.nodes > 1:
+        argv += ["--nnodes", str(role.parallelism.nodes), "--dist-init-addr", MEETING]
     return (*argv, *role_flags(role, _MODES[name], service.spec.transfer, BOOTSTRAP), *role.extra_args)
 
 

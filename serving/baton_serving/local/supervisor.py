@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 from baton_bootstrap.client import View, WatchClient
 from baton_serving.errors import BatonError, ConfigError, InternalError
 from baton_serving.local.child import Announcement, Child
-from baton_serving.local.plan import BOOTSTRAP, HTTP_PORT, PORT, Kind, Plan, ProcessSpec
+from baton_serving.local.plan import BOOTSTRAP, HOST, HTTP_PORT, MEETING, PORT, Kind, Plan, ProcessSpec
 from baton_serving.logs import fields
 
 log = logging.getLogger(__name__)
@@ -170,21 +171,25 @@ class Supervisor:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _run_once(self, slot: Slot) -> int:
-        name = slot.spec.name
-        command = slot.spec.command(self._known(slot))
-        child = await Child.start(command, slot.spec.env, lambda line: self._on_line(name, line))
+        name, known = slot.spec.name, self._known(slot)
+        child = await Child.start(slot.spec.command(known), slot.spec.env, lambda line: self._on_line(name, line))
         slot.child = child
         slot.running = True
         slot.starts += 1
         self._tell()
+        others: list[Child] = []
         try:
+            for spec in slot.spec.nodes:
+                others.append(await Child.start(spec.command(known), spec.env, child.hear))
             facts = await child.announcement()
             if facts is not None:
                 slot.facts = facts
                 self._tell()
             return await child.ended()
         finally:
-            child.kill_group()
+            for one in (child, *others):
+                one.kill_group()
+            await asyncio.gather(*(one.ended() for one in others))
             slot.running = False
             self._tell()
 
@@ -195,6 +200,9 @@ class Supervisor:
     def _known(self, slot: Slot) -> Mapping[str, str]:
         """What the placeholders in the command stand for by now: a process that comes back keeps its ports."""
         known = {BOOTSTRAP: ",".join(str(one.facts.get("grpc", "")) for one in self._bootstraps)}
+        if slot.spec.nodes:
+            with socket.create_server((HOST, 0)) as free:
+                known[MEETING] = f"{HOST}:{free.getsockname()[1]}"
         if slot.spec.kind is Kind.BOOTSTRAP and slot.facts:
             known[PORT] = str(slot.facts["grpc"]).rpartition(":")[2]
             known[HTTP_PORT] = str(urlsplit(str(slot.facts["http"])).port)

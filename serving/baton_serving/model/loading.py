@@ -31,7 +31,8 @@ __all__ = ["LoadedModel", "ModelInfo", "ModelOptions", "load_model"]
 def load_model(options: ModelOptions) -> LoadedModel:
     """Read, check, place and hash a checkpoint; every fault of it is a ConfigError that names the file and tensor.
 
-    With several ranks all call this together: the digest is computed by rank 0 and broadcast.
+    With several ranks all call this together: the digest is computed by rank 0 and broadcast, and compared with that of
+    what each other node has.
     """
     if options.model_impl not in MODEL_IMPLS:
         raise ConfigError(f"--model-impl {options.model_impl} is not one of {', '.join(MODEL_IMPLS)}")
@@ -44,7 +45,7 @@ def load_model(options: ModelOptions) -> LoadedModel:
     else:
         loaded, checkpoint = _load_decoder(options, values, origin)
     leaves: dict[str, bytes] = {}
-    if options.parallel.tp_rank == 0:
+    if options.parallel.first_of_node:
         leaves = {**tensor_leaves(checkpoint), **options.setting_leaves(values)}
     return replace(
         loaded,
@@ -117,6 +118,8 @@ def end_tokens(own: Sequence[int], path: Path) -> tuple[int, ...]:
 
 def _shared_digest(leaves: Mapping[str, bytes], options: ModelOptions) -> str:
     state = options.parallel
-    root = root_of(leaves) if state.tp_rank == 0 else bytes(32)
-    shared = torch.tensor(list(root), dtype=torch.uint8, device=options.device)
-    return bytes(state.broadcast(shared).tolist()).hex()
+    root = root_of(leaves) if state.first_of_node else bytes(32)
+    shared = bytes(state.broadcast(torch.tensor(list(root), dtype=torch.uint8, device=options.device)).tolist())
+    if state.first_of_node and root != shared:
+        raise ConfigError(f"--model-path: {options.path} holds another model or other weights here than on node 0")
+    return shared.hex()

@@ -98,7 +98,8 @@ class ModelInfo:
 class LoadedModel:
     """A model on its device. `kv_layout` is of the whole model; `heads` is what an AttentionPlanner needs.
 
-    `digest` is the content digest in hex, the same on every rank; `leaves`, on rank 0 alone, is what it is the root of.
+    `digest` is the content digest in hex, the same on every rank; `leaves`, on a node's first rank
+    alone, is what it is the root of.
     """
 
     model: CausalModel

@@ -8,7 +8,9 @@ row-parallel ones some of their inputs, and sum over the ranks. Source of the sc
 from __future__ import annotations
 
 import datetime
+import socket
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -28,13 +30,24 @@ from baton_serving.model.peer_memory import reduce_add_rms_norm
 class ParallelState:
     """This rank's place among `tp_size` ranks; `group` is None when there is only one.
 
-    With `in_order` sums over the ranks are taken in rank order, so that they don't depend on the size of a batch.
+    `node_size` of them live on each node (0: all on one). With `in_order` sums over the ranks are taken in rank order,
+    so that they don't depend on the size of a batch.
     """
 
     tp_rank: int = 0
     tp_size: int = 1
     group: dist.ProcessGroup | None = None
     in_order: bool = False
+    node_size: int = 0
+
+    @property
+    def one_node(self) -> bool:
+        return self.node_size in (0, self.tp_size)
+
+    @property
+    def first_of_node(self) -> bool:
+        """Whether this is the rank that hashes what its node reads, in which nodes may differ."""
+        return self.tp_rank % (self.node_size or self.tp_size) == 0
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place."""
@@ -79,10 +92,16 @@ class ParallelState:
 
 
 def init_parallel(
-    tp_rank: int, tp_size: int, init_method: str, device: torch.device, timeout: float = 600.0
+    tp_rank: int,
+    tp_size: int,
+    init_method: str,
+    device: torch.device,
+    timeout: float = 600.0,
+    listening: socket.socket | None = None,
 ) -> ParallelState:
     """Join `tp_size` ranks at `init_method` (`tcp://host:port` or `file:///path`); returns when all are there.
 
+    Of rank 0 `listening`, a socket that is bound there, is taken over; else it listens on all addresses.
     Gloo on the CPU, NCCL on CUDA, where `device` becomes the current device. `timeout` in seconds bounds the meeting
     and every later collective. One rank needs no group and no meeting. ConfigError when the port cannot be had.
     """
@@ -91,13 +110,20 @@ def init_parallel(
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
+    limit = datetime.timedelta(seconds=timeout)
     try:
+        store = None
+        if init_method.startswith("tcp:"):
+            at, descriptor = urlsplit(init_method), None if listening is None else listening.detach()
+            host, port = at.hostname or "", at.port or 0
+            store = dist.TCPStore(host, port, tp_size, tp_rank == 0, limit, master_listen_fd=descriptor)
         dist.init_process_group(
             backend="nccl" if cuda else "gloo",
-            init_method=init_method,
+            init_method=init_method if store is None else None,
+            store=store,
             rank=tp_rank,
             world_size=tp_size,
-            timeout=datetime.timedelta(seconds=timeout),
+            timeout=limit,
             device_id=device if cuda else None,
         )
     except dist.DistNetworkError as error:
@@ -132,8 +158,12 @@ def shard(model: Decoder, state: ParallelState, device: torch.device, dtype: tor
         return
     config = model.config
     check_divisible(config, state.tp_size)
-    # The fused op takes few rows alone, and rounds otherwise than what must do for more.
-    fused = None if state.in_order else reduce_add_rms_norm(state.group, device, dtype, config.hidden_size)
+    # The fused op takes few rows alone, rounds otherwise than what must do for more, and maps memory of one host.
+    fused = (
+        None
+        if state.in_order or not state.one_node
+        else reduce_add_rms_norm(state.group, device, dtype, config.hidden_size)
+    )
     deferred = not (config.sandwich_norms or config.output_bias or config.mlp_bias)
     for index, layer in enumerate(model.layers):
         if not isinstance(layer, DecoderLayer):

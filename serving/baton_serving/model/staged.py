@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class StagedWeights:
-    """This rank's part of a checkpoint, in host memory, by parameter; `digest` and `leaves` on rank 0 alone.
+    """This rank's part of a checkpoint, in host memory, by parameter; `digest` and `leaves` on first ranks of nodes.
 
     `files` tells what was read (name, bytes, modification time, inode), so that ranks can compare.
     """
@@ -63,14 +63,14 @@ def stage_checkpoint(
             "at; start workers anew for such a change"
         )
     leaves: dict[str, bytes] = {}
-    if options.parallel.tp_rank == 0:
+    if options.parallel.first_of_node:
         own_tokenizer = options.tokenizer_path in (None, options.path)
         tokenizer = path if own_tokenizer and any((path / name).is_file() for name in TOKENIZER_FILES) else None
         moved = dataclasses.replace(options, path=path, tokenizer_path=tokenizer or options.tokenizer_path)
         leaves = moved.setting_leaves(values)
         _same_tokenizer(loaded.leaves, leaves, path)
     parameters = _place(model, options, checkpoint, path, progress, partial=False)
-    if options.parallel.tp_rank == 0:
+    if options.parallel.first_of_node:
         leaves |= tensor_leaves(checkpoint, _HASH_THREADS)
     if _files(path) != before:
         raise ConfigError(f"{path}: files changed while they were read; update again once the checkpoint is complete")
@@ -85,7 +85,7 @@ def stage_tensors(
     ConfigError for a tensor that the model does not have, or that is not finite or of another shape.
     """
     parameters = _place(_decoder(loaded), options, checkpoint, Path("tensors"), progress, partial=True)
-    if options.parallel.tp_rank > 0:
+    if not options.parallel.first_of_node:
         return StagedWeights(parameters)
     leaves = {**loaded.leaves, **tensor_leaves(checkpoint, _HASH_THREADS)}
     return StagedWeights(parameters, root_of(leaves).hex(), leaves)

@@ -15,7 +15,7 @@ import msgspec
 
 from baton_serving.config import ServerConfig, config_from_values
 from baton_serving.config.check import check
-from baton_serving.errors import InternalError
+from baton_serving.errors import ConfigError, InternalError
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.messages import Failure, Finish
 from baton_serving.runtime.requests import ChoiceOutput, GenerateRequest
@@ -59,6 +59,8 @@ class Engine:
     def __init__(self, config: ServerConfig | None = None, **flags: object) -> None:
         given = config or config_from_values(flags)
         check(given)
+        if given.nodes.node_rank > 0:
+            raise ConfigError("--node-rank: an Engine is node 0; start the other nodes with baton serve")
         self._worker = Worker(given, Identity.fresh("127.0.0.1", os.getpid()))
         self._loop = asyncio.new_event_loop()
         try:

@@ -11,9 +11,10 @@ from typing import Any
 import zmq
 
 from baton_serving.errors import BatonError, InternalError
-from baton_serving.runtime.channels import Addresses, Pull, Push
+from baton_serving.runtime.channels import Addresses, Lock, Pull, Push
 from baton_serving.runtime.commands import AnyCommand, Call, Launch, Report, Stop
 from baton_serving.runtime.executor import Executor
+from baton_serving.runtime.rank_sockets import RankSockets
 from baton_serving.scheduling.step import StepPlan
 
 Handlers = Mapping[str, Callable[..., Any]]
@@ -22,11 +23,15 @@ Handlers = Mapping[str, Callable[..., Any]]
 class Followers:
     """Sends commands to ranks 1 … and collects their reports. With one rank there is nobody and every call is cheap."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], addresses: Addresses, timeout: float) -> None:
-        self._pushes: list[Push[AnyCommand]] = [Push(context, address) for address in addresses.commands]
-        self._reports: Pull[Report] | None = Pull(context, addresses.reports, Report) if addresses.commands else None
+    def __init__(self, sockets: RankSockets, timeout: float) -> None:
+        self._pushes = sockets.commands
+        self._reports = sockets.reports
         self._timeout_ms = int(timeout * 1000)
         self._calls = 0
+
+    @property
+    def count(self) -> int:
+        return len(self._pushes)
 
     def launch(self, plan: StepPlan) -> None:
         """Have every follower launch `plan`, after whatever it was sent before."""
@@ -77,8 +82,9 @@ def follow(
     on_ready: Callable[[], None],
 ) -> None:
     """Obey rank 0 until it says stop. `handlers` are the methods that `Call` may name."""
-    commands: Pull[AnyCommand] = Pull(context, addresses.commands[tp_rank - 1], AnyCommand)
-    reports: Push[Report] = Push(context, addresses.reports)
+    lock = Lock(addresses.key)
+    commands: Pull[AnyCommand] = Pull(context, addresses.commands[tp_rank - 1], AnyCommand, lock, bind=False)
+    reports: Push[Report] = Push(context, addresses.reports, lock)
     on_ready()
     try:
         while True:

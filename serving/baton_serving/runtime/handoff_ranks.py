@@ -16,8 +16,9 @@ from baton_serving.handoff.backends.base import BackendFactory, DeviceMemory, Ho
 from baton_serving.handoff.layout import rank_slice
 from baton_serving.handoff.ranks import RankCommand, RankExecutor, RankReport, RankTransfer
 from baton_serving.kv.pool import KVPool
-from baton_serving.runtime.channels import Addresses, Pull, Push
+from baton_serving.runtime.channels import Addresses, Lock, Pull, Push
 from baton_serving.runtime.rank import Rank
+from baton_serving.runtime.rank_sockets import RankSockets
 
 ZmqContext = zmq.Context[zmq.Socket[bytes]]
 
@@ -52,17 +53,16 @@ def pool_memory(pool: KVPool) -> PoolMemory:
 class FollowerTransfers:
     """Rank 0's side: passes commands to the followers' engines and their reports to the service.
 
-    `command` is called from the service's thread only.
+    `command` is called from the service's thread only, and reaches those who have come.
     """
 
-    def __init__(self, context: ZmqContext, addresses: Addresses, report: Callable[[RankReport], None]) -> None:
-        self._pushes: list[Push[RankCommand]] = [Push(context, address) for address in addresses.transfers]
-        self._reports: Pull[RankReport] | None = None
+    def __init__(self, sockets: RankSockets, report: Callable[[RankReport], None]) -> None:
+        self._pushes = sockets.transfers
+        self._reports = sockets.transfer_reports
         self._report = report
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        if self._pushes:
-            self._reports = Pull(context, addresses.transfer_reports, RankReport)
+        if self._reports is not None:
             self._thread = threading.Thread(target=self._read, args=(self._reports,), name="transfers", daemon=True)
             self._thread.start()
 
@@ -91,8 +91,9 @@ class FollowerEngines:
     def __init__(
         self, context: ZmqContext, addresses: Addresses, rank: Rank, factory: BackendFactory, name: str, timeout: float
     ) -> None:
-        self._reports: Push[RankReport] = Push(context, addresses.transfer_reports)
-        self._commands: Pull[RankCommand] = Pull(context, addresses.transfers[rank.parallel.tp_rank - 1], RankCommand)
+        lock, address = Lock(addresses.key), addresses.transfers[rank.parallel.tp_rank - 1]
+        self._reports: Push[RankReport] = Push(context, addresses.transfer_reports, lock)
+        self._commands: Pull[RankCommand] = Pull(context, address, RankCommand, lock, bind=False)
         self._transfer = rank_transfer(rank, factory, self._reports.send, name, timeout)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._obey, name="transfers", daemon=True)

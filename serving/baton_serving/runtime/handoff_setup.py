@@ -5,28 +5,24 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
-
-import zmq
 
 from baton_bootstrap.client import BootstrapThread
 from baton_bootstrap.errors import BootstrapError
 from baton_serving.config import ResolvedConfig
-from baton_serving.errors import ConfigError
 from baton_serving.handoff.backends.base import BackendFactory
 from baton_serving.handoff.backends.registry import BackendOptions, backend_factory
-from baton_serving.handoff.control import CurveKeys
 from baton_serving.handoff.layout import PROTOCOL_VERSION, PeerDescriptor, rank_slice
 from baton_serving.handoff.ranks import RankCommand, RankReport
 from baton_serving.handoff.rim import Limits, PeerAddress
 from baton_serving.handoff.service import HandoffService
 from baton_serving.runtime.bootstrap_access import bootstrap_addresses, bootstrap_token, tls_of
-from baton_serving.runtime.channels import Addresses
 from baton_serving.runtime.control_calls import ControlHandler
+from baton_serving.runtime.curve import curve_keys
 from baton_serving.runtime.handoff_bridge import HandoffBridge
 from baton_serving.runtime.handoff_ranks import FollowerTransfers, rank_transfer
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.rank import Rank
+from baton_serving.runtime.rank_sockets import RankSockets
 from baton_serving.runtime.reachable import host_port
 from baton_serving.scheduling.scheduler import Scheduler
 
@@ -45,21 +41,6 @@ def transfer_factory(config: ResolvedConfig, host: str) -> BackendFactory:
     return backend_factory(given.disaggregation_transfer_backend, options)
 
 
-def curve_keys(path: str | None) -> CurveKeys | None:
-    """The keys that the workers of a service share, one secret key a line, the one to use first (ConfigError when the
-    file holds none)."""
-    if path is None:
-        return None
-    try:
-        secrets = Path(path).read_text().split()
-        first, *others = [zmq.curve_public(secret.encode()).decode() for secret in secrets]
-        return CurveKeys(first, secrets[0], tuple(others))
-    except (OSError, ValueError, zmq.ZMQError) as error:
-        raise ConfigError(
-            f"--disaggregation-curve-key-file {path}: it holds no CURVE secret key of 40 characters ({error})"
-        ) from error
-
-
 class Handoff:
     """A worker's handoff on rank 0. `bridge` goes into the scheduler loop; `close` ends all threads."""
 
@@ -69,8 +50,7 @@ class Handoff:
         identity: Identity,
         rank: Rank,
         scheduler: Scheduler,
-        context: zmq.Context[zmq.Socket[bytes]],
-        addresses: Addresses,
+        sockets: RankSockets,
     ) -> None:
         limits, given = Limits(), config.given.disaggregation
         factory = transfer_factory(config, identity.host)
@@ -92,7 +72,7 @@ class Handoff:
             curve=self._curve,
         )
         report: Callable[[RankReport], None] = self.service.report
-        self._followers = FollowerTransfers(context, addresses, report)
+        self._followers = FollowerTransfers(sockets, report)
         self._local = rank_transfer(rank, factory, report, identity.incarnation, limits.write)
         self.service.start()
         mode = given.disaggregation_mode

@@ -77,6 +77,10 @@ class Reporter:
         """Wait for the value that the parent hands to this child (`Child.tell`)."""
         return self._connection.recv()
 
+    def has_news(self) -> bool:
+        """Whether `hear` would not have to wait."""
+        return self._connection.poll()
+
     def ready(self, facts: dict[str, Any]) -> None:
         self._connection.send(Ready(facts))
         self._connection.close()
@@ -169,9 +173,12 @@ class Child:
 
 
 def wait_ready(
-    children: Sequence[Child], on_told: Callable[[Child, object], None] = lambda _child, _value: None
+    children: Sequence[Child],
+    on_told: Callable[[Child, object], None] = lambda _child, _value: None,
+    on_ready: Callable[[Child], None] = lambda _child: None,
 ) -> dict[str, dict[str, Any]]:
-    """The facts of all children by name, once every one can serve; what they tell before goes to `on_told`.
+    """The facts of all children by name, once every one can serve; what they tell before goes to `on_told`, and each
+    that can serve to `on_ready`.
 
     Raises what `Child.receive` does for the first that fails, whatever the others still wait for.
     """
@@ -186,6 +193,7 @@ def wait_ready(
                 on_told(child, report.value)
             else:
                 facts[child.name] = report.facts
+                on_ready(child)
                 del starting[connection]
     return facts
 

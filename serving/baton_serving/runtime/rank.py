@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 
@@ -19,6 +21,7 @@ from baton_serving.runtime.executor import Executor, ExecutorOptions
 from baton_serving.runtime.identity import engine_digest
 from baton_serving.runtime.memory import LargestSteps, fit_pages, measure_step_bytes
 from baton_serving.runtime.rank_facts import RankFacts
+from baton_serving.runtime.reachable import interface_towards
 from baton_serving.runtime.stages import Stages
 from baton_serving.sampling.processors import LogitProcessor, load_processors
 
@@ -67,28 +70,38 @@ def logit_processors(config: ResolvedConfig) -> dict[str, LogitProcessor]:
 
 
 def rank_device(config: ResolvedConfig, tp_rank: int) -> torch.device:
-    return torch.device("cuda", tp_rank) if config.device == "cuda" else torch.device("cpu")
+    place = _ranks_here(config).index(tp_rank)
+    return torch.device("cuda", place) if config.device == "cuda" else torch.device("cpu")
 
 
-def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
+def _ranks_here(config: ResolvedConfig) -> range:
+    return config.given.nodes.ranks(config.tp_size)
+
+
+def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str, listening: socket.socket | None = None) -> Rank:
     """Load this rank's part of the model and make its pool.
 
-    All ranks call this together; they meet at --nccl-port, else at the file `rendezvous`.
+    All ranks call this together; they meet at the URL `rendezvous`, which is that of rank 0's socket `listening` if it
+    has one, or else on one node at --nccl-port.
     On a GPU the calling thread works on a stream of its own from here on.
     ConfigError for whatever the caller must change.
     """
     device = rank_device(config, tp_rank)
     if device.type == "cpu":
         # One core stays free: threads that wait for a busy core hold up every operator.
-        torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // config.tp_size))
+        torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // len(_ranks_here(config))))
     else:
         # Copies of transfer libraries wait for all that is queued on the default stream: the next steps, in our case.
         torch.cuda.set_stream(torch.cuda.Stream(device))
     stages = Stages(config.given.logging.show_time_cost)
     port = config.given.runtime.nccl_port
-    meeting = f"tcp://127.0.0.1:{port}" if port else f"file://{rendezvous}"
-    parallel = init_parallel(tp_rank, config.tp_size, meeting, device, config.dist_timeout)
-    parallel = replace(parallel, in_order=config.given.optimization.enable_deterministic_inference)
+    if config.given.nodes.nnodes > 1:
+        _take_the_way_to(rendezvous)
+    elif port:
+        rendezvous = f"tcp://127.0.0.1:{port}"
+    parallel = init_parallel(tp_rank, config.tp_size, rendezvous, device, config.dist_timeout, listening)
+    in_order = config.given.optimization.enable_deterministic_inference
+    parallel = replace(parallel, in_order=in_order, node_size=len(_ranks_here(config)))
     stages.over("meeting the other ranks")
     options = _model_options(config, device, parallel)
     try:
@@ -109,6 +122,15 @@ def build_rank(config: ResolvedConfig, tp_rank: int, rendezvous: str) -> Rank:
         ) from error
     stages.over("making the KV pool and capturing graphs")
     return Rank(loaded, options, pool, executor, parallel, engine_digest(config, executor.attention_names))
+
+
+def _take_the_way_to(rendezvous: str) -> None:
+    """Have gloo and NCCL use the network interface that leads there: they would take the host name's, or guess."""
+    at = urlsplit(rendezvous)
+    interface = interface_towards(at.hostname or "", at.port or 0)
+    if interface:
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, interface)
 
 
 def _model_options(config: ResolvedConfig, device: torch.device, parallel: ParallelState) -> ModelOptions:

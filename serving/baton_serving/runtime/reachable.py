@@ -6,6 +6,8 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 
+import psutil
+
 _DISCARD_PORT = 9
 # Documentation networks (RFC 5737, RFC 3849): the route to them is the default route. Nothing is ever sent there.
 _ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
@@ -24,6 +26,16 @@ def reachable_host(listening: str, meeting: Iterable[tuple[str, int]]) -> str:
         if found:
             return found
     return "127.0.0.1" if address.version == 4 else "::1"
+
+
+def interface_towards(host: str, port: int) -> str:
+    """Name of the network interface that leads to that address, "" when there is none."""
+    own = ipaddress.ip_address(_source_address(host, port) or host)
+    for name, addresses in psutil.net_if_addrs().items():
+        for one in addresses:
+            if one.family in _ANYWHERE and ipaddress.ip_address(one.address.partition("%")[0]) == own:
+                return name
+    return ""
 
 
 def host_port(host: str, port: int) -> str:

@@ -26,6 +26,7 @@ from baton_serving.runtime.loop import SchedulerLoop
 from baton_serving.runtime.messages import ApiInput, DetokenizerInput, GenerateInput, SchedulerInput
 from baton_serving.runtime.process import Reporter
 from baton_serving.runtime.rank import Rank, build_rank, logit_processors, rank_facts
+from baton_serving.runtime.rank_sockets import RankSockets
 from baton_serving.runtime.watchdog import GcWarnings, Watchdog
 from baton_serving.runtime.weight_updates import WeightUpdates
 from baton_serving.runtime.weights import RankWeights
@@ -39,21 +40,25 @@ log = logging.getLogger(__name__)
 def rank_main(given: ServerConfig, identity: Identity, tp_rank: int, addresses: Addresses, reporter: Reporter) -> None:
     """Entry point of a rank's process; returns when told to stop.
 
-    Rank 0 decides what the configuration leaves open and tells the parent, which passes it to the other ranks.
+    Rank 0 decides what the configuration leaves open and where the ranks meet, and tells the parent, which passes it to
+    the other ranks.
     """
     logs.configure(f"rank{tp_rank}", given.logging.log_level, given.logging.log_level_http or "warning")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     config: ResolvedConfig
+    sockets = None
     if tp_rank == 0:
         config = resolve_here(given)
-        reporter.tell(config)
+        sockets = RankSockets(context, addresses, given.runtime.nccl_port or 0)
+        addresses = sockets.addresses
+        reporter.tell((config, addresses))
     else:
-        config = reporter.hear()
-    rank = build_rank(config, tp_rank, addresses.rendezvous)
+        config, addresses = reporter.hear()
+    rank = build_rank(config, tp_rank, addresses.rendezvous, None if sockets is None else sockets.listening)
     gc_warnings = GcWarnings(config.given.logging.gc_warning_threshold_secs)
     gc_warnings.install()
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    if tp_rank == 0:
-        _lead(config, identity, rank, context, addresses, reporter)
+    if sockets is not None:
+        _lead(config, identity, rank, context, sockets, reporter)
     else:
         _follow(config, identity, rank, context, addresses, reporter)
 
@@ -129,16 +134,18 @@ def _lead(
     identity: Identity,
     rank: Rank,
     context: zmq.Context[zmq.Socket[bytes]],
-    addresses: Addresses,
+    sockets: RankSockets,
     reporter: Reporter,
 ) -> None:
+    addresses = sockets.addresses
+    sockets.meet(config.dist_timeout, transfers=_transfers(config))
     inbox: Pull[SchedulerInput] = Pull(context, addresses.scheduler, SchedulerInput)
     to_detokenizer: Push[DetokenizerInput] = Push(context, addresses.detokenizer)
     to_api: Push[ApiInput] = Push(context, addresses.api)
-    followers = Followers(context, addresses, config.dist_timeout)
+    followers = Followers(sockets, config.dist_timeout)
     cache_log = None if config.given.optimization.disable_radix_cache else CacheLog()
     scheduler = Scheduler(scheduler_config(config), rank.loaded.kv_layout, rank.pool.pages, observer=cache_log)
-    handoff = Handoff(config, identity, rank, scheduler, context, addresses) if _transfers(config) else None
+    handoff = Handoff(config, identity, rank, scheduler, sockets) if _transfers(config) else None
     mode = config.given.disaggregation.disaggregation_mode
     lone = LoneLeg(scheduler, mode) if handoff is None and mode != "null" else None
     watchdog = Watchdog(config.given.runtime.watchdog_timeout)
@@ -178,4 +185,5 @@ def _lead(
         to_detokenizer.close(linger_ms=200)
         to_api.close(linger_ms=200)
         inbox.close()
+        sockets.close()
         context.term()

@@ -15,12 +15,14 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
 
 class WeightSource(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where new weights come from: the checkpoint `path` (a folder, or a name on the hub in `revision`), some tensors
-    in the safetensors `file`, or `tensors` broadcast by rank 0 of `group`.
+    in the safetensors `file`, or `tensors` broadcast by rank 0 of `group`. For ranks on other nodes its `content`
+    comes along.
     """
 
     path: str = ""
     revision: str | None = None
     load_format: str = "auto"
     file: str = ""
+    content: bytes = b""
     group: str = ""
     tensors: list[TensorSpec] = []

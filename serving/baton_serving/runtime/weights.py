@@ -5,6 +5,7 @@ Staging runs on a thread of its own; everything else happens between two steps, 
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,7 +25,7 @@ from baton_serving.runtime.weight_source import WeightSource
 
 
 class StagingState(msgspec.Struct, kw_only=True):
-    """How far a rank is. `digest` is rank 0's alone; `error` says why nothing is staged."""
+    """How far a rank is. `digest` is that of a node's first rank alone; `error` says why nothing is staged."""
 
     running: bool = False
     done: int = 0
@@ -60,6 +61,11 @@ class RankWeights:
     def digest(self) -> str:
         """Content digest of what serves."""
         return self._loaded.digest
+
+    @property
+    def node_size(self) -> int:
+        """Ranks on each node."""
+        return self._rank.parallel.node_size or self._rank.parallel.tp_size
 
     def stage(self, source: dict[str, Any]) -> None:
         """Begin to stage; `staging` tells how it goes. What was staged before is dropped."""
@@ -164,6 +170,11 @@ class RankWeights:
                 )
             received = group.receive([(tensor.name, tensor.dtype, tensor.shape) for tensor in source.tensors])
             return stage_tensors(self._loaded, self._options, received, progress)
+        if source.content:
+            with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
+                copy.write(source.content)
+                copy.flush()
+                return self._read(WeightSource(file=copy.name), progress)
         if source.file:
             sent = SafetensorsCheckpoint([Path(source.file)], use_mmap=False)
             return stage_tensors(self._loaded, self._options, sent, progress)

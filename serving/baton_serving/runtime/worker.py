@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import cast
 
 import zmq
 
@@ -17,7 +18,8 @@ from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.intake import Intake
 from baton_serving.runtime.locate import locate
 from baton_serving.runtime.messages import ApiInput, SchedulerInput
-from baton_serving.runtime.process import Child, ChildWatch, stop_all, wait_ready
+from baton_serving.runtime.node_messages import Welcome
+from baton_serving.runtime.process import Child, ChildWatch, Told, stop_all, wait_ready
 from baton_serving.runtime.rank_facts import RankFacts
 from baton_serving.runtime.reachable import host_port
 from baton_serving.runtime.tokenizer import Tokenizer, TokenizerSource, load_tokenizer
@@ -25,6 +27,7 @@ from baton_serving.sampling.validate import Limits
 
 # What the children run; by name, so that only they load it.
 _BOOTSTRAP = "baton_serving.runtime.bootstrap_process:bootstrap_main"
+_GATHER = "baton_serving.runtime.gathering:gather_main"
 _DETOKENIZER = "baton_serving.runtime.detokenizer:detokenizer_main"
 _RANK = "baton_serving.runtime.scheduler_process:rank_main"
 
@@ -47,6 +50,7 @@ class Worker:
     def __init__(self, config: ServerConfig, identity: Identity) -> None:
         """ConfigError when there is no such checkpoint, ModuleNotFoundError when no model could be loaded."""
         _require("torch", "transformers")
+        self._asked = config
         self._given = locate(config)
         self._identity = identity
         self._addresses = Addresses.create(config.runtime.tp_size)
@@ -69,23 +73,27 @@ class Worker:
         Raises ConfigError when the caller must change something, InternalError when a child died.
         """
         self._serve_bootstrap()
+        nodes, addresses = self._gather_nodes()
         given, source = self._given, tokenizer_source(self._given)
         level, interval = given.logging.log_level, given.runtime.stream_interval
         detokenizer = Child("detokenizer", _DETOKENIZER, level, self._addresses, source, interval)
         ranks = [
-            Child(f"rank{tp_rank}", _RANK, given, self._identity, tp_rank, self._addresses)
-            for tp_rank in range(given.runtime.tp_size)
+            Child(f"rank{tp_rank}", _RANK, given, self._identity, tp_rank, addresses)
+            for tp_rank in given.nodes.ranks(given.runtime.tp_size)
         ]
         self._children += [detokenizer, *ranks]
         decided: list[ResolvedConfig] = []
 
-        def share(_: Child, config: object) -> None:
-            assert isinstance(config, ResolvedConfig)
+        def share(_: Child, value: object) -> None:
+            config, where = cast("tuple[ResolvedConfig, Addresses]", value)
             decided.append(config)
             for follower in ranks[1:]:
-                follower.tell(config)
+                follower.tell((config, where))
+            for node in nodes:
+                bare = dataclasses.replace(config, given=ServerConfig())
+                node.tell(Welcome(bare, self._asked.model, self._identity, where))
 
-        facts = wait_ready([detokenizer, *ranks], share)
+        facts = wait_ready([*nodes, detokenizer, *ranks], share)
         return WorkerFacts(decided[0], self._identity, RankFacts.from_plain(facts["rank0"]))
 
     def _serve_bootstrap(self) -> None:
@@ -102,6 +110,16 @@ class Worker:
         address = host_port(self._identity.host, wait_ready([server])[server.name]["port"])
         chosen = dataclasses.replace(chosen, disaggregation_bootstrap_addr=address)
         self._given = dataclasses.replace(given, disaggregation=chosen)
+
+    def _gather_nodes(self) -> tuple[list[Child], Addresses]:
+        """Wait for the other nodes, if the worker has any: the process that ties them to this one, and where ranks
+        meet."""
+        if self._given.nodes.nnodes == 1:
+            return [], self._addresses
+        nodes = Child("nodes", _GATHER, self._asked)
+        self._children.append(nodes)
+        host = cast("Told", nodes.receive()).value
+        return [nodes], self._addresses.over_nodes(str(host))
 
     def watch(self, on_death: Callable[[str, int | None], None]) -> None:
         """Call `on_death(name, exit code)` once, from a thread of its own, when the first child ends."""

@@ -315,12 +315,20 @@ def test_decode_alone_serves_whole() -> None:
 
 
 def test_a_worker_over_several_nodes_is_a_leader_worker_set() -> None:
-    (item,) = [
-        item
-        for name, item in children(spec(decode="{parallelism: {tensor: 2, nodes: 2}}", prefill="{replicas: 0}")).items()
-        if "LeaderWorkerSet" in name
-    ]
-    assert item["spec"]["leaderWorkerTemplate"]["size"] == 2
+    role, secret = "{parallelism: {tensor: 2, nodes: 2}}", "{mutualTls: true}"
+    made = children(spec(decode=role, prefill="{replicas: 0}", security=secret))
+    (item,) = [item for name, item in made.items() if "LeaderWorkerSet" in name]
+    group = item["spec"]["leaderWorkerTemplate"]
+    assert (group["size"], group["restartPolicy"]) == (2, "RecreateGroupOnPodRestart")
+    (container,) = group["workerTemplate"]["spec"]["containers"]
+    words = dict(zip(container["args"], container["args"][1:], strict=False))
+    assert (words["--nnodes"], words["--node-rank"], words["--tp-size"]) == ("2", "$(LWS_WORKER_INDEX)", "2")
+    assert words["--dist-init-addr"] == "$(LWS_LEADER_ADDRESS):20000"
+    assert words["--host"] == "$(POD_IP)"  # at which peers reach the pages of each pod's ranks
+    assert words["--disaggregation-curve-key-file"]  # whole, but its pods have to know each other
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert words["--probe-port"] == str(ports["http"])
+    assert {container[probe]["httpGet"]["port"] for probe in ("startupProbe", "readinessProbe")} == {"http"}
 
 
 def test_overrides_are_laid_over_by_name_but_our_labels_stand() -> None:

@@ -151,7 +151,7 @@ def test_an_exhausted_quota_is_named() -> None:
     [
         ("{model: {uri: 's3://b/m'}}", "InvalidSpec", "spec.model.uri: s3:// cannot be fetched yet"),
         (
-            "{model: {uri: 'hf://a/b'}, decode: {parallelism: {tensor: 2, nodes: 2}}}",
+            "{model: {uri: 'hf://a/b'}, decode: {parallelism: {tensor: 2, nodes: 2}}, security: {mutualTls: true}}",
             "LeaderWorkerSetMissing",
             "decode workers span nodes",
         ),

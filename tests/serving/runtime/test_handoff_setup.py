@@ -19,6 +19,7 @@ from baton_serving.runtime.channels import Addresses
 from baton_serving.runtime.facts import resolve_here
 from baton_serving.runtime.handoff_setup import Handoff, curve_keys
 from baton_serving.runtime.identity import Identity
+from baton_serving.runtime.rank_sockets import RankSockets
 
 BATON_TINY = Path(__file__).parents[3] / "examples" / "models" / "baton-tiny"
 
@@ -112,7 +113,7 @@ def test_the_control_connection_ends_after_the_engines(monkeypatch: pytest.Monke
     with zmq.Context() as context:
         addresses = Addresses.create(1)
         identity = Identity.fresh("127.0.0.1", 1)
-        handoff = Handoff(config, identity, worker.rank, worker.scheduler, context, addresses)
+        handoff = Handoff(config, identity, worker.rank, worker.scheduler, RankSockets(context, addresses))
         endpoint = handoff.service.endpoint
         close_engines = handoff._local.close
         seen: list[bool] = []

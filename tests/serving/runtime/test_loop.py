@@ -27,6 +27,7 @@ from baton_serving.runtime.messages import (
     TokenOutput,
     WorkerState,
 )
+from baton_serving.runtime.rank_sockets import RankSockets
 from baton_serving.runtime.watchdog import Watchdog
 from baton_serving.sampling.params import SamplingParams
 from baton_serving.scheduling.config import SchedulerConfig
@@ -83,7 +84,7 @@ class World:
         self._loop = SchedulerLoop(
             scheduler,
             runner or _AtOnce(),
-            Followers(self._context, self._addresses, 1.0),
+            Followers(RankSockets(self._context, self._addresses), 1.0),
             inbox,
             to_detokenizer,
             to_api,

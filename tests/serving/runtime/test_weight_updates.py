@@ -19,6 +19,7 @@ from baton_serving.errors import InvalidRequest, Unavailable
 from baton_serving.runtime.channels import Addresses
 from baton_serving.runtime.control_calls import Later
 from baton_serving.runtime.followers import Followers
+from baton_serving.runtime.rank_sockets import RankSockets
 from baton_serving.runtime.weight_source import WeightSource
 from baton_serving.runtime.weight_updates import WeightUpdates
 from baton_serving.runtime.weights import RankWeights
@@ -26,7 +27,7 @@ from baton_serving.sampling.params import SamplingParams
 
 GREEDY = SamplingParams(max_new_tokens=12, temperature=0.0, ignore_eos=True)
 PROMPT = list(range(4, 90))
-NOBODY = Followers(zmq.Context(), Addresses("", "", "", "", "", (), "", ()), timeout=1.0)
+NOBODY = Followers(RankSockets(zmq.Context(), Addresses("", "", "", "", "", (), "", (), "")), timeout=1.0)
 
 
 @pytest.fixture(scope="module")
