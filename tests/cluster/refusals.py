@@ -44,6 +44,11 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "should match '^/",
     ),
     "misspelt_field": ("{model: {url: 'hf://a/b', uri: 'hf://a/b'}}", "spec.model.url", "unknown field"),
+    "keys_from_a_file": (
+        "gateway: {apiKeys: {file: keys}}",
+        "spec.gateway.apiKeys.secret",
+        "write secret, the name of one with an entry for each client",
+    ),
     "decode_at_zero": ("decode: {replicas: 0}", "spec.decode.replicas", "raise decode.replicas"),
     "negative_replicas": ("prefill: {replicas: -1}", "spec.prefill.replicas", BELOW.format(0)),
     "too_many_replicas": ("decode: {replicas: 10001}", "spec.decode.replicas", ABOVE.format(10000)),

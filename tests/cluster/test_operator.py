@@ -107,6 +107,10 @@ CHANGES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "gateway_placement": ({"gateway": {"placement": {"nodeSelector": {"a": "b"}}}}, {"Deployment chat-gateway"}),
     "gateway_env": ({"gateway": {"env": [{"name": "A", "value": "b"}]}}, {"Deployment chat-gateway"}),
     "gateway_overrides": ({"gateway": {"overrides": {"spec": {"hostname": "h"}}}}, {"Deployment chat-gateway"}),
+    "gateway_api_keys": (
+        {"gateway": {"apiKeys": {"secret": "clients"}}},
+        {"Deployment chat-gateway", "NetworkPolicy chat-gateway"},
+    ),
     "gateway_service": ({"gateway": {"service": {"type": "NodePort"}}}, {"Service chat"}),
     "service_annotations": ({"gateway": {"service": {"annotations": {"a": "b"}}}}, {"Service chat"}),
     "ingress": ({"gateway": {"ingress": {"host": "a.example"}}}, {"Ingress chat"}),

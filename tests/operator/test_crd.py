@@ -167,6 +167,8 @@ SPECS: list[dict[str, Any]] = [
     {"model": HF, "decode": {"env": [{"name": "A"}]}},
     {"model": HF, "decode": {"env": [{"name": "A", "value": "x", "secret": {"name": "a", "key": "b"}}]}},
     {"model": HF, "decode": {"placement": {"tolerations": [{"operator": "Exists", "value": "v", "key": "k"}]}}},
+    {"model": HF, "gateway": {"apiKeys": {"file": "keys"}}},
+    {"model": HF, "gateway": {"apiKeys": {"file": "keys", "secret": "clients"}}},
     {"model": HF, "gateway": {"placement": {"tolerations": [{"value": "v"}]}}},
     {"model": HF, "transfer": {"devices": ["mlx5_0"]}},
     {"model": HF, "transfer": {"resource": "rdma/hca"}},

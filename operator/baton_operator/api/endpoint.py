@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from baton_operator.api.fields import Annotations, Label, Namespace, ObjectName, Part, Port
+from baton_operator.api.fields import Annotations, Label, Namespace, ObjectName, Part, Port, Rule, Text
 from baton_operator.api.pods import Pods
 
 
@@ -79,6 +79,33 @@ class Admission(Part):
     """Tokens of prompts and answers of one API key in a minute, at each replica; any number when left out."""
 
 
+class ApiKeys(Part):
+    """The keys that clients must show, as `Authorization: Bearer KEY`. A change of them restarts nothing."""
+
+    secret: ObjectName | None = None
+    """Secret with an entry for each client, named as the client is called, in the namespace of the service.
+
+    Its value is the client's key. Behind that may stand limits of its own, `requests=N` and `tokens-per-minute=N`, in
+    the place of those of `admission`. An entry may have several lines, with the same limits, to renew a key without a
+    gap.
+    """
+    file: Text | None = None
+    """What local runs read instead: a file with a line `NAME KEY` for each key, or a folder that is like the Secret.
+
+    A path that does not begin with a slash is taken from the folder of the manifest.
+    """
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.secret)",
+            lambda part: part.secret is not None,
+            "pods take keys from a Secret alone; write secret, the name of one with an entry for each client",
+            ".secret",
+            cluster=True,
+        ),
+    )
+
+
 class Gateway(Pods):
     """The one OpenAI endpoint in front of all workers."""
 
@@ -98,6 +125,8 @@ class Gateway(Pods):
     """How long a request waits when no worker is ready; raise it where workers scale to zero."""
     admission: Admission = Admission()
     """How many requests are let in, in all and of one API key."""
+    api_keys: ApiKeys | None = None
+    """The keys that clients must show; whoever reaches the endpoint may ask when left out."""
     service: EndpointService = EndpointService()
     """The Kubernetes Service in front of the gateway."""
     route: Route | None = None

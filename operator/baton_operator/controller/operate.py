@@ -92,23 +92,23 @@ class Operator:
         return self._synced is None or time.monotonic() < self._synced + _LATE * self._options.resync_seconds + 60.0
 
     async def run(self, lease: Lease, stop: asyncio.Event) -> int:
-        """Until `stop` is set or a signal comes: 0; or the Lease or the watches are lost: 1."""
+        """Until `stop` is set: 0; or the Lease or the watches are lost: 1."""
         await self._find_apis()
-        watching = watch(self._changed, self._options.namespaces, self._reconciler.settings.apis, stop)
-        tasks = [asyncio.create_task(work) for work in (lease.keep(self._api), self._resync(), *self._workers())]
-        watcher = asyncio.create_task(watching)
+        watching = watch(self._changed, self._options.namespaces, self._reconciler.settings.apis)
+        works = (watching, lease.keep(self._api), self._resync(), *self._workers(), stop.wait())
+        tasks = [asyncio.create_task(work) for work in works]
         try:
-            await asyncio.wait([watcher, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            ended = [task for task in [watcher, *tasks] if task.done()]
-            for task in [watcher, *tasks]:
+            ended = [task for task in tasks if task.done()]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(watcher, *tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
         for task in ended:
             if (error := task.exception()) is not None:
                 log.error("the operator ends: %s", error)
                 return 1
-        return 0
+        return 0 if stop.is_set() else 1
 
     def _changed(self, key: Key, delay: float) -> None:
         """Something happened to a service: what a resync saw of it is out of date."""

@@ -13,8 +13,9 @@ import aiohttp
 from baton_operator.controller.credentials import client_tls
 from baton_operator.controller.survey import Key
 from baton_operator.planner import Context, Observed, Plan
-from baton_operator.planner.context import COMPONENT, GATEWAY_PORT, PROBE_PORT
+from baton_operator.planner.context import COMPONENT, PROBE_PORT
 from baton_operator.planner.gateway import COMPONENT as GATEWAY
+from baton_operator.planner.gateway import open_port
 from baton_operator.planner.objects import Object, label, list_at, text_at
 from baton_operator.planner.revision import name_of, wanted_revisions
 from baton_operator.rollout.health import HealthBook, ask_probe
@@ -51,7 +52,8 @@ class Rollouts:
             self.forget(key)
             return observed
         watched = self._watched.setdefault(key, _Watched())
-        gateways = await asyncio.gather(*(self._ready_for(pod) for pod in observed.pods if _is_gateway(pod)))
+        port = open_port(context)
+        gateways = await asyncio.gather(*(self._ready_for(pod, port) for pod in observed.pods if _is_gateway(pod)))
         workers = [(one.id, one.incarnation, _open_url(context, one.url)) for one in observed.workers or () if one.url]
         counts = await watched.health.look(self._session, workers)
         return replace(
@@ -77,9 +79,9 @@ class Rollouts:
 
         watched.probing = asyncio.create_task(ask())
 
-    async def _ready_for(self, pod: Object) -> frozenset[str] | None:
+    async def _ready_for(self, pod: Object, port: int) -> frozenset[str] | None:
         """The workers that a gateway sends requests to; None when it does not answer."""
-        url = f"http://{text_at(pod, 'status', 'podIP')}:{GATEWAY_PORT}/v1/baton/workers"
+        url = f"http://{text_at(pod, 'status', 'podIP')}:{port}/v1/baton/workers"
         try:
             async with self._session.get(url, timeout=_TIMEOUT) as answer:
                 answer.raise_for_status()

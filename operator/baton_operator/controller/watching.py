@@ -2,6 +2,9 @@
 
 Event handlers only: change handlers and returned results would write annotations and status into users' objects, and
 kopf would retry what our own queue retries.
+
+kopf has a thread and an event loop of its own: when it ends it stops every task of its loop, whoever began it, and
+raises what any of them raised.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from threading import Event
 from typing import Any
 
 import kopf
@@ -22,12 +26,29 @@ _BACKOFF = (1, 1, 2, 3, 5, 8, *(15 for _ in range(240)))  # an hour without an A
 
 
 async def watch(
+    changed: Callable[[tuple[str, str], float], None], namespaces: Sequence[str], apis: frozenset[str]
+) -> None:
+    """Call `changed(key, delay)` on this loop for every event, until cancelled; raises what ends kopf before."""
+    loop = asyncio.get_running_loop()
+    stop = Event()
+
+    def tell(key: tuple[str, str], delay: float) -> None:
+        loop.call_soon_threadsafe(changed, key, delay)
+
+    thread = asyncio.create_task(asyncio.to_thread(asyncio.run, _watch(tell, namespaces, apis, stop)))
+    try:
+        await asyncio.shield(thread)
+    finally:
+        stop.set()
+        await thread
+
+
+async def _watch(
     changed: Callable[[tuple[str, str], float], None],
     namespaces: Sequence[str],
     apis: frozenset[str],
-    stop: asyncio.Event,
+    stop: Event,
 ) -> None:
-    """Call `changed(key, delay)` for every event until a signal comes or `stop` is set. Runs in the main thread."""
     registry = kopf.OperatorRegistry()
     settings = _settings()
     kopf.on.login(registry=registry)(_login)
@@ -59,14 +80,17 @@ async def watch(
                 child_changed
             )
             settings.watching.label_selectors[resource.group, version, resource.plural] = INSTANCE
-    await kopf.operator(
-        registry=registry,
-        settings=settings,
-        standalone=True,
-        clusterwide=not namespaces,
-        namespaces=namespaces,
-        stop_flag=stop,
-    )
+    try:
+        await kopf.operator(
+            registry=registry,
+            settings=settings,
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            stop_flag=stop,
+        )
+    finally:
+        stop.set()  # a thread of kopf's waits for it
 
 
 def _settings() -> kopf.OperatorSettings:

@@ -32,6 +32,7 @@ PROBE_PORT: Final = 30001  # of workers whose other port asks for a certificate
 BOOTSTRAP_PORT: Final = 8998
 BOOTSTRAP_HTTP_PORT: Final = 8999
 GATEWAY_PORT: Final = 8000
+GATEWAY_PROBE_PORT: Final = 8001  # of gateways whose other port asks for an API key
 
 MAX_NAME = 63
 MAX_WORKLOAD_NAME = 44  # LeaderWorkerSet and StatefulSet append up to 19 characters and put the whole into a label

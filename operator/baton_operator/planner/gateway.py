@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from baton_operator.planner.context import GATEWAY_PORT, Context
+from baton_operator.planner.context import GATEWAY_PORT, GATEWAY_PROBE_PORT, Context
 from baton_operator.planner.objects import Object, without_empty
 from baton_operator.planner.pods import (
     certificates,
@@ -19,6 +19,7 @@ from baton_operator.planner.pods import (
 
 COMPONENT = "gateway"
 GATEWAY_API: Final = "gateway.networking.k8s.io/v1"
+_KEYS: Final = "/var/run/baton-keys"
 _UNLISTED_SECONDS = 5  # until every node has taken a stopping pod out of the Service
 
 
@@ -32,7 +33,7 @@ def build_gateway(context: Context) -> Iterator[dict[str, object]]:
     service: dict[str, object] = {
         "type": gateway.service.type,
         "selector": context.selector(COMPONENT),
-        "ports": [{"name": "http", "port": gateway.port, "targetPort": "http", "appProtocol": "http"}],
+        "ports": [{"name": "http", "port": gateway.port, "targetPort": GATEWAY_PORT, "appProtocol": "http"}],
     }
     yield _annotated(
         context.child("v1", "Service", context.name, COMPONENT, {"spec": service}), gateway.service.annotations
@@ -54,18 +55,20 @@ def _pod(context: Context) -> object:
     volumes, mounts = scratch()
     token_volumes, token_mounts, token_env = secret_token(context)
     tls_volumes, tls_mounts, tls_flags = certificates(context, COMPONENT, "--worker-ssl")
-    port = {"tcpSocket": {"port": "http"}}
+    key_volumes, key_mounts, key_flags = _api_keys(context)
+    ports = _ports(context)
+    port = {"tcpSocket": {"port": ports[0]["name"]}}
     args = ["gateway", "--host", "0.0.0.0", "--port", str(GATEWAY_PORT)]
-    args += ["--bootstrap-addr", context.bootstrap_addresses(), *part.flags(), *tls_flags]
+    args += ["--bootstrap-addr", context.bootstrap_addresses(), *part.flags(), *tls_flags, *key_flags]
     container = {
         "name": "gateway",
         "image": part.image or context.settings.gateway_image,
         "args": args,
         "env": [{"name": "BATON_LOG_FORMAT", "value": "json"}, *token_env, *environment(part.env)],
-        "ports": [{"name": "http", "containerPort": GATEWAY_PORT}],
+        "ports": ports,
         "resources": resources(part),
         "securityContext": container_security(),
-        "volumeMounts": [*mounts, *token_mounts, *tls_mounts],
+        "volumeMounts": [*mounts, *token_mounts, *tls_mounts, *key_mounts],
         # Ready with a port, not with workers: without any it answers 503 with a reason, or lets requests wait.
         "readinessProbe": {**port, "periodSeconds": 2},
         "livenessProbe": {**port, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
@@ -79,11 +82,34 @@ def _pod(context: Context) -> object:
     }
     spec = {
         "containers": [container],
-        "volumes": [*volumes, *token_volumes, *tls_volumes],
+        "volumes": [*volumes, *token_volumes, *tls_volumes, *key_volumes],
         "topologySpreadConstraints": [spread],
         "terminationGracePeriodSeconds": context.manifest.spec.rollout.drain_seconds + _UNLISTED_SECONDS,
     }
     return template(context, part, context.labels(COMPONENT), spec)
+
+
+def open_port(context: Context) -> int:
+    """Where a gateway tells its figures to whoever may connect there: with API keys on its port for probes."""
+    return GATEWAY_PORT if context.manifest.spec.gateway.api_keys is None else GATEWAY_PROBE_PORT
+
+
+def _ports(context: Context) -> list[dict[str, object]]:
+    """That of clients first. The port named http answers scrapers: with API keys one of its own, as they have none."""
+    if open_port(context) == GATEWAY_PORT:
+        return [{"name": "http", "containerPort": GATEWAY_PORT}]
+    return [{"name": "openai", "containerPort": GATEWAY_PORT}, {"name": "http", "containerPort": GATEWAY_PROBE_PORT}]
+
+
+def _api_keys(context: Context) -> tuple[list[object], list[object], list[str]]:
+    """Volumes, mounts and flags with which clients' keys are known."""
+    keys = context.manifest.spec.gateway.api_keys
+    if keys is None:
+        return [], [], []
+    # Kubelets bring changed keys into the running pod.
+    volume = {"name": "api-keys", "secret": {"secretName": keys.secret, "defaultMode": 0o440}}
+    mount = {"name": "api-keys", "mountPath": _KEYS, "readOnly": True}
+    return [volume], [mount], ["--api-keys", _KEYS, "--probe-port", str(GATEWAY_PROBE_PORT)]
 
 
 def _route(context: Context) -> Iterator[dict[str, object]]:

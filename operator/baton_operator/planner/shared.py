@@ -18,6 +18,7 @@ from baton_operator.planner.context import (
     Context,
 )
 from baton_operator.planner.gateway import COMPONENT as GATEWAY
+from baton_operator.planner.gateway import open_port
 from baton_operator.planner.objects import Object, without_empty
 from baton_operator.planner.revision import RoleRevision
 from baton_operator.planner.worker import ROLES, workload_name
@@ -71,6 +72,7 @@ def build_network_policies(context: Context) -> Iterator[dict[str, object]]:
     workers = {"podSelector": {"matchLabels": {INSTANCE: context.name}, "matchExpressions": [_worker_expression()]}}
     scrapers = _scrapers(context)
     metrics_port = PROBE_PORT if context.manifest.spec.security.mutual_tls else WORKER_PORT
+    figures = open_port(context)
     to_bootstrap = {"to": [bootstrap], "ports": [_port(BOOTSTRAP_PORT)]}
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": context.settings.namespace}},
@@ -104,7 +106,10 @@ def build_network_policies(context: Context) -> Iterator[dict[str, object]]:
         context,
         GATEWAY,
         gateway["podSelector"],
-        [{"ports": [_port(GATEWAY_PORT)]}],  # clients, from wherever the Service can be reached
+        [
+            {"ports": [_port(GATEWAY_PORT)]},  # clients, from wherever the Service can be reached
+            *([] if figures == GATEWAY_PORT else [{"from": [operator, *scrapers], "ports": [_port(figures)]}]),
+        ],
         [{"to": [workers], "ports": [_port(WORKER_PORT)]}, to_bootstrap, _DNS],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import ArgumentParser, Namespace
 
 from baton_operator.cli import operator
@@ -14,4 +15,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     logs.configure("operator", args.log_level)
+    # It warns that its thread hears no signals: they are for us.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
     return operator.run(args)

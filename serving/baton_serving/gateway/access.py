@@ -38,7 +38,8 @@ class OpenAccess:
 
 
 class KeyFile:
-    """Keys from a file with a line `NAME KEY` each, or from a folder with a file per name (a mounted Secret).
+    """Keys from a file with a line `NAME KEY` each, or from a folder with a file of lines `KEY` per name (a mounted
+    Secret).
 
     Behind a key may stand the limits of its name, in the place of those of all: `requests=N`, `tokens-per-minute=N`.
     Keys are looked up by a hash under a secret of this process: how long that takes says nothing about any key. One
@@ -102,15 +103,14 @@ class KeyFile:
     def _entries(self) -> Iterator[tuple[str, bytes, Limits]]:
         if self._path.is_dir():
             for file in self._files():
-                words = file.read_text().split()
-                if not words:
+                lines = list(_lines(file))
+                if not lines:
                     raise ConfigError(f"--api-keys {self._path}: the file {file.name} is empty")
-                yield file.name, words[0].encode(), self._own(words[1:], f"the file {file.name} is not {_FORM}")
+                for number, words in lines:
+                    complaint = f"line {number} of the file {file.name} is not {_FORM}"
+                    yield file.name, words[0].encode(), self._own(words[1:], complaint)
             return
-        for number, line in enumerate(self._path.read_text().splitlines(), 1):
-            words = line.split()
-            if not words or words[0].startswith("#"):
-                continue
+        for number, words in _lines(self._path):
             if len(words) < 2:
                 raise ConfigError(f"--api-keys {self._path}: line {number} is not NAME {_FORM}")
             yield words[0], words[1].encode(), self._own(words[2:], f"line {number} is not NAME {_FORM}")
@@ -127,3 +127,11 @@ class KeyFile:
 
     def _hash(self, key: bytes) -> bytes:
         return hashlib.blake2b(key, key=self._secret, digest_size=32).digest()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The words of each line that says something, with its number from 1."""
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        words = line.split()
+        if words and not words[0].startswith("#"):
+            yield number, words

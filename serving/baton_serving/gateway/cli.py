@@ -8,6 +8,7 @@ import resource
 import signal
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
@@ -154,6 +155,12 @@ def _add_security(parser: ArgumentParser) -> None:
         type=Path,
         help="file with the API key of the workers, where these were started with --api-key",
     )
+    parser.add_argument(
+        "--probe-port",
+        type=int,
+        help="port that answers /health, /metrics, /v1/baton/workers and /v1/baton/versions alone, without an API key "
+        "and never with TLS: for probes, scrapers and the operator, which have none; 0: any (default: none)",
+    )
     parser.add_argument("--ssl-certfile", help="certificate chain (PEM) for clients, taken over when it changes")
     parser.add_argument("--ssl-keyfile", help="key of the certificate")
     parser.add_argument("--ssl-ca-certs", help="authority that clients' certificates must come from (default: none)")
@@ -171,10 +178,12 @@ def run(args: Namespace) -> int:
     _allow_connections()
     scheme = "http" if config.tls is None else "https"
 
-    def tell(port: int) -> None:
-        announce(
-            {"service": "gateway", "pid": os.getpid(), "http": f"{scheme}://{config.host}:{port}"}, args.announce_file
-        )
+    def tell(taken: GatewayConfig) -> None:
+        facts: dict[str, str | int] = {"service": "gateway", "pid": os.getpid()}
+        facts["http"] = f"{scheme}://{taken.host}:{taken.port}"
+        if taken.probe_port is not None:
+            facts["probes"] = f"http://{taken.host}:{taken.probe_port}"
+        announce(facts, args.announce_file)
 
     if args.processes > 1:
         return run_processes(config, args.processes, tell)
@@ -207,6 +216,7 @@ def _config(args: Namespace) -> GatewayConfig:
             bootstrap=parse_addresses(args.bootstrap_addr),
             host=args.host,
             port=args.port,
+            probe_port=args.probe_port,
             routing=RoutingConfig(
                 policy=args.policy,
                 decode_policy=args.decode_policy,
@@ -250,14 +260,17 @@ def _worker_key(path: Path | None) -> str | None:
     return key
 
 
-async def _serve(config: GatewayConfig, ready: Callable[[int], None]) -> None:
+async def _serve(config: GatewayConfig, ready: Callable[[GatewayConfig], None]) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    listener = bind(config.host, config.port)
+    listener, probes = bind(config.host, config.port), None
+    if config.probe_port is not None:
+        probes = bind(config.host, config.probe_port, flag="--probe-port")
+        config = replace(config, probe_port=probes.getsockname()[1])
     process = GatewayProcess(config)
-    await process.start(listener)
-    ready(listener.getsockname()[1])
+    await process.start(listener, probes)
+    ready(replace(config, port=listener.getsockname()[1]))
     await stopped.wait()
     await process.stop()

@@ -7,7 +7,8 @@ import logging
 import multiprocessing
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -24,26 +25,34 @@ from baton_serving.logs import fields
 log = logging.getLogger(__name__)
 
 
-def run_processes(config: GatewayConfig, count: int, ready: Callable[[int], None]) -> int:
-    """Run `count` processes until a signal; `ready` gets the port once all of them answer. Returns the exit status.
+def run_processes(config: GatewayConfig, count: int, ready: Callable[[GatewayConfig], None]) -> int:
+    """Run `count` processes until a signal; `ready` gets `config` with the ports that were taken, once all of them
+    answer. Returns the exit status.
 
-    The death of one ends all, so that whoever runs the gateway starts it anew. Raises ConfigError when the port is not
+    The death of one ends all, so that whoever runs the gateway starts it anew. Raises ConfigError when a port is not
     free.
     """
-    bind(config.host, config.port).close()  # a stranger of the same user could share it unnoticed
-    holder = bind(config.host, config.port, shared=True)  # keeps the port, and never listens
-    with holder:
-        return _run(config, holder.getsockname()[1], count, ready)
+    held, probes = _held(config.host, config.port, "--port"), config.probe_port
+    with held as port, nullcontext() if probes is None else _held(config.host, probes, "--probe-port") as probe_port:
+        return _run(replace(config, port=port, probe_port=probe_port), count, ready)
 
 
-def _run(config: GatewayConfig, port: int, count: int, ready: Callable[[int], None]) -> int:
+@contextmanager
+def _held(host: str, port: int, flag: str) -> Iterator[int]:
+    """A port that is kept, though nobody listens there yet."""
+    bind(host, port, flag=flag).close()  # a stranger of the same user could share it unnoticed
+    with bind(host, port, flag=flag, shared=True) as holder:
+        yield holder.getsockname()[1]
+
+
+def _run(config: GatewayConfig, count: int, ready: Callable[[GatewayConfig], None]) -> int:
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="baton-gateway-") as folder:
         started: list[tuple[BaseProcess, Connection]] = []
         for index in range(count):
             ours, theirs = context.Pipe(duplex=False)
             process: BaseProcess = context.Process(
-                target=_child, args=(config, port, Path(folder), index, count, theirs), name=f"gateway-{index}"
+                target=_child, args=(config, Path(folder), index, count, theirs), name=f"gateway-{index}"
             )
             process.start()
             theirs.close()
@@ -53,7 +62,7 @@ def _run(config: GatewayConfig, port: int, count: int, ready: Callable[[int], No
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ending.begin())
         if all(_is_ready(pipe) for _, pipe in started):
-            ready(port)
+            ready(config)
             wait([process.sentinel for process in processes])
         ending.begin()
         for process in processes:
@@ -87,22 +96,21 @@ class _Ending:
                 process.terminate()
 
 
-def _child(config: GatewayConfig, port: int, folder: Path, index: int, count: int, ready: Connection) -> None:
+def _child(config: GatewayConfig, folder: Path, index: int, count: int, ready: Connection) -> None:
     logs.configure(f"gateway-{index}")
     ledger = None if config.door.open and config.api_keys is None else shared_ledger(folder / "ledger", index, count)
     config = replace(config, door=config.door.share(count), bodies_limit=config.bodies_limit // count)
-    uvloop.run(_serve(config, port, Siblings(folder, index, count), ledger, ready))
+    uvloop.run(_serve(config, Siblings(folder, index, count), ledger, ready))
 
 
-async def _serve(
-    config: GatewayConfig, port: int, siblings: Siblings, ledger: Ledger | None, ready: Connection
-) -> None:
+async def _serve(config: GatewayConfig, siblings: Siblings, ledger: Ledger | None, ready: Connection) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     process = GatewayProcess(config, siblings, ledger)
-    await process.start(bind(config.host, port, shared=True))
+    probes = None if config.probe_port is None else bind(config.host, config.probe_port, shared=True)
+    await process.start(bind(config.host, config.port, shared=True), probes)
     ready.send(True)
     ready.close()
     await stopped.wait()

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import socket
+import ssl
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from baton_bootstrap.files import LOOK_EVERY as LOOK_AT_FILES
 from baton_bootstrap.tls import Tls, TlsFiles
 from baton_serving.errors import ConfigError, Unavailable
 from baton_serving.gateway.access import KeyFile
-from baton_serving.gateway.admin import admin_app
+from baton_serving.gateway.admin import admin_app, probe_app
 from baton_serving.gateway.admission.door import Door, DoorConfig
 from baton_serving.gateway.admission.ledger import Ledger
 from baton_serving.gateway.app import App
@@ -46,17 +47,18 @@ TELL_WAITING_EVERY = 1.0
 
 @dataclass(frozen=True)
 class GatewayConfig:
-    """`port` may be 0. `bootstrap` holds the host:port of every replica of the bootstrap server. Times in seconds.
+    """`port` may be 0, and so may `probe_port`, which is None for none: see `admin.probe_app`. Times in seconds.
 
-    `tls` is for clients, `worker_tls` for workers and bootstrap servers. `api_keys`: see `access.KeyFile`; `worker_key`
-    is the API key of all workers, `token` that of the bootstrap servers. `body_limit` bytes are taken in one body,
-    `bodies_limit` held of all that are open. `traces` is the address of an OTLP collector,
-    None for no traces.
+    `bootstrap` holds the host:port of every replica of the bootstrap server. `tls` is for clients, `worker_tls` for
+    workers and bootstrap servers. `api_keys`: see `access.KeyFile`; `worker_key` is the API key of all workers, `token`
+    that of the bootstrap servers. `body_limit` bytes are taken in one body, `bodies_limit` held of all that are open.
+    `traces` is the address of an OTLP collector, None for no traces.
     """
 
     bootstrap: tuple[str, ...]
     host: str = "127.0.0.1"
     port: int = 8000
+    probe_port: int | None = None
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     door: DoorConfig = field(default_factory=DoorConfig)
     patience: Patience = field(default_factory=Patience)
@@ -73,7 +75,7 @@ class GatewayConfig:
     worker_key: str | None = None
 
 
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+def bind(host: str, port: int, *, flag: str = "--port", shared: bool = False) -> socket.socket:
     """A bound socket; `shared` ones may have the same port. Raises ConfigError when the address cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -88,7 +90,7 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"--port {port}: {host}:{port} cannot be listened on ({error.strerror}); choose another port"
+            f"{flag} {port}: {host}:{port} cannot be listened on ({error.strerror}); choose another port"
         ) from error
     listener.setblocking(False)
     return listener
@@ -112,7 +114,8 @@ class GatewayProcess:
         self._siblings = siblings or Siblings()
         self._watch = WatchClient(config.bootstrap, token=config.token, tls=config.worker_tls)
         self._health = HealthChecks(self.core, config.health)
-        self._server: asyncio.Server | None = None
+        self._bodies = Bodies(config.body_limit, config.bodies_limit)
+        self._servers: list[asyncio.Server] = []
         self._tracing: Tracing | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._log_file: BinaryIO | None = None
@@ -124,21 +127,20 @@ class GatewayProcess:
             return Door(config.door, ledger, self._keys.limits)
         return None if config.door.open else Door(config.door, ledger)
 
-    async def start(self, listener: socket.socket) -> None:
-        """Returns once it answers. Raises ConfigError when the access log cannot be written."""
+    async def start(self, listener: socket.socket, probes: socket.socket | None = None) -> None:
+        """Returns once it answers, at `probes` to probes and scrapers, who have no keys.
+
+        Raises ConfigError when the access log cannot be written.
+        """
         config = self.config
         if config.access_log is not None:
             self._open_log(config.access_log)
         self._siblings.attach(self._report, self.history.explain)
         await self._siblings.start()
         app = App(self.core, admin_app(self.core, self._siblings), self._keys, self._spans())
-        bodies = Bodies(config.body_limit, config.bodies_limit)
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(app, self.connections, bodies),
-            sock=listener,
-            backlog=BACKLOG,
-            ssl=None if self._tls is None else self._tls.server,
-        )
+        await self._listen(listener, app, None if self._tls is None else self._tls.server)
+        if probes is not None:
+            await self._listen(probes, App(self.core, probe_app(self.core, self._siblings), routes={}))
         await self._watch.start()
         self._tasks = [
             asyncio.create_task(self._follow()),
@@ -153,9 +155,9 @@ class GatewayProcess:
 
     async def stop(self) -> None:
         """Take no new connection, let open requests end within the grace period, then end them with an error."""
-        assert self._server is not None
         self.core.draining = True
-        self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in list(self.connections):
             connection.stop_when_idle()
         try:
@@ -180,6 +182,12 @@ class GatewayProcess:
         if self._log_file is not None:
             self._access_log.flush()
             self._log_file.close()
+
+    async def _listen(self, listener: socket.socket, app: App, tls: ssl.SSLContext | None = None) -> None:
+        server = await asyncio.get_running_loop().create_server(
+            lambda: ClientConnection(app, self.connections, self._bodies), sock=listener, backlog=BACKLOG, ssl=tls
+        )
+        self._servers.append(server)
 
     def _open_log(self, path: Path) -> None:
         try:

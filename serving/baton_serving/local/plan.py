@@ -111,6 +111,7 @@ def make_plan(
     workers = [staff.spec(role, index) for role, count in staff.counts.items() for index in range(count)]
     listen = ("--host", HOST, "--port", PORT if port == 0 else str(port))
     argv = (*_BATON, "gateway", *listen, "--bootstrap-addr", BOOTSTRAP, *spec.gateway.flags())
+    argv = (*argv, *_key_flags(service, folder))
     gateway = ProcessSpec("gateway", Kind.GATEWAY, argv)
     return Plan(service.metadata.name, service.served_name, (*bootstraps, *workers, gateway), staff)
 
@@ -118,6 +119,16 @@ def make_plan(
 def _bootstrap_argv(lease_seconds: int) -> tuple[str, ...]:
     ports = ("--host", HOST, "--port", PORT, "--http-port", HTTP_PORT)
     return (*_BATON, "bootstrap", *ports, "--lease", str(lease_seconds))
+
+
+def _key_flags(service: InferenceService, folder: Path) -> tuple[str, ...]:
+    """With keys, a port of its own for whoever steers rollouts and has none."""
+    keys = service.spec.gateway.api_keys
+    if keys is None:
+        return ()
+    if keys.file is None:
+        raise ConfigError("spec.gateway.apiKeys: local runs know no Secrets; write file, the path of one with the keys")
+    return ("--api-keys", str((folder / keys.file).resolve()), "--probe-port", "0")
 
 
 def plan_workers(service: InferenceService, folder: Path, machine: Machine, *, undivided: bool = False) -> WorkerPlan:

@@ -186,7 +186,7 @@ class LocalRollout:
     async def _look(self, session: aiohttp.ClientSession) -> None:
         """What the gateway sends requests to, and how they fare."""
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-            async with session.get(f"{self._supervisor.url}/v1/baton/versions") as response:
+            async with session.get(f"{self._supervisor.figures_url}/v1/baton/versions") as response:
                 versions: dict[str, dict[str, int]] = await response.json()
             self._admitted = frozenset(digest for shares in versions.values() for digest in shares)
         workers = [(n, e.worker.incarnation, e.worker.http_url) for n, e in self._supervisor.view.entries.items()]

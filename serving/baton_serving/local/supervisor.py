@@ -71,6 +71,11 @@ class Supervisor:
         return str(self.slots["gateway"].facts.get("http", ""))
 
     @property
+    def figures_url(self) -> str:
+        """Where the gateway tells of workers and versions without an API key."""
+        return str(self.slots["gateway"].facts.get("probes") or self.url)
+
+    @property
     def view(self) -> View:
         """The workers as the bootstrap servers see them."""
         return View() if self._watch is None else self._watch.view

@@ -93,6 +93,7 @@ FULL: dict[str, Any] = {
     "gateway": {
         **_PODS,
         "admission": {"maxRunningRequests": 5, "keyRequests": 5, "keyTokensPerMinute": 5},
+        "apiKeys": {"secret": "clients", "file": "keys"},
         "decodePolicy": "random",
         "service": {"annotations": {"a": "b"}},
         "route": {"parents": [{"name": "g", "namespace": "n", "sectionName": "s"}], "hostnames": ["a.example"]},
@@ -120,6 +121,7 @@ CHANGED: dict[str, set[str]] = {
     "bootstrap": {BOOTSTRAP},
     "bootstrap.replicas": {*BOTH, GATEWAY, "Deployment/chat-bootstrap-1", "Service/chat-bootstrap-1"},
     "gateway": {GATEWAY},
+    "gateway.apiKeys.file": set(),  # for local runs
     "gateway.port": {"Service/chat", "HTTPRoute/chat", "Ingress/chat"},
     "gateway.service": {"Service/chat"},
     "gateway.route": {"HTTPRoute/chat"},
@@ -129,7 +131,7 @@ CHANGED: dict[str, set[str]] = {
     "rollout": set(),
     "rollout.strategy": BOTH,  # workers that change in place fetch from the hub themselves
     "rollout.drainSeconds": {*BOTH, GATEWAY},
-    "metrics.namespaces": POLICIES - {"NetworkPolicy/chat-gateway"},
+    "metrics.namespaces": POLICIES,
     "metrics": {"PodMonitor/chat"},
     "security.networkPolicies": POLICIES,
     "security.mutualTls": {*BOTH, *PODS, "NetworkPolicy/chat-workers"},
@@ -254,6 +256,7 @@ def test_every_line_of_the_table_is_about_some_field() -> None:
         ({"model": "{uri: 'pvc://c/p'}"}, {*BOTH, "NetworkPolicy/chat-workers"}),
         ({"decode": "{autoscaling: {maxReplicas: 4}}"}, {"WorkerScaler/chat-decode"}),
         ({"gateway": "{route: {parents: [{name: g}]}}"}, {"HTTPRoute/chat"}),
+        ({"gateway": "{apiKeys: {secret: s}}"}, {GATEWAY, "NetworkPolicy/chat-gateway"}),
         ({"gateway": "{ingress: {host: h, tlsSecret: t}}"}, {"Ingress/chat"}),
         ({"metrics": "{podMonitor: true}"}, {"PodMonitor/chat"}),
         ({"security": "{proxy: {url: 'http://p:3128'}}"}, {*BOTH, "NetworkPolicy/chat-workers"}),
@@ -374,6 +377,24 @@ def test_with_mutual_tls_the_operator_reaches_workers_for_a_probe_alone() -> Non
 
     assert open_to_the_operator("{}") == {30001}
     assert open_to_the_operator("{gates: {probe: {prompt: hi, expect: there}}}") == {30000, 30001}
+
+
+def test_with_api_keys_scrapers_and_the_operator_have_a_port_of_their_own_and_clients_theirs() -> None:
+    cluster = FakeCluster("{model: {uri: 'hf://a/b'}, gateway: {apiKeys: {secret: clients}}}")
+    cluster.round()
+    pod = cluster.of_kind("Deployment")["chat-gateway"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    words = container["args"]
+    folder = words[words.index("--api-keys") + 1]
+    (volume,) = [one["name"] for one in pod["volumes"] if one.get("secret", {}).get("secretName") == "clients"]
+    assert [one["mountPath"] for one in container["volumeMounts"] if one["name"] == volume] == [folder]
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    assert ports == {"openai": 8000, "http": int(words[words.index("--probe-port") + 1])}
+    assert container["readinessProbe"]["tcpSocket"] == {"port": "openai"}
+    assert cluster.of_kind("Service")["chat"]["spec"]["ports"][0]["targetPort"] == 8000
+    open_to_all, figures = cluster.of_kind("NetworkPolicy")["chat-gateway"]["spec"]["ingress"]
+    assert open_to_all == {"ports": [{"port": 8000, "protocol": "TCP"}]}
+    assert (figures["ports"], len(figures["from"])) == ([{"port": ports["http"], "protocol": "TCP"}], 2)
 
 
 def test_the_bootstrap_servers_http_port_asks_for_a_token_with_mutual_tls() -> None:

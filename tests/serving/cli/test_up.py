@@ -21,15 +21,26 @@ def baton(*args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def with_keys(folder: Path) -> Path:
+    """The quickstart for clients who have a key."""
+    text = (ROOT / "examples/quickstart.yaml").read_text()
+    manifest = folder / "quickstart.yaml"
+    manifest.write_text(text.replace("file://", f"file://{ROOT}/examples/") + "  gateway: {apiKeys: {file: keys}}\n")
+    (folder / "keys").write_text("alice sk-1\n")
+    return manifest
+
+
 @pytest.mark.timeout(300)  # two real workers start: half a minute of CPU on a busy machine
 def test_the_quickstart_serves_and_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
-    process = baton("up", "-f", str(ROOT / "examples/quickstart.yaml"), "--port", "0", "--ready-file", str(ready))
+    process = baton("up", "-f", str(with_keys(tmp_path)), "--port", "0", "--ready-file", str(ready))
     try:
         assert process.stdout is not None
         facts = json.loads(process.stdout.readline())
         assert facts == json.loads(ready.read_text())
-        client = openai.OpenAI(base_url=f"{facts['http']}/v1", api_key="none")
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{facts['http']}/v1", api_key="none").models.list()
+        client = openai.OpenAI(base_url=f"{facts['http']}/v1", api_key="sk-1")
         assert [model.id for model in client.models.list()] == ["baton-tiny"]
         reply = client.chat.completions.with_raw_response.create(
             model="baton-tiny", messages=[{"role": "user", "content": QUESTION}], temperature=0

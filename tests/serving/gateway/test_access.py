@@ -77,6 +77,16 @@ def test_a_mounted_secret(tmp_path: Path) -> None:
     assert keys.tenant(asks("Bearer sk-2")) == "alice"
 
 
+def test_a_key_of_a_mounted_secret_is_renewed_without_a_gap(tmp_path: Path) -> None:
+    (tmp_path / "alice").write_text("sk-1 requests=2\nsk-2 requests=2\n")
+    keys = KeyFile(tmp_path)
+    assert [keys.tenant(asks(f"Bearer {key}")) for key in ("sk-1", "sk-2")] == ["alice", "alice"]
+    assert keys.limits("alice") == Limits(requests=2)
+    (tmp_path / "alice").write_text("sk-1\nsk-2 requests=2\n")
+    with pytest.raises(ConfigError, match="the lines of alice have different limits"):
+        KeyFile(tmp_path)
+
+
 def test_a_name_may_have_limits_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("alice sk-1 requests=3 tokens-per-minute=600\nbob sk-2\nbob sk-3\ncarol sk-4 requests=1\n")

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 import aiohttp
+import pytest
 from support.gateway_bench import ScriptedWorker, events, hang, prefill_ok, stream
 
 from baton_bootstrap.client import RegistrationClient
@@ -102,6 +103,42 @@ async def test_told_to_stop_it_lets_open_streams_end() -> None:
             await call.chunk(event)
         await call.end()
         assert await (await asking).read() == b"".join(events("late"))
+    assert await exit_status(gateway) == 0
+    await worker.stop()
+    await bootstrap.stop()
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_the_port_for_probes_asks_for_no_key_and_takes_no_requests(tmp_path: Path, processes: str) -> None:
+    bootstrap = BootstrapServer(ServerConfig())
+    await bootstrap.start()
+    worker = ScriptedWorker("b", Role.BOTH, stream("a"))
+    await worker.start()
+    (tmp_path / "alice").write_text("sk-1")
+    address = f"127.0.0.1:{bootstrap.port}"
+    options = ("--port", "0", "--bootstrap-addr", address, "--worker-wait", "20", "--api-keys", str(tmp_path))
+    gateway, facts = await start_gateway(*options, "--probe-port", "0", "--processes", processes)
+    client = RegistrationClient(address, worker.entry.worker, ready())
+    async with client, aiohttp.ClientSession() as session:
+
+        async def status(place: str, route: str, **headers: str) -> int:
+            async with session.get(facts[place] + route, headers=headers) as response:
+                return response.status
+
+        async with session.post(
+            f"{facts['http']}/v1/completions", json={"model": "m"}, headers={"authorization": "Bearer sk-1"}
+        ) as response:
+            assert response.status == 200
+            name = response.headers["x-request-id"]
+        figures = ["/metrics", "/v1/baton/workers", "/v1/baton/versions"]
+        answers = ["/v1/models", f"/v1/baton/explain/{name}"]
+        assert [await status("http", route) for route in (*figures, *answers)] == [401] * 5
+        assert [await status("http", route, authorization="Bearer sk-1") for route in (*figures, *answers)] == [200] * 5
+        assert [await status("probes", route) for route in (*figures, "/health")] == [200] * 4
+        assert [await status("probes", route) for route in answers] == [404] * 2
+        async with session.post(f"{facts['probes']}/v1/completions", json={"model": "m"}) as response:
+            assert response.status == 404
+    gateway.send_signal(signal.SIGTERM)
     assert await exit_status(gateway) == 0
     await worker.stop()
     await bootstrap.stop()

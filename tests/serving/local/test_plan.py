@@ -116,6 +116,16 @@ def test_models_out_of_reach_are_refused(tmp_path: Path, uri: str, said: str) ->
         make_plan(service(uri=uri), tmp_path, MACHINE)
 
 
+def test_clients_keys_come_from_a_file_and_whoever_has_none_gets_a_port(tmp_path: Path) -> None:
+    def gateway(keys: str) -> tuple[str, ...]:
+        plan = make_plan(service(f"  gateway: {{apiKeys: {{{keys}}}}}\n"), tmp_path, MACHINE)
+        return plan.of(Kind.GATEWAY)[0].argv
+
+    assert gateway("file: keys, secret: s")[-4:] == ("--api-keys", str(tmp_path / "keys"), "--probe-port", "0")
+    with pytest.raises(ConfigError, match="local runs know no Secrets; write file"):
+        gateway("secret: s")
+
+
 def test_models_come_from_the_hub_or_an_absolute_path(tmp_path: Path) -> None:
     plan = make_plan(service(uri="hf://owner/name"), tmp_path, MACHINE)
     assert flag(worker(plan, "prefill-0"), "--model-path") == "owner/name"

@@ -30,7 +30,11 @@ def manifest(**rollout: object) -> InferenceService:
 apiVersion: baton.dev/v1alpha1
 kind: InferenceService
 metadata: {{name: roll}}
-spec: {{model: {{uri: 'file://.'}}, bootstrap: {{leaseSeconds: 6}}, rollout: {rollout!r}}}
+spec:
+  model: {{uri: 'file://.'}}
+  bootstrap: {{leaseSeconds: 6}}
+  gateway: {{apiKeys: {{file: keys}}}}
+  rollout: {rollout!r}
 """
     return parse_manifest(text.replace("True", "true").encode())
 
@@ -84,6 +88,7 @@ class Fleet:
 @asynccontextmanager
 async def fleet_of(tmp_path: Path, prefill: int, decode: int, **rollout: object) -> AsyncIterator[Fleet]:
     service = manifest(**rollout)
+    (tmp_path / "keys").write_text("alice sk-1\n")
     real = make_plan(service, tmp_path, Machine(cores=2), gateway_port=0)
     first = staff("w1", prefill, decode)
     specs = [first.spec(role, index) for role, count in first.counts.items() for index in range(count)]
