@@ -38,7 +38,9 @@ def with_flips(members: Sequence[Member], desired: Mapping[str, int]) -> list[Me
         for member in [one for one in away if one.worker.role == role][:count]:
             _move(roles, surplus, member, member.key[0])
     for role, other in ((PREFILL, DECODE), (DECODE, PREFILL)):
-        ready = [one for one in members if one.worker.ready and roles[one.worker.id] == role]
+        ready = [
+            one for one in members if one.worker.ready and one.worker.role == role and roles[one.worker.id] == role
+        ]
         ready.sort(key=lambda one: (one.key[0] == role, -one.worker.order))
         for member in ready[: max(0, min(surplus[role], -surplus[other], len(ready) - 1))]:
             _move(roles, surplus, member, other)
