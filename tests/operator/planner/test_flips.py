@@ -50,6 +50,22 @@ def test_roles_come_nearer_to_what_is_wanted_and_then_stay(before: list[Member],
     assert with_flips(after, desired) == after
 
 
+def test_who_only_comes_home_does_not_count_as_ready_there() -> None:
+    there = [
+        member("p0", PREFILL, DECODE),
+        member("p1", PREFILL, PREFILL, order=1),
+        member("d0", DECODE, PREFILL, ready=False),
+    ]
+    after = with_flips(there, {PREFILL: 1, DECODE: 2})
+    assert [(one.worker.role, one.worker.ready) for one in after] == [
+        (PREFILL, False),
+        (PREFILL, True),
+        (DECODE, False),
+    ]
+    at_home = [member(one.worker.id, one.key[0], one.worker.role, order=one.worker.order) for one in after]
+    assert [one.worker.role for one in with_flips(at_home, {PREFILL: 1, DECODE: 2})] == [PREFILL, DECODE, DECODE]
+
+
 def test_who_serves_elsewhere_goes_home_before_anybody_ends() -> None:
     there = [member("p0", PREFILL, PREFILL), member("d0", DECODE, DECODE), member("d1", DECODE, PREFILL)]
     assert flips_of(there) == {"d1": PREFILL}
