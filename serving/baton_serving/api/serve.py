@@ -46,6 +46,7 @@ from baton_serving.runtime.stages import Stages
 from baton_serving.runtime.tokenizer_manager import RequestObserver, TokenizerManager
 from baton_serving.runtime.updater import Updater
 from baton_serving.runtime.vocabulary import NO_VOCABULARY
+from baton_serving.runtime.watchdog import GcWarnings
 from baton_serving.runtime.worker import Worker, WorkerFacts, load_intake
 from baton_serving.sampling.params import SamplingParams
 from baton_serving.tracing import Tracing
@@ -167,6 +168,8 @@ class _ApiProcess:
         probing = asyncio.create_task(self._answer_probes(service))
         await self._register()
         self._announce()
+        # Else every full collection looks through all that was imported, for some 50 ms in which no stream goes on.
+        GcWarnings(self._config.given.logging.gc_warning_threshold_secs).install()
         await asyncio.wait([asyncio.create_task(self._stopping.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
         for task in (self._following, self._renewing):
             if task is not None:

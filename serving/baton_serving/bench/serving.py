@@ -60,11 +60,18 @@ def run(args: Namespace) -> int:
     return 0 if summary.clean else 1
 
 
+def _as_json(body: object) -> str:
+    """Faster than the standard library's: all prompts at once should reach the server at once."""
+    return msgspec.json.encode(body).decode()
+
+
 async def _measure(args: Namespace, items: list[Item], progress: Progress) -> Summary:
     headers = {"Authorization": f"Bearer {args.api_key}"} if args.api_key else {}
     timeout = aiohttp.ClientTimeout(total=args.timeout, sock_connect=10)
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session:
+    async with aiohttp.ClientSession(
+        headers=headers, timeout=timeout, connector=connector, json_serialize=_as_json
+    ) as session:
         model = await _model_name(session, args)
         route = ROUTES[args.api]
         client = Client(session, args.url, route)

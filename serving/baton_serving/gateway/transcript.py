@@ -1,11 +1,13 @@
 """What the client of a stream has seen, kept as bytes and read only when another worker must go on.
 
-Workers put the tokens of each event into its `id:` line (docs/internals/stream-ids.md). Beyond `KEPT` bytes those lines
-are read and the bytes are let go, so a long stream holds a few bytes per token.
+Workers put the tokens of each event into its `id:` line (docs/internals/stream-ids.md). Beyond `KEPT` bytes at most
+those lines are read and the bytes are let go, so a long stream holds a few bytes per token. Where exactly is drawn for
+every stream: those of one batch grow in step, and read together they would hold all others up.
 """
 
 from __future__ import annotations
 
+import random
 import re
 from array import array
 from dataclasses import dataclass, field
@@ -14,9 +16,9 @@ import orjson
 
 from baton_serving.gateway.http.framing import frame, split_events, unframe
 
-KEPT = 64 * 1024
+KEPT = 16 * 1024
 
-_ID_LINE = re.compile(rb"^id: (\[[0-9,]+\])$", re.MULTILINE)
+_ID_LINE = re.compile(rb"\nid: (\[[0-9,]+\])(?![^\n])")  # begins with plain text, which is searched for fast
 _DATA_LINE = re.compile(rb"^data: (\{.*\})$", re.MULTILINE)
 _FINISH = re.compile(rb'"finish_reason":\s*(?!null)')
 _USAGE = re.compile(rb'"choices":\s*\[\]')
@@ -51,9 +53,10 @@ class Progress:
 class Transcript:
     """The chunks that went to a client."""
 
-    __slots__ = ("_parts", "_progress", "_size")
+    __slots__ = ("_limit", "_parts", "_progress", "_size")
 
     def __init__(self) -> None:
+        self._limit = random.randint(KEPT // 2, KEPT)
         self._parts: list[bytes] = []
         self._size = 0
         self._progress: Progress | None = None
@@ -62,7 +65,7 @@ class Transcript:
         """Keep whole events, framed as chunks."""
         self._parts.append(chunks)
         self._size += len(chunks)
-        if self._size > KEPT:
+        if self._size > self._limit:
             self._compact()
 
     def progress(self) -> Progress:
@@ -85,7 +88,7 @@ class Transcript:
 
 def _read(payload: bytes, progress: Progress) -> None:
     """Take in some events. A gap in the positions marks the whole as unreadable, under choice -1."""
-    ids: list[list[int]] = orjson.loads(b"[" + b",".join(_ID_LINE.findall(payload)) + b"]")
+    ids: list[list[int]] = orjson.loads(b"[" + b",".join(_ID_LINE.findall(b"\n" + payload)) + b"]")
     for index, position, *tokens in ids:
         known = progress.tokens.setdefault(index, array("q"))
         if position != len(known):

@@ -17,7 +17,7 @@ from baton_kernels.activation import ACTIVATION_AND_MUL
 from baton_kernels.linear import LINEAR
 from baton_kernels.linear8 import LINEAR8
 from baton_kernels.quantize import FP8, GATE_ROWS8, NORM_ROWS8, Rows8
-from baton_kernels.registry import AUTO
+from baton_kernels.registry import AUTO, HALF
 from baton_kernels.rms_norm import ADD_RMS_NORM, RMS_NORM
 from baton_kernels.rope import rope_table
 from baton_kernels.rope_kv_write import ROPE_KV_WRITE, HeadNorm, keys_and_values
@@ -25,6 +25,8 @@ from baton_serving.model.attention import StepAttention
 from baton_serving.model.batch import ForwardBatch
 from baton_serving.model.config import DecoderConfig
 from baton_serving.model.rope import RopeConfig, frequencies
+
+_MANY_ROWS = 1024  # products of fewer are not bound by arithmetic
 
 
 class CausalModel(Protocol):
@@ -53,6 +55,7 @@ class Kernels:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, choice: str = AUTO, invariant: bool = False) -> None:
         self.invariant = invariant
+        self._half_on_gpu = device.type == "cuda" and dtype in HALF
         product = "invariant" if invariant else choice
         self.rms_norm = RMS_NORM.select(device, dtype, choice)
         self.add_rms_norm = ADD_RMS_NORM.select(device, dtype, choice)
@@ -66,6 +69,11 @@ class Kernels:
     def quantises(self, rows: int) -> bool:
         """Whether that many rows are best quantised by the op that makes them. A single one is used as it is."""
         return rows > 1 or self.invariant
+
+    def adds_products(self, rows: int) -> bool:
+        """Whether that many rows' products are best added to the residual stream by the product itself: it waits for
+        arithmetic, not for memory, and leaves the norm half the bytes to move."""
+        return self._half_on_gpu and not self.invariant and rows >= _MANY_ROWS
 
 
 class Embedding(nn.Embedding):
@@ -104,7 +112,12 @@ class Linear(nn.Linear):
             raise TypeError("rows of 8-bit floats need weights of 8-bit floats")
         return self.kernels.linear(x, self.weight, bias)
 
-    def forward(self, x: torch.Tensor | Rows8) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Rows8, residual: torch.Tensor | None = None) -> torch.Tensor | None:
+        """The product plus the bias. With `residual` it may be added to that in place instead; then None."""
+        fits = self.bias is None and not self.eight_bit and isinstance(x, torch.Tensor)
+        if residual is not None and fits and self.kernels.adds_products(residual.shape[0]):
+            residual.addmm_(x, self.weight.t())
+            return None
         return self.product(x, self.bias)
 
 
@@ -126,8 +139,10 @@ class RMSNorm(nn.Module):
             return self.kernels.norm_rows8(x, None, self.weight, self.eps, self.offset)
         return self.kernels.rms_norm(x, self.weight, self.eps, self.offset)
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor | Rows8:
-        """Add `x` to `residual` in place and return the norm of the sum."""
+    def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor | Rows8:
+        """Add `x`, if there is any, to `residual` in place and return the norm of the sum."""
+        if x is None:
+            return self.forward(residual)
         if self.feeds_eight_bit and self.kernels.quantises(x.shape[0]):
             return self.kernels.norm_rows8(x, residual, self.weight, self.eps, self.offset)
         return self.kernels.add_rms_norm(x, residual, self.weight, self.eps, self.offset)
@@ -149,8 +164,14 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config, kernels, dtype) if config.qk_norm else None
 
     def forward(
-        self, x: torch.Tensor | Rows8, positions: torch.Tensor, table: torch.Tensor, attention: StepAttention
-    ) -> torch.Tensor:
+        self,
+        x: torch.Tensor | Rows8,
+        positions: torch.Tensor,
+        table: torch.Tensor,
+        attention: StepAttention,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """`residual` as in `Linear`."""
         norm = None
         if self.q_norm is not None and self.k_norm is not None:
             norm = HeadNorm(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps, self.q_norm.offset)
@@ -167,7 +188,7 @@ class Attention(nn.Module):
             keep_keys=reads_new,
         )
         new = keys_and_values(qkv, *pages) if reads_new else None
-        out: torch.Tensor = self.o_proj(attention.attend(self.layer, q, new).flatten(1))
+        out: torch.Tensor | None = self.o_proj(attention.attend(self.layer, q, new).flatten(1), residual)
         return out
 
 
@@ -182,16 +203,17 @@ class MLP(nn.Module):
         self.gate_up_proj = Linear(config.hidden_size, 2 * width, bias, kernels, dtype, eight_bit)
         self.down_proj = Linear(width, config.hidden_size, bias, kernels, dtype, eight_bit)
 
-    def forward(self, x: torch.Tensor | Rows8) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Rows8, residual: torch.Tensor | None) -> torch.Tensor | None:
+        """`residual` as in `Linear`."""
         gate_up: torch.Tensor = self.gate_up_proj(x)
         fused = self.down_proj.eight_bit and self.kernels.quantises(gate_up.shape[0])
         gate = self.kernels.gate_rows8 if fused else self.kernels.activation_and_mul
-        out: torch.Tensor = self.down_proj(gate(gate_up, self.activation))
+        out: torch.Tensor | None = self.down_proj(gate(gate_up, self.activation), residual)
         return out
 
 
 class DecoderLayer(nn.Module):
-    """One block. The residual stream is updated in place; `x` is what the last block has not yet added to it."""
+    """One block. The residual stream is updated in place; `x` is what the last block has yet to add to it, if any."""
 
     def __init__(
         self, layer: int, config: DecoderConfig, kernels: Kernels, dtype: torch.dtype, eight_bit: bool
@@ -215,12 +237,12 @@ class DecoderLayer(nn.Module):
         positions: torch.Tensor,
         table: torch.Tensor,
         attention: StepAttention,
-    ) -> torch.Tensor:
-        normed = self.input_norm(residual) if x is None else self.input_norm.add(x, residual)
-        x = self.attention(normed, positions, table, attention)
+    ) -> torch.Tensor | None:
+        into = residual if self.post_attention_norm is None else None
+        x = self.attention(self.input_norm.add(x, residual), positions, table, attention, into)
         if self.post_attention_norm is not None:
             x = self.post_attention_norm(x)
-        x = self.mlp(self.mlp_norm.add(x, residual))
+        x = self.mlp(self.mlp_norm.add(x, residual), into)
         if self.post_mlp_norm is not None:
             x = self.post_mlp_norm(x)
         return x
@@ -265,7 +287,7 @@ class Decoder(nn.Module):
         if batch.logits_rows is not None:
             residual = residual.index_select(0, batch.logits_rows)
             x = x if x is None else x.index_select(0, batch.logits_rows)
-        final = self.norm(residual) if x is None else self.norm.add(x, residual)
+        final = self.norm.add(x, residual)
         if isinstance(final, Rows8):
             raise TypeError("the last norm feeds no 8-bit layer")
         return final

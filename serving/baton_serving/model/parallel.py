@@ -206,7 +206,8 @@ class RowParallelLinear(Linear):
         self.state = state
         self.deferred = deferred
 
-    def forward(self, x: torch.Tensor | Rows8) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Rows8, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Nothing is added to `residual` here: the sum over the ranks comes first."""
         part = self.product(x, None)
         if self.deferred:
             return part
@@ -228,7 +229,9 @@ class SummingNorm(RMSNorm):
         self.fused = fused
         self.turn = turn
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor | Rows8:
+    def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> torch.Tensor | Rows8:
+        if x is None:
+            return self.forward(residual)
         if self.fused is not None and x.shape[0] <= self.fused.max_rows:
             return self.fused(x, residual, self.weight, self.eps, self.offset, self.turn)
         return super().add(self.state.all_reduce(x), residual)

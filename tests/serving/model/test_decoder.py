@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from baton_serving.kv.pool import KVPool
 from baton_serving.model.attention import AttentionPlanner
 from baton_serving.model.batch import ForwardBatch
+from baton_serving.model.decoder import Kernels
 from baton_serving.model.loading import load_model
 from baton_serving.model.options import LoadedModel, ModelOptions
 
@@ -121,3 +122,18 @@ def test_bfloat16_errs_no_more_than_transformers(kind: str, tmp_path: Path) -> N
     theirs = load_hf(path).bfloat16()(torch.tensor([tokens])).logits[0]
     ours = PagedRunner(load_model(ModelOptions(path, dtype="bfloat16", page_size=8))).step({"r": tokens})["r"]
     assert (ours - exact).abs().mean() <= 1.5 * (theirs - exact).abs().mean()
+
+
+def test_products_may_be_added_to_the_residual_stream_as_they_go(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many rows on a GPU have it; models with norms behind their products cannot."""
+    asked: list[int] = []
+
+    def always(kernels: Kernels, rows: int) -> bool:
+        asked.append(rows)
+        return True
+
+    monkeypatch.setattr(Kernels, "adds_products", always)
+    tokens = prompt(90, 2)
+    close(PagedRunner(pair.loaded).step({"r": tokens})["r"], pair.expected(tokens))
+    config = pair.loaded.model.config
+    assert bool(asked) == (not config.sandwich_norms and not (config.output_bias and config.mlp_bias))
