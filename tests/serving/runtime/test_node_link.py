@@ -150,7 +150,7 @@ def test_a_stranger_is_not_let_in(nodes: Nodes, tmp_path: Path) -> None:
         return nodes.start(rank, disaggregation_curve_key_file=str(tmp_path / name))
 
     leader, stranger, friend = start(0, "node0"), start(1, "stranger"), start(2, "friend")
-    assert not leader.connection.poll(4)
+    assert not leader.connection.poll(2)
     stranger.process.kill()
     nodes.ready(leader, [start(1, "node0"), friend])
 
