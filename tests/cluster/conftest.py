@@ -6,7 +6,6 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.kube import binaries
@@ -56,34 +55,6 @@ def installed(plane: ControlPlane) -> ControlPlane:
 @pytest.fixture(scope="session")
 def cluster(installed: ControlPlane) -> Cluster:
     return installed.admin()
-
-
-@pytest.fixture(scope="module")
-def spanning(cluster: Cluster) -> Iterator[None]:
-    """Workers may span nodes, which definitions refuse while no worker of ours can: operators plan them already."""
-    place = "apiextensions.k8s.io/v1", "customresourcedefinitions", "", "inferenceservices.baton.dev"
-    spec = cluster.get(*place)["spec"]
-    cluster.patch(*place, {"spec": {"versions": [_without(spec["versions"][0], "cannot have nodes above 1")]}})
-    eventually(lambda: _takes_nodes(cluster))
-    yield
-    cluster.patch(*place, {"spec": {"versions": spec["versions"]}})
-    eventually(lambda: not _takes_nodes(cluster))
-
-
-def _takes_nodes(cluster: Cluster) -> bool:
-    spec = {"model": {"uri": "hf://a/b"}, "decode": {"parallelism": {"tensor": 2, "nodes": 2}}}
-    item = {"apiVersion": BATON, "kind": "InferenceService", "metadata": {"generateName": "probe-"}, "spec": spec}
-    path = cluster.path(BATON, "inferenceservices", "default")
-    return cluster.http.post(path, json=item, params={"dryRun": "All"}).status_code < 300
-
-
-def _without(node: Any, message: str) -> Any:
-    """A schema without the validations whose message says this."""
-    if isinstance(node, list):
-        return [
-            _without(one, message) for one in node if not (isinstance(one, dict) and message in str(one.get("message")))
-        ]
-    return {key: _without(value, message) for key, value in node.items()} if isinstance(node, dict) else node
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,12 @@ from support.kube.leader_worker_set import LeaderWorkerSetController
 from support.kube.operator_process import OperatorProcess
 
 SPANNING = {"tensor": 2, "nodes": 2}
+SECRET = {"mutualTls": True}  # by which the pods of a worker know each other
 LWS = "leaderworkerset.x-k8s.io/v1"
 
 
 @pytest.fixture(scope="module")
-def controller(installed: ControlPlane, spanning: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def controller(installed: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Before the operator: it watches the kinds that it finds at its start."""
     folder = tmp_path_factory.mktemp("lws")
     with LeaderWorkerSetController(installed, binaries.find()[0], folder):
@@ -48,7 +49,7 @@ def variables(pod: Item) -> dict[str, str]:
 
 
 def test_every_group_has_a_leader_whose_address_its_pods_know(service: ServiceUnderTest) -> None:
-    service.apply(prefill={"parallelism": SPANNING}, decode={"parallelism": SPANNING, "replicas": 2})
+    service.apply(security=SECRET, prefill={"parallelism": SPANNING}, decode={"parallelism": SPANNING, "replicas": 2})
     service.wait_settled(90.0)
     assert sorted(map(index, pods(service, "prefill"))) == ["0", "1"]
     assert sorted(map(index, pods(service, "decode"))) == ["0", "0", "1", "1"]
@@ -64,7 +65,7 @@ def test_every_group_has_a_leader_whose_address_its_pods_know(service: ServiceUn
 
 def test_a_worker_is_ready_with_all_its_pods(service: ServiceUnderTest, kubelet: Kubelet) -> None:
     kubelet.verdict = lambda pod: None if index_or_none(pod) == "1" else ready(pod)
-    service.apply(prefill={"parallelism": SPANNING}, decode={"parallelism": {"tensor": 2}})
+    service.apply(security=SECRET, prefill={"parallelism": SPANNING}, decode={"parallelism": {"tensor": 2}})
     eventually(lambda: len(pods(service, "prefill")) == 2, 60.0)
     eventually(lambda: ((service.get() or {})["status"].get("decode") or {}).get("ready") == 1, 60.0, service.get)
     assert not service.is_ready()
@@ -73,10 +74,12 @@ def test_a_worker_is_ready_with_all_its_pods(service: ServiceUnderTest, kubelet:
 
 
 def test_groups_come_and_go_with_replicas_and_nothing_is_left(service: ServiceUnderTest) -> None:
-    service.apply(prefill={"parallelism": SPANNING}, decode={"parallelism": {"tensor": 2}})
+    service.apply(security=SECRET, prefill={"parallelism": SPANNING}, decode={"parallelism": {"tensor": 2}})
     service.wait_settled(90.0)
     for count in (3, 1):
-        service.apply(prefill={"parallelism": SPANNING, "replicas": count}, decode={"parallelism": {"tensor": 2}})
+        service.apply(
+            security=SECRET, prefill={"parallelism": SPANNING, "replicas": count}, decode={"parallelism": {"tensor": 2}}
+        )
         eventually(lambda count=count: len(pods(service, "prefill")) == 2 * count, 90.0)  # type: ignore[misc]
         service.wait_settled(90.0)
     service.delete()

@@ -57,14 +57,20 @@ async def _serve(
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
-    node.watch(lambda name, code: loop.call_soon_threadsafe(ended.set_result, (name, code)))
+
+    def child_ended(name: str, code: int | None) -> None:
+        loop.call_soon_threadsafe(ended.set_result, (name, code))
+
+    node.watch(child_ended)
     server = http_server(_create_app(), config.logging.log_level_http or "warning", tls)
     serving = asyncio.create_task(server.serve(sockets=[probes]))
     port = probes.getsockname()[1]
     facts: dict[str, str | int] = {"url": url_of(host, port, secure=tls is not None), "http_port": port}
     path = config.http.announce_file
     announce({**facts, "node_rank": config.nodes.node_rank}, Path(path) if path else None)
-    await asyncio.wait([ended, asyncio.create_task(told.wait())], return_when=asyncio.FIRST_COMPLETED)
+    stopping = asyncio.create_task(told.wait())
+    ended.add_done_callback(lambda _: stopping.cancel())
+    await asyncio.wait([stopping])
     if not ended.done():
         node.leave()
         await asyncio.wait([ended], timeout=patience)

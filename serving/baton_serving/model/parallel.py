@@ -116,7 +116,8 @@ def init_parallel(
         if init_method.startswith("tcp:"):
             at, descriptor = urlsplit(init_method), None if listening is None else listening.detach()
             host, port = at.hostname or "", at.port or 0
-            store = dist.TCPStore(host, port, tp_size, tp_rank == 0, limit, master_listen_fd=descriptor)
+            make = dist.TCPStore  # type: ignore[attr-defined]  # documented, but not among the declared exports
+            store = make(host, port, tp_size, tp_rank == 0, limit, master_listen_fd=descriptor)
         dist.init_process_group(
             backend="nccl" if cuda else "gloo",
             init_method=init_method if store is None else None,

@@ -46,8 +46,8 @@ class Node:
         link = self._link = Child("link", _JOIN, self._config)
         welcome = cast("Welcome", cast("Told", link.receive()).value)
         given = locate(dataclasses.replace(self._config, model=welcome.model))
-        paths = {"tokenizer_path": given.model.tokenizer_path or given.model.model_path}
-        config = dataclasses.replace(welcome.config, given=given, **paths)
+        tokenizer_path = given.model.tokenizer_path or given.model.model_path
+        config = dataclasses.replace(welcome.config, given=given, tokenizer_path=tokenizer_path)
         identity = msgspec.structs.replace(welcome.identity, host=self._host)
         for tp_rank in given.nodes.ranks(given.runtime.tp_size):
             rank = Child(f"rank{tp_rank}", _RANK, given, identity, tp_rank, welcome.addresses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -48,13 +49,15 @@ class RankSockets:
 
     def meet(self, timeout: float, *, transfers: bool) -> None:
         """Wait for the other ranks, whom nothing reaches before they came (InternalError after `timeout` seconds)."""
-        for push in [*self.commands, *(self.transfers if transfers else [])]:
+        pushes: list[Push[Any]] = [*self.commands, *(self.transfers if transfers else [])]
+        for push in pushes:
             if not push.has_reader(int(timeout * 1000)):
                 raise InternalError("not all ranks came in time")
 
     def close(self) -> None:
         """What is still open."""
-        for push in [*self.commands, *self.transfers]:
+        pushes: list[Push[Any]] = [*self.commands, *self.transfers]
+        for push in pushes:
             push.close()
         for reports in (self.reports, self.transfer_reports):
             if reports is not None:

@@ -144,6 +144,7 @@ def test_transfer_settings() -> None:
     assert config.bootstrap_addrs == (("10.0.0.7", 8998), ("::1", 9000))
 
 
+NODES: dict[str, object] = {"nnodes": 2, "tp_size": 2, "dist_init_addr": "10.0.0.7:20000"}
 WRONG: list[tuple[HostFacts, dict[str, object], str]] = [
     (CPU, {"model_path": ""}, "--model-path is missing"),
     (CPU, {"disaggregation_mode": "decode"}, "--disaggregation-mode decode needs --disaggregation-bootstrap-addr"),
@@ -151,6 +152,13 @@ WRONG: list[tuple[HostFacts, dict[str, object], str]] = [
     (H200, {"tp_size": 4}, "--tp-size 4 needs as many CUDA devices; 2 are visible"),
     (CPU, {"tp_size": 3}, "--tp-size 3 does not divide the model's 8 attention heads"),
     (CPU, {"tp_size": 0}, "--tensor-parallel-size must be above 0"),
+    (H200, {**NODES, "tp_size": 8}, "--tp-size 8 needs 4 CUDA devices on every node; 2 are visible: lower it"),
+    (CPU, {**NODES, "nnodes": 0}, "--nnodes must be above 0"),
+    (CPU, {**NODES, "node_rank": 2}, "--node-rank 2: with --nnodes 2 it lies between 0 and 1"),
+    (CPU, {**NODES, "tp_size": 1}, "--nnodes 2 does not divide --tp-size 1: every node has as many ranks"),
+    (CPU, {**NODES, "nnodes": 1}, "--dist-init-addr needs --nnodes above 1"),
+    (CPU, {**NODES, "dist_init_addr": None}, "--nnodes 2 needs --dist-init-addr: a HOST:PORT of node 0"),
+    (CPU, {**NODES, "dist_init_addr": "h"}, "--dist-init-addr: 'h' is not HOST:PORT"),
     (CPU, {"context_length": 5000}, "--context-length 5000 is beyond the model's 4096"),
     (CPU, {"context_length": 0}, "--context-length must be above 0"),
     (CPU, {"max_total_tokens": 8}, "--max-total-tokens 8 is less than one page of 16 tokens"),

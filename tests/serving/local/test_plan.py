@@ -6,7 +6,7 @@ import pytest
 
 from baton_operator.api import InferenceService, parse_manifest
 from baton_serving.errors import ConfigError
-from baton_serving.local.plan import Kind, Machine, Plan, ProcessSpec, make_plan
+from baton_serving.local.plan import MEETING, Kind, Machine, Plan, ProcessSpec, make_plan
 
 MACHINE = Machine(cores=8)
 
@@ -102,6 +102,21 @@ def test_every_worker_gets_gpus_of_its_own_first(tmp_path: Path) -> None:
     assert visible == ["0,1,2,3", "2,3,0,1", "3,0,1,2"]
     with pytest.raises(ConfigError, match=r"spec\.prefill\.parallelism takes 8 GPUs per worker, but there are 4"):
         plan_of(tmp_path, "  prefill: {parallelism: {tensor: 8}}\n", machine)
+
+
+def test_a_worker_over_nodes_is_a_process_for_each(tmp_path: Path) -> None:
+    machine = Machine(cores=8, gpus=("0", "1", "2", "3"))
+    spread = "  prefill: {parallelism: {tensor: 2, nodes: 2}}\n  decode: {parallelism: {tensor: 2}}\n"
+    prefill, decode = plan_of(tmp_path, spread, machine).of(Kind.WORKER)
+    (other,) = prefill.nodes
+    assert (prefill.name, other.name, decode.nodes) == ("prefill-0", "prefill-0", ())
+    assert (flag(prefill, "--node-rank"), flag(other, "--node-rank")) == (None, "1")
+    known = {MEETING: "127.0.0.1:7"}
+    for spec in (prefill, other):
+        assert flag_of(spec.command(known), "--dist-init-addr") == "127.0.0.1:7"
+        assert (flag(spec, "--nnodes"), flag(spec, "--tp-size")) == ("2", "2")
+    visible = [spec.env["CUDA_VISIBLE_DEVICES"] for spec in (prefill, other, decode)]
+    assert visible == ["0,1,2,3", "1,2,3,0", "2,3,0,1"]
 
 
 @pytest.mark.parametrize(

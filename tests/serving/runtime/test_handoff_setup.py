@@ -16,8 +16,9 @@ from baton_serving.handoff.control import ControlSockets, CurveKeys
 from baton_serving.handoff.rim import PeerAddress
 from baton_serving.runtime.bootstrap_access import tls_of
 from baton_serving.runtime.channels import Addresses
+from baton_serving.runtime.curve import curve_keys
 from baton_serving.runtime.facts import resolve_here
-from baton_serving.runtime.handoff_setup import Handoff, curve_keys
+from baton_serving.runtime.handoff_setup import Handoff
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.rank_sockets import RankSockets
 
