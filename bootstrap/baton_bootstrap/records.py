@@ -115,6 +115,11 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     share: int = 100
     role: Role | None = None
 
+    @property
+    def takes(self) -> Role | None:
+        """The role that the worker offers, None for that it was started for."""
+        return Role.BOTH if self.whole else self.role
+
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Where a worker stands with the assignment of `revision`. `digest` is of what is staged; `done` and `total` are

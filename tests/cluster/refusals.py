@@ -12,7 +12,11 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "no_model": ("{}", "spec.model", "Required value"),
     "no_uri": ("{model: {}}", "spec.model.uri", "Required value"),
     "unknown_scheme": ("{model: {uri: 'http://a/b'}}", "spec.model.uri", "should match '^(hf|pvc|s3|oci|file)://"),
-    "s3_source": ("{model: {uri: 's3://a/b'}}", "spec.model.uri", "write hf://, oci://image, or pvc://claim/path"),
+    "bucket_of_the_hub": (
+        "{model: {uri: 'hf://a/b', s3: {region: x}}}",
+        "spec.model.s3",
+        "leave it out, or write s3://bucket/path as the uri",
+    ),
     "revision_of_an_image": (
         "{model: {uri: 'oci://a/b', revision: x}}",
         "spec.model.revision",

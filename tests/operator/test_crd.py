@@ -122,6 +122,9 @@ HF = {"uri": "hf://a/b"}
 SPECS: list[dict[str, Any]] = [
     {"model": HF},
     {"model": {"uri": "s3://b/m"}},
+    {"model": {"uri": "s3://b/m", "s3": {"credentials": "c"}, "cache": {"claim": "c"}}},
+    {"model": {"uri": "s3://b/m", "token": {"name": "a", "key": "b"}}},
+    {"model": {**HF, "s3": {"endpoint": "http://minio:9000"}}},
     {"model": {"uri": "file://m"}},
     {"model": {"uri": "file:///m"}},
     {"model": {"uri": "pvc://c/p", "revision": "x"}},

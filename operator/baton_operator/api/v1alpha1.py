@@ -68,11 +68,25 @@ class ModelCache(Part):
     )
 
 
+class Bucket(Part):
+    """How an S3 bucket is reached."""
+
+    credentials: ObjectName | None = None
+    """Secret with entries AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN where there is one.
+
+    When left out, what the node itself may read, or anybody. Local runs take these variables from the environment.
+    """
+    endpoint: Annotated[str, Field(max_length=512, pattern=r"^https?://[^\s]+$")] | None = None
+    """URL of the service; that of AWS when left out."""
+    region: Label | None = None
+    """Region of the bucket; us-east-1 when left out, from where AWS leads to the right one."""
+
+
 class Model(Part):
     """What is served."""
 
     uri: Annotated[str, Field(max_length=1024, pattern=r"^(hf|pvc|s3|oci|file)://[^\s]+$")]
-    """Where the checkpoint lies: hf://owner/name, pvc://claim/path, oci://image, file://path, and later s3://bucket/path.
+    """Where the checkpoint lies: hf://owner/name, s3://bucket/path, pvc://claim/path, oci://image or file://path.
 
     A file path lies in the worker's image. One that does not begin with a slash is taken from /opt/baton/share there,
     where the demo models are, and from the folder of the manifest in local runs.
@@ -83,8 +97,10 @@ class Model(Part):
     """Name that clients write in the `model` field; the name of the service when left out."""
     token: SecretKey | None = None
     """Secret entry with the token that the Hugging Face hub asks for. Local runs take HF_TOKEN from the environment."""
+    s3: Bucket | None = None
+    """How the bucket of an s3:// checkpoint is reached."""
     cache: ModelCache | None = None
-    """Where checkpoints from the Hugging Face hub are kept; in each pod, and gone with it, when left out."""
+    """Where downloaded checkpoints are kept; in each pod, and gone with it, when left out."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -96,23 +112,27 @@ class Model(Part):
         Rule(
             "self.uri.startsWith('hf://') || !has(self.token)",
             lambda part: part.uri.startswith("hf://") or part.token is None,
-            "token is for hf:// only; leave it out, and use placement.imagePullSecrets for oci://",
+            "token is for hf:// only; leave it out, and use placement.imagePullSecrets for oci://, s3.credentials for s3://",
             ".token",
         ),
         Rule(
-            "self.uri.startsWith('hf://') || !has(self.cache)",
-            lambda part: part.uri.startswith("hf://") or part.cache is None,
-            "cache is for hf:// only; leave it out, since nothing is downloaded",
-            ".cache",
+            "self.uri.startsWith('s3://') || !has(self.s3)",
+            lambda part: part.uri.startswith("s3://") or part.s3 is None,
+            "s3 is for s3:// only; leave it out, or write s3://bucket/path as the uri",
+            ".s3",
         ),
         Rule(
-            "!self.uri.startsWith('s3://')",
-            lambda part: not part.uri.startswith("s3://"),
-            "s3:// cannot be fetched yet; write hf://, oci://image, or pvc://claim/path",
-            ".uri",
-            cluster=True,
+            "self.uri.startsWith('hf://') || self.uri.startsWith('s3://') || !has(self.cache)",
+            lambda part: part.downloaded or part.cache is None,
+            "cache is for hf:// and s3:// only; leave it out, since nothing is downloaded",
+            ".cache",
         ),
     )
+
+    @property
+    def downloaded(self) -> bool:
+        """Whether the checkpoint is brought from outside the cluster, or from a bucket in it."""
+        return self.uri.startswith(("hf://", "s3://"))
 
 
 def _not_yet(field: str, remedy: str) -> Rule:

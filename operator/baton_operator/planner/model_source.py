@@ -30,7 +30,9 @@ def model_source(context: Context, image: str) -> ModelSource:
     uri = context.manifest.spec.model.uri
     scheme, _, rest = uri.partition("://")
     if scheme == "hf":
-        return _hub(context, rest, image)
+        return _fetched(context, rest, image, _hub_env(context))
+    if scheme == "s3":
+        return _fetched(context, uri, image, _bucket_env(context))
     if scheme == "pvc":
         claim, _, path = rest.partition("/")
         volume: dict[str, object] = {
@@ -54,7 +56,31 @@ def _mounted(volume: dict[str, object], path: str) -> ModelSource:
     return ModelSource(["--model-path", f"{MODELS}/{path}".rstrip("/")], [volume], [mount])
 
 
-def _hub(context: Context, name: str, image: str) -> ModelSource:
+def _hub_env(context: Context) -> list[object]:
+    token = context.manifest.spec.model.token
+    return [] if token is None else [_secret_entry("HF_TOKEN", token.name, token.key)]
+
+
+def _bucket_env(context: Context) -> list[object]:
+    bucket = context.manifest.spec.model.s3
+    if bucket is None:
+        return []
+    plain = {"AWS_ENDPOINT_URL": bucket.endpoint, "AWS_DEFAULT_REGION": bucket.region}
+    env: list[object] = [{"name": name, "value": value} for name, value in plain.items() if value is not None]
+    if bucket.credentials is not None:
+        env += [
+            _secret_entry(name, bucket.credentials, name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        ]
+        env.append(_secret_entry("AWS_SESSION_TOKEN", bucket.credentials, "AWS_SESSION_TOKEN", optional=True))
+    return env
+
+
+def _secret_entry(variable: str, secret: str, key: str, *, optional: bool = False) -> object:
+    entry: dict[str, object] = {"name": secret, "key": key}
+    return {"name": variable, "valueFrom": {"secretKeyRef": {**entry, "optional": True} if optional else entry}}
+
+
+def _fetched(context: Context, name: str, image: str, access: list[object]) -> ModelSource:
     """The init container fills a cache folder; a worker that never changes its weights needs no network for it."""
     model = context.manifest.spec.model
     if model.cache is None:
@@ -66,10 +92,7 @@ def _hub(context: Context, name: str, image: str) -> ModelSource:
     more_volumes, more_mounts, env = downloads(context)
     revision = [] if model.revision is None else ["--revision", model.revision]
     home = {"name": "HF_HOME", "value": MODELS}
-    fetch_env = [home, *env]
-    if model.token is not None:
-        key = {"name": model.token.name, "key": model.token.key}
-        fetch_env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": key}})
+    fetch_env = [home, *env, *access]
     _, token_mounts, token_env = secret_token(context)
     _, tls_mounts, _ = certificates(context, "workers")
     fetch = without_empty(

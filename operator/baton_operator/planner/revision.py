@@ -58,7 +58,7 @@ def _version_inputs(spec: Spec) -> object:
 def _role_inputs(spec: Spec, role: WorkerRole) -> object:
     return {
         "role": role.model_dump(exclude=_PAIRING | _NOT_OF_PODS, exclude_defaults=True),
-        "model": spec.model.model_dump(include={"token", "cache"}, exclude_defaults=True),
+        "model": spec.model.model_dump(include={"token", "s3", "cache"}, exclude_defaults=True),
         "fetches": fetches(spec),
         "bootstrap": spec.bootstrap.replicas,
         "drain": spec.rollout.drain_seconds,
@@ -67,8 +67,8 @@ def _role_inputs(spec: Spec, role: WorkerRole) -> object:
 
 
 def fetches(spec: Spec) -> bool:
-    """Whether running workers fetch checkpoints from the hub themselves."""
-    return spec.rollout.strategy == "InPlace" and spec.model.uri.startswith("hf://")
+    """Whether running workers fetch checkpoints themselves."""
+    return spec.rollout.strategy == "InPlace" and spec.model.downloaded
 
 
 def _role(spec: Spec, name: str) -> WorkerRole:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Final
+from urllib.parse import urlsplit
 
 from baton_operator.planner.bootstrap import COMPONENT as BOOTSTRAP
 from baton_operator.planner.context import (
@@ -78,8 +79,6 @@ def build_network_policies(context: Context) -> Iterator[dict[str, object]]:
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": context.settings.namespace}},
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": OPERATOR_NAME}},
     }
-    # Model hubs live outside, at addresses that nobody can list.
-    hub = [{"ports": [_port(443), _port(80), *_proxy_port(context)]}] if _downloads(context) else []
     yield _policy(
         context,
         "workers",
@@ -90,7 +89,7 @@ def build_network_policies(context: Context) -> Iterator[dict[str, object]]:
             {"from": [operator, *scrapers], "ports": [_port(metrics_port)]},
             *_probing(context, operator),
         ],
-        [{"to": [workers]}, to_bootstrap, _DNS, *hub],
+        [{"to": [workers]}, to_bootstrap, _DNS, *_model_sources(context)],
     )
     yield _policy(
         context,
@@ -121,6 +120,22 @@ def _probing(context: Context, operator: object) -> list[object]:
     return [{"from": [operator], "ports": [_port(WORKER_PORT)]}] if asked else []
 
 
+def _model_sources(context: Context) -> list[object]:
+    """Hubs and buckets live at addresses that nobody can list."""
+    model, proxy = context.manifest.spec.model, context.manifest.spec.security.proxy
+    urls = [proxy.url if proxy else "", (model.s3.endpoint if model.s3 else None) or ""]
+    numbers = dict.fromkeys([443, 80, *(number for url in urls for number in _port_in(url))])
+    return [{"ports": [_port(number) for number in numbers]}] if model.downloaded else []
+
+
+def _port_in(url: str) -> list[int]:
+    try:
+        port = urlsplit(url).port
+    except ValueError:
+        return []
+    return [] if port is None else [port]
+
+
 def _policy(
     context: Context, name: str, selector: object, ingress: list[object], egress: list[object]
 ) -> dict[str, object]:
@@ -145,13 +160,3 @@ def _scrapers(context: Context) -> list[object]:
 
 def _port(number: int) -> dict[str, object]:
     return {"port": number, "protocol": "TCP"}
-
-
-def _downloads(context: Context) -> bool:
-    return context.manifest.spec.model.uri.startswith("hf://")
-
-
-def _proxy_port(context: Context) -> list[object]:
-    proxy = context.manifest.spec.security.proxy
-    port = proxy.url.rpartition(":")[2].rstrip("/") if proxy else ""
-    return [_port(int(port))] if port.isdigit() else []

@@ -1,4 +1,5 @@
-"""`baton fetch`: bring a checkpoint from the Hugging Face hub into the cache folder, and say how far it is.
+"""`baton fetch`: bring a checkpoint from the Hugging Face hub or an S3 bucket into the cache folder, and say how far
+it is.
 
 It stands at the bootstrap server as a worker that starts, under the name that its pod's worker will have; gateways send
 nothing to it. That it cannot reach one does not keep it from its work.
@@ -18,13 +19,14 @@ from baton_serving.errors import ConfigError
 from baton_serving.runtime.bootstrap_access import bootstrap_token
 from baton_serving.runtime.identity import Identity
 from baton_serving.runtime.locate import PATTERNS, local_checkpoint
+from baton_serving.runtime.s3 import SCHEME, find
 
 _PORT = 30000  # nobody listens there yet
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("name", metavar="OWNER/NAME", help="name of the checkpoint on the hub")
-    parser.add_argument("--revision", help="branch, tag or commit of it")
+    parser.add_argument("name", metavar="NAME", help="OWNER/NAME on the hub, or s3://BUCKET/PATH")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--bootstrap-addr", help="host:port of every bootstrap server, with commas; none: tell nobody")
     parser.add_argument("--host", default="127.0.0.1", help="address of this machine")
     parser.add_argument("--ssl-certfile", help="certificate (PEM) to show at the bootstrap server")
@@ -65,14 +67,24 @@ def size_of(folder: Path) -> int:
 
 
 def plan(name: str, revision: str | None) -> Download:
-    """What the hub says that is to be fetched; nothing where it does not answer (the download itself says why)."""
+    """What hub or bucket say that is to be fetched; nothing where they do not answer (the download itself says why)."""
+    return _plan_bucket(name) if name.startswith(SCHEME) else _plan_hub(name, revision)
+
+
+def _plan_bucket(name: str) -> Download:
+    checkpoint = find(name, PATTERNS)
+    there = checkpoint.total if checkpoint.folder.is_dir() else 0
+    return Download(checkpoint.partial, 0, there, checkpoint.total)
+
+
+def _plan_hub(name: str, revision: str | None) -> Download:
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     folder = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
     try:
-        files = snapshot_download(name, revision=revision, allow_patterns=PATTERNS, dry_run=True)
+        files = snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS), dry_run=True)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
         return Download(folder)
     cached = sum(file.file_size or 0 for file in files if file.is_cached)
@@ -80,8 +92,8 @@ def plan(name: str, revision: str | None) -> Download:
 
 
 async def _fetch(args: Namespace) -> Path:
-    if args.name.count("/") != 1:
-        raise ConfigError(f"{args.name} is no name on the hub; write OWNER/NAME")
+    if not args.name.startswith(SCHEME) and args.name.count("/") != 1:
+        raise ConfigError(f"{args.name} is no name on the hub; write OWNER/NAME, or s3://BUCKET/PATH")
     download = await asyncio.to_thread(plan, args.name, args.revision)
     if not args.bootstrap_addr:
         return await asyncio.to_thread(local_checkpoint, args.name, args.revision)

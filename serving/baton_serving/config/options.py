@@ -18,7 +18,7 @@ class ModelOptions:
     """Model and tokenizer."""
 
     model_path: str = option(
-        "--model-path", "--model", default="", help="Folder of the checkpoint, or its name on the Hugging Face hub."
+        "--model-path", "--model", default="", help="Folder of the checkpoint, its hub name, or s3://BUCKET/PATH."
     )
     tokenizer_path: str | None = option(
         "--tokenizer-path", default=None, help="Folder or hub name of the tokenizer.", auto="the model path"

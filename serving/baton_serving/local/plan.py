@@ -146,7 +146,7 @@ def plan_workers(service: InferenceService, folder: Path, machine: Machine, *, u
         argv = _worker_argv(service, model, name, role)
         specs = []
         for node in range(nodes):
-            env = {"BATON_WORKER_ID": f"{name}-{index}", **_literal(role)}
+            env = {"BATON_WORKER_ID": f"{name}-{index}", **_bucket(service), **_literal(role)}
             if machine.gpus:
                 first = before + index * devices + node * devices // nodes
                 env.setdefault("CUDA_VISIBLE_DEVICES", ",".join(_rotated(name, machine.gpus, first, devices)))
@@ -157,10 +157,17 @@ def plan_workers(service: InferenceService, folder: Path, machine: Machine, *, u
 
     # Neither the model nor what depends on how many workers share the machine.
     same = [(_worker_argv(service, [], name, role), _literal(role)) for name, role in roles.items()]
-    settings = repr((service.served_name, same))
+    settings = repr((service.served_name, _bucket(service), same))
     named = dict(zip(model[::2], model[1::2], strict=True))
     version = wanted_revisions(spec)[0].version
     return WorkerPlan(version, counts, named["--model-path"], named.get("--revision", ""), settings, worker)
+
+
+def _bucket(service: InferenceService) -> dict[str, str]:
+    """Where the manifest's bucket is; who may read it is for the environment to say."""
+    bucket = service.spec.model.s3
+    places = {} if bucket is None else {"AWS_ENDPOINT_URL": bucket.endpoint, "AWS_DEFAULT_REGION": bucket.region}
+    return {name: value for name, value in places.items() if value is not None}
 
 
 def _literal(role: WorkerRole) -> dict[str, str]:
@@ -182,10 +189,10 @@ def _model_flags(service: InferenceService, folder: Path) -> list[str]:
         if not path.exists():
             raise ConfigError(f"spec.model.uri: there is no {path}; a path without a leading slash begins at {folder}")
         source = str(path)
-    elif scheme == "hf":
-        source = rest
+    elif scheme in ("hf", "s3"):
+        source = rest if scheme == "hf" else model.uri
     else:
-        raise ConfigError(f"spec.model.uri: {scheme}:// is for clusters; locally write file:// or hf://")
+        raise ConfigError(f"spec.model.uri: {scheme}:// is for clusters; locally write file://, hf:// or s3://")
     flags = ["--model-path", source, "--served-model-name", service.served_name]
     return flags if model.revision is None else [*flags, "--revision", model.revision]
 

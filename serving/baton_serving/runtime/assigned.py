@@ -94,7 +94,7 @@ class Assigned:
             await self._hold()
             return True
         self._say(wanted, Phase.SWITCHING)
-        self._take_role(Role.BOTH if wanted.whole else wanted.role)
+        self._take_role(wanted.takes)
         await self._updater.switch(wanted.model, wanted.revision)
         self._let_go()
         self._say(wanted, Phase.SERVING)
@@ -105,7 +105,7 @@ class Assigned:
         if self._staged and self._staged != self._updater.weights.digest:
             await self._updater.discard()
         self._staged = self._staged_for = ""
-        self._take_role(Role.BOTH if wanted.whole else wanted.role)
+        self._take_role(wanted.takes)
         self._let_go()
         if not failed:
             self._say(wanted, Phase.SERVING)

@@ -8,8 +8,9 @@ from typing import Final
 
 from baton_serving.config import ServerConfig
 from baton_serving.errors import ConfigError
+from baton_serving.runtime.s3 import SCHEME, s3_checkpoint
 
-PATTERNS: Final = ["*.json", "*.safetensors", "*.bin", "*.pt", "*.model", "*.txt", "*.jinja"]  # what a worker reads
+PATTERNS: Final = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.model", "*.txt", "*.jinja")  # what a worker reads
 
 
 def locate(config: ServerConfig) -> ServerConfig:
@@ -28,9 +29,13 @@ def locate(config: ServerConfig) -> ServerConfig:
 
 
 def local_checkpoint(model_path: str, revision: str | None) -> Path:
-    """The folder of a checkpoint: `model_path` itself, or a snapshot of that name from the Hugging Face hub."""
+    """The folder of a checkpoint: `model_path` itself, or a copy of one in an S3 bucket or on the Hugging Face hub."""
     if not model_path:
         raise ConfigError("--model-path is missing: give the folder of a checkpoint or its name on the hub")
+    if model_path.startswith(SCHEME):
+        if revision is not None:
+            raise ConfigError(f"--model-path {model_path}: leave out --revision, which is for the hub")
+        return s3_checkpoint(model_path, PATTERNS)
     path = Path(model_path)
     if path.is_dir():
         return path.resolve()
@@ -40,7 +45,7 @@ def local_checkpoint(model_path: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model_path, revision=revision, allow_patterns=PATTERNS))
+        return Path(snapshot_download(model_path, revision=revision, allow_patterns=list(PATTERNS)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"--model-path {model_path}: no such folder, and the hub says: {reason}") from error

@@ -34,10 +34,10 @@ def test_a_good_manifest_is_valid(manifest: Path, capsys: pytest.CaptureFixture[
 def test_what_a_cluster_cannot_do_is_told_with_path_and_remedy(
     command: str, manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manifest.write_text(MANIFEST.replace("hf://a/b", "s3://b") + "  transfer: {protocol: nvlink}\n")
+    manifest.write_text(f"{MANIFEST}  transfer: {{protocol: nvlink}}\n  gateway: {{apiKeys: {{file: keys}}}}\n")
     assert main([command, "-f", str(manifest)]) == 1
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith(f"{manifest}: spec.model.uri: s3:// cannot be fetched yet")
+    assert first.startswith(f"{manifest}: spec.gateway.apiKeys.secret: pods take keys from a Secret alone")
     assert second.startswith(f"{manifest}: spec.transfer.protocol: NVLink does not reach from pod to pod")
 
 

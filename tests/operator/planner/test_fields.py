@@ -112,6 +112,7 @@ POLICIES = {f"NetworkPolicy/chat-{name}" for name in ("workers", "gateway", "boo
 # What a field changes; of several beginnings of its path the longest counts.
 CHANGED: dict[str, set[str]] = {
     "model": BOTH,
+    "model.s3.endpoint": {*BOTH, "NetworkPolicy/chat-workers"},  # the port
     **{f"{role}.{name}": BOTH for role in ROLES for name in ("image", "env", "overrides", "parallelism", "extraArgs")},
     **{f"{role}.{name}": {f"new {role}"} for role in ROLES for name in ("resources", "placement", "shmSize")},
     **{f"{role}.replicas": {f"same {role}"} for role in ROLES},
@@ -143,6 +144,10 @@ CHANGED: dict[str, set[str]] = {
 # Fields of which one value goes with another's: the part to set, and to what.
 TOGETHER: dict[str, tuple[str, Any]] = {
     "model.uri": ("model.uri", "hf://a/c"),
+    **{
+        f"model.s3.{name}": ("model", {"uri": "s3://a/b", "s3": {name: value}})
+        for name, value in {"credentials": "c", "endpoint": "http://minio:9000", "region": "r"}.items()
+    },
     "model.cache.nodePath": ("model.cache", {"nodePath": "/x"}),
     "transfer.protocol": ("transfer", {"protocol": "tcp"}),
     "security.proxy.url": ("security.proxy.url", "http://p:3129"),
@@ -295,6 +300,7 @@ def test_rdma_pods_ask_for_the_device_and_may_pin_memory() -> None:
     ("uri", "flag", "volume"),
     [
         ("hf://a/b", "a/b", "emptyDir"),
+        ("s3://bucket/some/path", "s3://bucket/some/path", "emptyDir"),
         ("pvc://claim/some/path", "/models/some/path", "persistentVolumeClaim"),
         ("oci://images/m:1", "/models", "image"),
         ("file:///opt/m", "/opt/m", None),
@@ -307,7 +313,37 @@ def test_the_model_is_found_where_the_uri_says(uri: str, flag: str, volume: str 
     assert container["args"][:3] == ["serve", "--model-path", flag]
     volumes = [item for item in pod["volumes"] if item["name"] == "model"]
     assert [volume in item for item in volumes] == ([True] if volume else [])
-    assert ("initContainers" in pod) == uri.startswith("hf")
+    assert ("initContainers" in pod) == uri.startswith(("hf", "s3"))
+
+
+def test_a_bucket_is_read_by_the_init_container_and_by_workers_that_change_in_place() -> None:
+    s3 = "{credentials: mine, endpoint: 'http://minio.data.svc:9000', region: home}"
+    model = f"{{uri: 's3://bucket/m', s3: {s3}, cache: {{claim: c}}}}"
+
+    def environments(strategy: str) -> list[dict[str, Any]]:
+        pod = worker(spec(model=model, rollout=f"{{strategy: {strategy}}}"))
+        return [{one["name"]: one for one in pod[kind][0]["env"]} for kind in ("initContainers", "containers")]
+
+    fetch, serve = environments("Surge")
+    assert fetch["AWS_ENDPOINT_URL"]["value"] == "http://minio.data.svc:9000"
+    assert fetch["AWS_DEFAULT_REGION"]["value"] == "home"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        assert fetch[name]["valueFrom"] == {"secretKeyRef": {"name": "mine", "key": name}}
+    assert fetch["AWS_SESSION_TOKEN"]["valueFrom"]["secretKeyRef"]["optional"] is True
+    assert serve["HF_HUB_OFFLINE"]["value"] == "1"
+    assert not any(name.startswith("AWS") for name in serve)
+    assert fetch["HF_HOME"] == serve["HF_HOME"]
+    fetch, serve = environments("InPlace")
+    assert {name: one for name, one in serve.items() if name.startswith("AWS")} == {
+        name: one for name, one in fetch.items() if name.startswith("AWS")
+    }
+    egress = children(spec(model=model))["NetworkPolicy/chat-workers"]["spec"]["egress"]
+    assert [port["port"] for port in egress[-1]["ports"]] == [443, 80, 9000]
+
+
+def test_what_reads_a_bucket_is_part_of_the_revision() -> None:
+    before, after = ("{uri: 's3://b/m'}", "{uri: 's3://b/m', s3: {credentials: c}}")
+    assert difference(spec(model=before), spec(model=after)) == BOTH
 
 
 def test_decode_alone_serves_whole() -> None:

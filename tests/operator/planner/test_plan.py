@@ -149,7 +149,7 @@ def test_an_exhausted_quota_is_named() -> None:
 @pytest.mark.parametrize(
     ("spec", "reason", "word"),
     [
-        ("{model: {uri: 's3://b/m'}}", "InvalidSpec", "spec.model.uri: s3:// cannot be fetched yet"),
+        ("{model: {uri: 'hf://a/c'}, transfer: {protocol: nvlink}}", "InvalidSpec", "spec.transfer.protocol: NVLink"),
         (
             "{model: {uri: 'hf://a/b'}, decode: {parallelism: {tensor: 2, nodes: 2}}, security: {mutualTls: true}}",
             "LeaderWorkerSetMissing",

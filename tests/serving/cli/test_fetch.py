@@ -1,4 +1,4 @@
-"""`baton fetch` from a hub on this machine, seen from a real bootstrap server."""
+"""`baton fetch` from a hub and a bucket on this machine, seen from a real bootstrap server."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
+from support.s3_server import reads_from, s3_server
 
 from baton_bootstrap.records import State
 from baton_bootstrap.server import BootstrapServer, ServerConfig
+from baton_serving.cli.fetch import plan
+from baton_serving.cli.main import main
 
 COMMIT = "c" * 40
 FILES = {"config.json": b"{}", "model.safetensors": os.urandom(24 << 20), "notes.md": b"not for workers"}
@@ -122,6 +126,25 @@ async def test_it_says_how_far_it_is_and_leaves_what_a_worker_reads(hub: Hub, tm
         assert server.registry.find("chat-prefill-1") == ()
     finally:
         await server.stop()
+
+
+def test_from_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path))
+    with s3_server() as server:
+        reads_from(server, monkeypatch)
+        server.empty("models")
+        for name, data in FILES.items():
+            server.client.put_object(Bucket="models", Key=f"tiny/{name}", Body=data)
+        download = plan("s3://models/tiny", None)
+        download.folder.mkdir(parents=True)
+        (download.folder / ".model.safetensors").write_bytes(FILES["model.safetensors"][:1000])
+        progress = download.progress()
+        assert (progress.done, progress.total) == (1000, 2 + len(FILES["model.safetensors"]))
+        assert main(["fetch", "s3://models/tiny"]) == 0
+        wanted = {name: data for name, data in FILES.items() if name != "notes.md"}
+        assert contents(Path(capsys.readouterr().out.strip())) == wanted
+        progress = plan("s3://models/tiny", None).progress()
+        assert progress.done == progress.total
 
 
 async def test_a_model_that_is_not_there_is_named_in_the_last_line(hub: Hub, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from baton_serving.errors import ConfigError
 from baton_serving.local.plan import MEETING, Kind, Machine, Plan, ProcessSpec, make_plan
 
 MACHINE = Machine(cores=8)
+HEAD = "apiVersion: baton.dev/v1alpha1\nkind: InferenceService\nmetadata: {name: demo}\n"
 
 
 def service(spec: str = "", uri: str = "file://.") -> InferenceService:
-    head = "apiVersion: baton.dev/v1alpha1\nkind: InferenceService\nmetadata: {name: demo}\n"
-    return parse_manifest(f"{head}spec:\n  model: {{uri: '{uri}'}}\n{spec}".encode())
+    return parse_manifest(f"{HEAD}spec:\n  model: {{uri: '{uri}'}}\n{spec}".encode())
 
 
 def plan_of(tmp_path: Path, spec: str = "", machine: Machine = MACHINE, port: int | None = None) -> Plan:
@@ -122,13 +122,23 @@ def test_a_worker_over_nodes_is_a_process_for_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("pvc://claim/x", "pvc:// is for clusters; locally write file:// or hf://"),
+        ("pvc://claim/x", "pvc:// is for clusters; locally write file://, hf:// or s3://"),
         ("file://absent", "there is no .*absent; a path without a leading slash begins at"),
     ],
 )
 def test_models_out_of_reach_are_refused(tmp_path: Path, uri: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_plan(service(uri=uri), tmp_path, MACHINE)
+
+
+def test_a_bucket_is_found_by_the_manifest_and_read_by_whom_the_environment_says(tmp_path: Path) -> None:
+    s3 = "{endpoint: 'http://localhost:9000', credentials: mine}"
+    text = f"{HEAD}spec: {{model: {{uri: 's3://bucket/m', s3: {s3}}}, prefill: {{replicas: 0}}}}"
+    (worker,) = make_plan(parse_manifest(text.encode()), tmp_path, MACHINE).of(Kind.WORKER)
+    assert worker.argv[worker.argv.index("--model-path") + 1] == "s3://bucket/m"
+    assert {name: value for name, value in worker.env.items() if name.startswith("AWS")} == {
+        "AWS_ENDPOINT_URL": "http://localhost:9000"
+    }
 
 
 def test_clients_keys_come_from_a_file_and_whoever_has_none_gets_a_port(tmp_path: Path) -> None:
