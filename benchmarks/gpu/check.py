@@ -27,6 +27,7 @@ from support.paged_runner import PagedRunner
 from support.tiny_models import DECODER_KINDS, write_tiny_checkpoint
 
 from baton_kernels.activation import ACTIVATION_AND_MUL, ACTIVATIONS, activation_and_mul_torch
+from baton_kernels.argmax import ARGMAX
 from baton_kernels.kv_scale import UNSCALED, KVScale
 from baton_kernels.linear import LINEAR
 from baton_kernels.linear8 import LINEAR8
@@ -46,6 +47,7 @@ from baton_kernels.rope import rope_table
 from baton_kernels.rope_kv_write import ROPE_KV_WRITE, HeadNorm, keys_and_values, rope_kv_write_torch
 from baton_serving.kv.layout import KVGroup, PageShape
 from baton_serving.kv.pool import KVPool
+from baton_serving.model.decoder import Kernels, Linear
 from baton_serving.model.loading import load_model
 from baton_serving.model.options import ModelOptions
 
@@ -123,11 +125,32 @@ def check_rope_kv_write() -> Iterator[Finding]:
 
 
 def check_linear() -> Iterator[Finding]:
-    for rows, outputs, inputs in ((1, 6144, 4096), (1, 4097, 12288), (1, 151936, 4096), (3, 4096, 4096)):
+    several = [(rows, 4096, inputs) for rows in (3, 24, 64) for inputs in (4096, 12288)]
+    for rows, outputs, inputs in ((1, 6144, 4096), (1, 4097, 12288), (1, 151936, 4096), *several):
         x, weight = (torch.randn(n, inputs, device=GPU).to(torch.bfloat16) for n in (rows, outputs))
         exact = x.double() @ weight.double().T
         out = LINEAR.select(GPU, x.dtype)(x, weight, None)
         yield Finding(f"linear {rows}x{inputs} by {outputs}", error_of(out, exact), BARS[x.dtype])
+    layer = Linear(12288, 4096, False, Kernels(GPU, torch.bfloat16), torch.bfloat16)
+    layer.weight = torch.nn.Parameter(torch.randn(4096, 12288, device=GPU).to(torch.bfloat16), requires_grad=False)
+    x, residual = (torch.randn(1100, n, device=GPU).to(torch.bfloat16) for n in (12288, 4096))
+    exact = residual.double() + x.double() @ layer.weight.double().T
+    left = layer(x, residual)
+    yield Finding("linear added to 1100 rows of the residual stream", error_of(residual, exact), BARS[x.dtype])
+    yield Finding("and nothing left to add", float(left is not None), 0.0)
+
+
+def check_argmax() -> Iterator[Finding]:
+    for dtype, rows, vocab in (
+        (torch.bfloat16, 1, 151936),
+        (torch.bfloat16, 256, 151936),
+        (torch.float32, 33, 129_280),
+        (torch.float16, 3, 5),
+    ):
+        logits = torch.randn(rows, vocab, device=GPU).to(dtype)  # in 16 bits the largest is seldom alone
+        logits[0, vocab // 2 :] = math.nan
+        wrong = (ARGMAX.select(GPU, dtype)(logits) != logits.argmax(dim=-1)).sum()
+        yield Finding(f"argmax of {rows} rows of {vocab} {str(dtype)[6:]}, rows that differ", float(wrong), 0.0)
 
 
 def check_eight_bit_products() -> Iterator[Finding]:
@@ -338,7 +361,14 @@ def check_models() -> Iterator[Finding]:
 
 
 CHECKS = (
-    *(check_small_ops, check_rope_kv_write, check_linear, check_eight_bit_products, check_rows_of_eight_bits),
+    *(
+        check_small_ops,
+        check_rope_kv_write,
+        check_linear,
+        check_argmax,
+        check_eight_bit_products,
+        check_rows_of_eight_bits,
+    ),
     *(check_invariance, check_narrow_pools, check_pools, check_models),
 )
 

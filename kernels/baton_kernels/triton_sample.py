@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from baton_kernels.sample import DrawRows
+from baton_kernels.triton_argmax import argmax_triton
 
 _TILE = 512  # tokens a program looks at in one go
 _STRETCH = 4096  # tokens of which the draw keeps one sum
@@ -174,7 +175,8 @@ def sample_triton(logits: torch.Tensor, rows: DrawRows) -> torch.Tensor:
     device, temperature = logits.device, rows.temperature.contiguous()
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=device)
-    best, best_token = logits.max(dim=-1)
+    best_token = argmax_triton(logits)
+    best = logits.gather(1, best_token.unsqueeze(1)).squeeze(1)
     search = _Search(logits, best, temperature)
     threshold = torch.full((count,), _LEAST, dtype=torch.int32, device=device)
     for limit in (rows.top_k, rows.top_p):

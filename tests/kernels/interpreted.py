@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from baton_kernels import extend_attention_triton, triton_sample
+from baton_kernels import extend_attention_triton, triton_argmax, triton_sample
 from baton_kernels.activation import ACTIVATIONS, activation_and_mul_torch
 from baton_kernels.kv_scale import KVScale
 from baton_kernels.linear8 import linear8_torch
@@ -23,6 +23,7 @@ from baton_kernels.sample import DrawRows, sample_torch
 from baton_kernels.sample_draw import WEIGHT_SCALE
 from baton_kernels.sample_filters import top_k_threshold, top_p_threshold
 from baton_kernels.triton_activation import activation_and_mul_triton
+from baton_kernels.triton_argmax import argmax_triton
 from baton_kernels.triton_linear import linear_triton
 from baton_kernels.triton_linear8 import linear8_cuda
 from baton_kernels.triton_matmul import linear8_invariant, linear_invariant
@@ -49,6 +50,22 @@ def test_activations(activation: str) -> None:
     gate_up = torch.randn(3, 2 * 1500)
     expected = activation_and_mul_torch(gate_up, activation)
     torch.testing.assert_close(activation_and_mul_triton(gate_up, activation), expected)
+
+
+@pytest.mark.parametrize("programs", [2, 64])
+@pytest.mark.parametrize("vocab", [7, 4096, 9001])
+def test_argmax(vocab: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_argmax, "_MOST", programs)
+    logits = torch.randn(7, vocab).round(decimals=1)  # with equal ones
+    logits[1], logits[2], logits[3] = -torch.inf, 0.0, -5.0
+    logits[2, ::2] = -0.0
+    logits[3, vocab - 1] = -4.0
+    logits[4, vocab // 2 :] = torch.inf
+    logits[5, vocab // 2] = -torch.nan
+    logits[5, 0] = torch.inf
+    assert argmax_triton(logits).tolist() == logits.argmax(dim=-1).tolist()
+    beside = torch.cat([logits, torch.full((7, 3), 100.0)], dim=1)[:, :vocab]
+    assert argmax_triton(beside).tolist() == logits.argmax(dim=-1).tolist()
 
 
 @pytest.mark.parametrize("outputs", [8, 37])

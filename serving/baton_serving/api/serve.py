@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -168,8 +169,9 @@ class _ApiProcess:
         probing = asyncio.create_task(self._answer_probes(service))
         await self._register()
         self._announce()
-        # Else every full collection looks through all that was imported, for some 50 ms in which no stream goes on.
+        # Else full collections look through all that was imported, for some 50 ms in which no stream goes on.
         GcWarnings(self._config.given.logging.gc_warning_threshold_secs).install()
+        gc.set_threshold(50_000, 20, 50)
         await asyncio.wait([asyncio.create_task(self._stopping.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
         for task in (self._following, self._renewing):
             if task is not None:

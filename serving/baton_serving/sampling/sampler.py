@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from baton_kernels.argmax import ARGMAX
 from baton_kernels.sample import SAMPLE, DrawRows
 from baton_serving.kv.staging import upload
 from baton_serving.sampling.processors import LogitProcessor, apply_processor
@@ -40,6 +41,7 @@ class Sampler:
         self._state = state
         self._processors = dict(processors or {})
         self._draw = SAMPLE.select(state.device, torch.float32)
+        self._argmax = ARGMAX.select(state.device, torch.float32)
 
     def sample(self, logits: Tensor, slots: Tensor, plan: SamplingPlan) -> Sampled:
         """Sample and advance: positions, last tokens and token counts of `slots` are updated.
@@ -51,7 +53,7 @@ class Sampler:
         """
         failed: tuple[int, ...] = ()
         if plan.features == Features.GREEDY:
-            tokens = logits.argmax(dim=-1)  # as they are: a copy in float32 would cost more than the search
+            tokens = self._argmax(logits)  # as they are: a copy in float32 would cost more than the search
         else:
             if plan.features & _EDITING:
                 logits = self._edit(logits.float(), slots, plan)
@@ -98,7 +100,7 @@ class Sampler:
 
     def _choose(self, logits: Tensor, slots: Tensor, features: Features) -> Tensor:
         if not features & Features.RANDOM:
-            return logits.argmax(dim=-1)
+            return self._argmax(logits)
         floats, ints = self._state.floats[slots].t().contiguous(), self._state.ints[slots]
         rows = DrawRows(
             temperature=floats[FloatColumn.TEMPERATURE],
