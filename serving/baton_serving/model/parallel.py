@@ -207,8 +207,11 @@ class RowParallelLinear(Linear):
         self.state = state
         self.deferred = deferred
 
-    def forward(self, x: torch.Tensor | Rows8, residual: torch.Tensor | None = None) -> torch.Tensor:
+    def into(self, residual: torch.Tensor | None, x: torch.Tensor | Rows8) -> torch.Tensor:
         """Nothing is added to `residual` here: the sum over the ranks comes first."""
+        return self.forward(x)
+
+    def forward(self, x: torch.Tensor | Rows8) -> torch.Tensor:
         part = self.product(x, None)
         if self.deferred:
             return part
