@@ -100,14 +100,12 @@ def fetch(checkpoint: Checkpoint) -> Path:
     Of several processes one fetches, while the others wait.
     """
     folder, partial = checkpoint.folder, checkpoint.partial
-    checkpoint.home.mkdir(parents=True, exist_ok=True)
-    with (checkpoint.home / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _explained(checkpoint.uri), _alone_in(checkpoint.home):
         if not folder.is_dir():
             for other in set(checkpoint.home.glob(_PARTIAL)) - {partial}:
                 shutil.rmtree(other)  # of what the bucket listed earlier
             partial.mkdir(exist_ok=True)
-            with _explained(checkpoint.uri), ThreadPoolExecutor(_AT_ONCE) as pool:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
                 list(pool.map(lambda file: _fetch_file(checkpoint, file), checkpoint.files))
             partial.rename(folder)
         latest = checkpoint.home / _LATEST
@@ -143,6 +141,15 @@ def _place(uri: str) -> tuple[str, str, Path]:
     return bucket, "".join(f"{part}/" for part in parts), Path(HF_HOME, "s3", bucket, *parts)
 
 
+@contextmanager
+def _alone_in(home: Path) -> Iterator[None]:
+    """The only process of this and other machines that fetches into `home`; the lock goes with its holder."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _client() -> Any:
     import boto3
     from botocore import UNSIGNED
@@ -167,7 +174,7 @@ def _explained(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (ClientError, BotoCoreError, OSError) as error:
+    except (ClientError, BotoCoreError, OSError, ValueError) as error:  # the last for an endpoint that is no URL
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"--model-path {uri}: {reason}") from error
 
@@ -184,7 +191,7 @@ def _fetch_file(checkpoint: Checkpoint, file: RemoteFile) -> None:
     checksum = checksum_of(client, bucket, file.key, file.etag, file.size)
     if checksum is None:
         log.info("the bucket tells no checksum that can be compared", extra=fields(file=file.key))
-    elif not checksum.fits(part):
+    if part.stat().st_size != file.size or not (checksum is None or checksum.fits(part)):
         part.unlink()
         raise ConfigError(f"--model-path s3://{bucket}/{file.key}: what came does not have the checksum of the bucket")
     part.rename(target)

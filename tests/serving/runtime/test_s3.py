@@ -133,6 +133,18 @@ def test_offline_the_latest_copy_is_taken(bucket: S3Server, monkeypatch: pytest.
     assert local_checkpoint(URI, None) == folder
 
 
+@pytest.mark.parametrize(("endpoint", "said"), [("nowhere", "Invalid endpoint"), ("", "Not a directory")])
+def test_a_wrong_endpoint_and_a_cache_that_cannot_be_written_are_said_so(
+    bucket: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endpoint: str, said: str
+) -> None:
+    if endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    else:
+        (tmp_path / "s3").write_text("no folder")
+    with pytest.raises(ConfigError, match=f"{URI}: .*{said}"):
+        local_checkpoint(URI, None)
+
+
 @pytest.mark.parametrize(
     ("uri", "revision", "said"),
     [
