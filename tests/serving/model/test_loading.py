@@ -15,6 +15,7 @@ from baton_serving.errors import ConfigError
 from baton_serving.kv.layout import KVGroup
 from baton_serving.model.loading import load_model
 from baton_serving.model.options import LoadedModel, ModelOptions
+from baton_serving.model.parallel import ParallelState
 
 TOKENS = [5, 9, 200, 31, 8, 77]
 
@@ -52,6 +53,26 @@ def test_loading_imports_neither_transformers_nor_torchs_compiler(path: Path) ->
     )
     found = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+class OfNode1(ParallelState):
+    """The first rank of a second node; `node_0` is the digest that comes from there."""
+
+    node_0 = bytes(32)
+
+    def broadcast(self, x: torch.Tensor) -> torch.Tensor:
+        return x.copy_(torch.tensor(list(self.node_0)))
+
+
+def test_a_node_that_reads_something_else_is_refused(path: Path) -> None:
+    state = OfNode1(1, 2, node_size=1)
+    with pytest.raises(ConfigError, match="holds another model or other weights here than on node 0"):
+        load_model(ModelOptions(path, parallel=state))
+    OfNode1.node_0 = bytes.fromhex(load_model(ModelOptions(path)).digest)
+    assert load_model(ModelOptions(path, parallel=state)).digest == OfNode1.node_0.hex()
+    sharing = OfNode1(1, 4, node_size=2)  # the second of its node leaves that to the first
+    OfNode1.node_0 = bytes(32)
+    assert load_model(ModelOptions(path, parallel=sharing)).digest == bytes(32).hex()
 
 
 def test_reading_without_mmap_gives_the_same(path: Path, expected: torch.Tensor) -> None:
