@@ -112,13 +112,18 @@ class Linear(nn.Linear):
             raise TypeError("rows of 8-bit floats need weights of 8-bit floats")
         return self.kernels.linear(x, self.weight, bias)
 
-    def forward(self, x: torch.Tensor | Rows8, residual: torch.Tensor | None = None) -> torch.Tensor | None:
-        """The product plus the bias. With `residual` it may be added to that in place instead; then None."""
-        fits = self.bias is None and not self.eight_bit and isinstance(x, torch.Tensor)
-        if residual is not None and fits and self.kernels.adds_products(residual.shape[0]):
-            residual.addmm_(x, self.weight.t())
-            return None
+    def forward(self, x: torch.Tensor | Rows8) -> torch.Tensor:
         return self.product(x, self.bias)
+
+    def add_to(self, residual: torch.Tensor | None, x: torch.Tensor | Rows8) -> torch.Tensor | None:
+        """Add what `forward` gives to `residual` in place and return None, or return it where that is better."""
+        plain = self.bias is None and not self.eight_bit
+        if residual is None or not plain or not self.kernels.adds_products(residual.shape[0]):
+            return self.forward(x)
+        if isinstance(x, Rows8):
+            raise TypeError("rows of 8-bit floats need weights of 8-bit floats")
+        residual.addmm_(x, self.weight.t())
+        return None
 
 
 class RMSNorm(nn.Module):
@@ -171,7 +176,7 @@ class Attention(nn.Module):
         attention: StepAttention,
         residual: torch.Tensor | None,
     ) -> torch.Tensor | None:
-        """`residual` as in `Linear`."""
+        """`residual` and the result as in `Linear.add_to`."""
         norm = None
         if self.q_norm is not None and self.k_norm is not None:
             norm = HeadNorm(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps, self.q_norm.offset)
@@ -188,8 +193,7 @@ class Attention(nn.Module):
             keep_keys=reads_new,
         )
         new = keys_and_values(qkv, *pages) if reads_new else None
-        out: torch.Tensor | None = self.o_proj(attention.attend(self.layer, q, new).flatten(1), residual)
-        return out
+        return self.o_proj.add_to(residual, attention.attend(self.layer, q, new).flatten(1))
 
 
 class MLP(nn.Module):
@@ -204,12 +208,11 @@ class MLP(nn.Module):
         self.down_proj = Linear(width, config.hidden_size, bias, kernels, dtype, eight_bit)
 
     def forward(self, x: torch.Tensor | Rows8, residual: torch.Tensor | None) -> torch.Tensor | None:
-        """`residual` as in `Linear`."""
+        """`residual` and the result as in `Linear.add_to`."""
         gate_up: torch.Tensor = self.gate_up_proj(x)
         fused = self.down_proj.eight_bit and self.kernels.quantises(gate_up.shape[0])
         gate = self.kernels.gate_rows8 if fused else self.kernels.activation_and_mul
-        out: torch.Tensor | None = self.down_proj(gate(gate_up, self.activation), residual)
-        return out
+        return self.down_proj.add_to(residual, gate(gate_up, self.activation))
 
 
 class DecoderLayer(nn.Module):

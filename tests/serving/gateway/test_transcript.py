@@ -57,7 +57,12 @@ def test_a_stream_with_a_gap_or_without_ids_is_unreadable(chunks: bytes) -> None
 
 def test_streams_that_grow_in_step_are_not_read_at_the_same_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    monkeypatch.setattr(transcript, "unframe", lambda chunks: read.append(len(chunks)) or unframe(chunks))
+
+    def noted(chunks: bytes) -> bytes:
+        read.append(len(chunks))
+        return unframe(chunks)
+
+    monkeypatch.setattr(transcript, "unframe", noted)
     streams = [Transcript() for _ in range(128)]
     together = []
     for chunks in stream(150):

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from baton_serving.kv.pool import KVPool
 from baton_serving.model.attention import AttentionPlanner
 from baton_serving.model.batch import ForwardBatch
-from baton_serving.model.decoder import Kernels
+from baton_serving.model.decoder import Decoder, Kernels
 from baton_serving.model.loading import load_model
 from baton_serving.model.options import LoadedModel, ModelOptions
 
@@ -135,5 +135,7 @@ def test_products_may_be_added_to_the_residual_stream_as_they_go(pair: Pair, mon
     monkeypatch.setattr(Kernels, "adds_products", always)
     tokens = prompt(90, 2)
     close(PagedRunner(pair.loaded).step({"r": tokens})["r"], pair.expected(tokens))
-    config = pair.loaded.model.config
+    model = pair.loaded.model
+    assert isinstance(model, Decoder)
+    config = model.config
     assert bool(asked) == (not config.sandwich_norms and not (config.output_bias and config.mlp_bias))
