@@ -135,7 +135,7 @@ def check_linear() -> Iterator[Finding]:
     layer.weight = torch.nn.Parameter(torch.randn(4096, 12288, device=GPU).to(torch.bfloat16), requires_grad=False)
     x, residual = (torch.randn(1100, n, device=GPU).to(torch.bfloat16) for n in (12288, 4096))
     exact = residual.double() + x.double() @ layer.weight.double().T
-    left = layer(x, residual)
+    left = layer.add_to(residual, x)
     yield Finding("linear added to 1100 rows of the residual stream", error_of(residual, exact), BARS[x.dtype])
     yield Finding("and nothing left to add", float(left is not None), 0.0)
 

@@ -8,7 +8,7 @@ Parameters are created on the meta device and filled by the loader.
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -115,12 +115,14 @@ class Linear(nn.Linear):
     def forward(self, x: torch.Tensor | Rows8) -> torch.Tensor:
         return self.product(x, self.bias)
 
-    def into(self, residual: torch.Tensor | None, x: torch.Tensor | Rows8) -> torch.Tensor | None:
-        """As `forward`, but what comes out may be added to `residual` in place instead; then None."""
-        plain = self.bias is None and not self.eight_bit and isinstance(x, torch.Tensor)
+    def add_to(self, residual: torch.Tensor | None, x: torch.Tensor | Rows8) -> torch.Tensor | None:
+        """Add what `forward` gives to `residual` in place and return None, or return it where that is better."""
+        plain = self.bias is None and not self.eight_bit
         if residual is None or not plain or not self.kernels.adds_products(residual.shape[0]):
             return self.forward(x)
-        residual.addmm_(cast("torch.Tensor", x), self.weight.t())
+        if isinstance(x, Rows8):
+            raise TypeError("rows of 8-bit floats need weights of 8-bit floats")
+        residual.addmm_(x, self.weight.t())
         return None
 
 
@@ -174,7 +176,7 @@ class Attention(nn.Module):
         attention: StepAttention,
         residual: torch.Tensor | None,
     ) -> torch.Tensor | None:
-        """`residual` as in `Linear.into`."""
+        """`residual` and the result as in `Linear.add_to`."""
         norm = None
         if self.q_norm is not None and self.k_norm is not None:
             norm = HeadNorm(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps, self.q_norm.offset)
@@ -191,7 +193,7 @@ class Attention(nn.Module):
             keep_keys=reads_new,
         )
         new = keys_and_values(qkv, *pages) if reads_new else None
-        return self.o_proj.into(residual, attention.attend(self.layer, q, new).flatten(1))
+        return self.o_proj.add_to(residual, attention.attend(self.layer, q, new).flatten(1))
 
 
 class MLP(nn.Module):
@@ -206,11 +208,11 @@ class MLP(nn.Module):
         self.down_proj = Linear(width, config.hidden_size, bias, kernels, dtype, eight_bit)
 
     def forward(self, x: torch.Tensor | Rows8, residual: torch.Tensor | None) -> torch.Tensor | None:
-        """`residual` as in `Linear.into`."""
+        """`residual` and the result as in `Linear.add_to`."""
         gate_up: torch.Tensor = self.gate_up_proj(x)
         fused = self.down_proj.eight_bit and self.kernels.quantises(gate_up.shape[0])
         gate = self.kernels.gate_rows8 if fused else self.kernels.activation_and_mul
-        return self.down_proj.into(residual, gate(gate_up, self.activation))
+        return self.down_proj.add_to(residual, gate(gate_up, self.activation))
 
 
 class DecoderLayer(nn.Module):

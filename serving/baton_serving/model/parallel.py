@@ -207,16 +207,16 @@ class RowParallelLinear(Linear):
         self.state = state
         self.deferred = deferred
 
-    def into(self, residual: torch.Tensor | None, x: torch.Tensor | Rows8) -> torch.Tensor:
-        """Nothing is added to `residual` here: the sum over the ranks comes first."""
-        return self.forward(x)
-
     def forward(self, x: torch.Tensor | Rows8) -> torch.Tensor:
         part = self.product(x, None)
         if self.deferred:
             return part
         total = self.state.all_reduce(part)
         return total if self.bias is None else total.add_(self.bias)
+
+    def add_to(self, residual: torch.Tensor | None, x: torch.Tensor | Rows8) -> torch.Tensor:
+        """Nothing is added here: the sum over the ranks comes first."""
+        return self.forward(x)
 
 
 class SummingNorm(RMSNorm):

@@ -135,6 +135,7 @@ def test_products_may_be_added_to_the_residual_stream_as_they_go(pair: Pair, mon
     monkeypatch.setattr(Kernels, "adds_products", always)
     tokens = prompt(90, 2)
     close(PagedRunner(pair.loaded).step({"r": tokens})["r"], pair.expected(tokens))
-    assert isinstance(pair.loaded.model, Decoder)
-    config = pair.loaded.model.config
+    model = pair.loaded.model
+    assert isinstance(model, Decoder)
+    config = model.config
     assert bool(asked) == (not config.sandwich_norms and not (config.output_bias and config.mlp_bias))
