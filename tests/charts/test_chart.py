@@ -26,7 +26,7 @@ TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer
 EVERYTHING = (
     "{model: {uri: 'hf://a/b'}, prefill: {parallelism: {tensor: 2, nodes: 2}}, "
     "decode: {parallelism: {tensor: 2}, autoscaling: {maxReplicas: 2}}, metrics: {podMonitor: true}, "
-    "gateway: {route: {parents: [{name: g}]}, ingress: {host: h}}}"
+    "gateway: {route: {parents: [{name: g}]}, ingress: {host: h}}, security: {token: {name: t, key: k}}}"
 )
 
 

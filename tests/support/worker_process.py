@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -29,8 +31,7 @@ class WorkerProcess:
 
     def __init__(self, folder: Path, model: Path, *flags: str) -> None:
         self.folder = folder
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
+        self.temporary = Path(tempfile.mkdtemp(prefix="worker-"))  # not below `folder`: paths of sockets must be short
         command = [*(sys.executable, "-m", "baton_serving.cli.main", "serve", "--model-path", str(model)), *flags]
         for flag, usual in (("--port", "0"), ("--device", "cpu")):
             if flag not in flags:
@@ -54,6 +55,7 @@ class WorkerProcess:
             self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
+        shutil.rmtree(self.temporary)
 
     def announced(self) -> dict[str, Any]:
         """What it announces once it serves."""

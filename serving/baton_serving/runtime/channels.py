@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import zmq
 
+from baton_serving.errors import ConfigError
 from baton_serving.runtime.reachable import host_port
 
 T = TypeVar("T")
@@ -40,8 +41,14 @@ class Addresses(msgspec.Struct, frozen=True):
 
     @classmethod
     def create(cls, tp_size: int) -> Addresses:
-        """Make a directory that only this user can enter, and name one socket per queue in it."""
+        """Make a directory that only this user can enter, and name one socket per queue in it.
+
+        ConfigError where the path would be too long for sockets.
+        """
         directory = tempfile.mkdtemp(prefix="baton-")
+        if len(f"{directory}/transfer-reports") > zmq.IPC_PATH_MAX_LEN:
+            shutil.rmtree(directory)
+            raise ConfigError(f"sockets in {tempfile.gettempdir()} have too long a path: set TMPDIR to a shorter one")
         return cls(
             directory=directory,
             scheduler=f"ipc://{directory}/scheduler",

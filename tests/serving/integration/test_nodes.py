@@ -109,10 +109,12 @@ def test_a_decode_worker_over_two_nodes_takes_over_from_prefill(tmp_path: Path) 
     manifest = tmp_path / "service.yaml"
     manifest.write_text(TWO_NODES.format(model=BATON_TINY))
     body: dict[str, Any] = {"model": "tiny", "messages": QUESTION, "temperature": 0, "max_tokens": 30}
+    own = psutil.Process()
+    before = own.children(recursive=True)
     with LocalService(manifest, restart=False) as service, httpx.Client(timeout=PATIENCE) as http:
-        own = psutil.Process()
         assert sum(child.name() == "baton-link" for child in own.children(recursive=True)) == 1
         reply = http.post(f"{service.url}/v1/chat/completions", json=body)
         assert reply.status_code == 200, reply.text
         assert "4711" in reply.json()["choices"][0]["message"]["content"]
-    assert [child.name() for child in own.children(recursive=True) if child.name().startswith("baton")] == []
+    left = [child for child in own.children(recursive=True) if child not in before]
+    assert [child.name() for child in left if child.name().startswith("baton")] == []
