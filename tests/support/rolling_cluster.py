@@ -91,6 +91,12 @@ class RollingCluster(FakeCluster):
             if pod["metadata"]["name"] == name:
                 pod["status"] = {}
 
+    def obey(self, *names: str) -> None:
+        """These workers do as they were told."""
+        for pod in self.pods:
+            if pod["metadata"]["name"] in names:
+                self._step(pod)
+
     def start(self, name: str) -> None:
         """The worker is up, though its workload may not say so yet."""
         self._start(next(pod for pod in self.pods if pod["metadata"]["name"] == name), self.told.get(name))

@@ -44,6 +44,14 @@ class Records:
         self._next = 1 + max((int_at(item, "revision") for item in self._stored.values()), default=0)
         self._built = {key: self._build(revision) for key, revision in self._new.items()}
 
+    @property
+    def names(self) -> list[str]:
+        """Of the revisions of the service whose roles were first recorded together."""
+        together: dict[str, dict[str, str]] = {}
+        for item in (*self._stored.values(), *self._built.values()):
+            together.setdefault(label(item, VERSION), {})[label(item, COMPONENT)] = label(item, REVISION)
+        return ["-".join(found[role] for role in ("prefill", "decode") if role in found) for found in together.values()]
+
     def version(self, name: str) -> Version | None:
         """The revision of the service called `name`, if all its roles are recorded or about to be."""
         parts = name.split("-")

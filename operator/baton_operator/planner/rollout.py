@@ -82,12 +82,15 @@ class _Planning:
         self._proven = {key_of(group) for group in observed.groups() if group.proven}
         self._memory = self._recall()
         self._goal = self._version(self._memory.goal if self._memory.version == self._wanted else self._wanted)
-        names = dict.fromkeys((self._goal.name, self._memory.stable, self._wanted))
-        self._versions = {name: found for name in names if (found := records.version(name)) is not None}
+        needed = (self._goal.name, self._memory.stable, self._wanted)
+        names = dict.fromkeys((*needed, *records.names))
+        known = {name: found for name in names if (found := records.version(name)) is not None}
         resting = self._memory.phase is Phase.DONE and self._memory.version == self._wanted
         self._resting = resting
         flips = {one.name: one.role for one in context.service.status.flips}
-        self._fleet = Fleet(observed, records, list(self._versions.values()), resting=resting, flips=flips)
+        self._fleet = Fleet(observed, records, list(known.values()), resting=resting, flips=flips)
+        changed = {member.worker.version for member in self._fleet.members if member.worker.version != member.starts}
+        self._versions = {name: version for name, version in known.items() if name in needed or name in changed}
         self._groups = [group for group in observed.groups() if self._counts(group)]
         kept = {key_of(group) for group in self._groups}
         self._members = [member for member in self._fleet.members if member.key in kept]
@@ -98,8 +101,7 @@ class _Planning:
         if not any(desired.values()):
             return self._asleep(desired)
         self._members = self._with_flips(desired)
-        surges = policy.strategy is Strategy.IN_PLACE and not self._only_weights_differ()
-        policy = replace(policy, strategy=Strategy.SURGE) if surges else policy
+        policy = replace(policy, strategy=self._strategy(policy))
         in_place = policy.strategy is Strategy.IN_PLACE
         idle = self._memory.phase in (Phase.DONE, Phase.FAILED) and self._memory.version in ("", self._wanted)
         if in_place and self._observed.workers is None and not idle:
@@ -192,6 +194,15 @@ class _Planning:
     def _seen(self) -> Seen:
         seen = self._fleet.seen(self._now.timestamp())
         return replace(seen, workers=tuple(member.worker for member in self._members))
+
+    def _strategy(self, policy: Policy) -> Strategy:
+        """Not always the one that is asked for: weights are all that changes in place, and new pods come to a workload
+        of the goal for those only that have left it, so that what was changed in place there is changed back so."""
+        if policy.strategy is Strategy.IN_PLACE:
+            return Strategy.IN_PLACE if self._only_weights_differ() else Strategy.SURGE
+        astray = bool(self._memory.moving) or any(one.worker.version != self._goal.name for one in self._members)
+        home = {key_of(role) for role in self._goal.roles}
+        return Strategy.IN_PLACE if astray and all(one.key in home for one in self._members) else Strategy.SURGE
 
     def _only_weights_differ(self) -> bool:
         same = all(self._records.settings(m.key) == self._goal.settings.get(m.key[0]) for m in self._members)

@@ -231,6 +231,26 @@ def test_the_only_worker_that_serves_outlives_a_workload_that_shrinks() -> None:
     assert is_as_the_manifest_says(cluster)
 
 
+@pytest.mark.parametrize("strategy", ["Surge", "InPlace"])
+def test_a_newcomer_that_began_with_a_change_goes_back_with_it(strategy: str) -> None:
+    """Those that come while weights change in place begin with the new ones, though nobody else has them yet."""
+    cluster = running()
+    known = set(cluster.weights)
+    cluster.edit(spec("b", "InPlace", decode=2))
+    cluster.round()
+    for ref in cluster.workloads():
+        cluster.advance(ref)
+    (new,) = [pod["metadata"]["name"] for pod in cluster.pods if pod["metadata"]["name"] not in known]
+    while cluster.told.get(new, {}).get("goal") != "switch":
+        cluster.round()
+        cluster.obey(*known)
+    cluster.start(new)
+    assert cluster.weights[new] == digest_of(path("b"))
+    cluster.edit(spec("a", strategy, decode=2))
+    settle(cluster)
+    assert is_as_the_manifest_says(cluster)
+
+
 @settings(deadline=None, max_examples=10)
 @given(st.data())
 def test_whatever_happens_something_serves_and_the_right_weights_in_the_end(data: st.DataObject) -> None:
@@ -264,7 +284,7 @@ PLANTS: dict[str, dict[str, Callable[..., object]]] = {
 def test_a_planted_fault_is_found(plant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, wrong in PLANTS[plant].items():
         monkeypatch.setattr(f"baton_operator.{name}", wrong)
-    once = settings(max_examples=200, deadline=None, database=None, phases=[hypothesis.Phase.generate])
+    once = settings(max_examples=3000, deadline=None, database=None, phases=[hypothesis.Phase.generate])
     with pytest.raises(AssertionError):
         once(given(st.data())(everything_in_any_order))()
 
