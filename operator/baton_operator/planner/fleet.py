@@ -176,14 +176,14 @@ class Fleet:
 
     def _serves(self, report: WorkerReport, starts: str, key: Key) -> str:
         """The version of a worker: by what it was told, where its weights bear that out, or by its weights alone."""
-        begun = next((version for version in self._versions if version.name == starts), None)
-        if begun is not None and not begun.digest:
-            return starts
         settings = self._records.settings(key)
         near = [v for v in self._versions if v.settings.get(key[0]) == settings and v.digest == report.weights]
         names = [version.name for version in near]
         if report.revision in names:
             return report.revision
+        begun = next((version for version in self._versions if version.name == starts), None)
+        if begun is not None and not begun.digest:
+            return starts
         return starts if starts in names or not names else names[0]
 
 

@@ -285,7 +285,7 @@ def test_a_planted_fault_is_found(plant: str, monkeypatch: pytest.MonkeyPatch) -
     for name, wrong in PLANTS[plant].items():
         monkeypatch.setattr(f"baton_operator.{name}", wrong)
     once = settings(max_examples=3000, deadline=None, database=None, phases=[hypothesis.Phase.generate])
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, hypothesis.errors.FlakyFailure)):  # the same steps need not fail twice
         once(given(st.data())(everything_in_any_order))()
 
 
