@@ -222,9 +222,8 @@ class _Planning:
         found |= {key_of(group): group.wanted for group in self._groups if group.present or group.wanted}
         stops = {worker for worker, order in planned.orders.items() if order is Order.STOP}
         stay = [member for member in self._members if member.worker.id not in stops]
-        for (
-            member
-        ) in self._members:  # a workload that shrinks further could lose another pod than the one that is meant
+        # A workload that shrinks further could lose another pod than the one that is meant.
+        for member in self._members:
             found[member.key] -= member.worker.id in stops and member.key not in self._fleet.shrinking
         for (role, version), count in planned.counts.items():
             there = sum((m.worker.role, m.worker.version) == (role, version) for m in stay)
